@@ -1,0 +1,1 @@
+"""BandPO: probability-aware trust regions for reinforcement learning of language models."""
