@@ -1,0 +1,366 @@
+"""The Band operator: for each token, the interval of probability ratios inside an f-divergence ball.
+
+For a token the old policy gave probability p, the band is {r : g_f(p, r) <= radius} = [lower, upper] with
+
+    g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p))            (arXiv 2603.04918)
+
+A hard clip needs only membership, :func:`inside`, which is one evaluation of g_f and no root.
+Every function here runs without a host synchronisation on an accelerator and traces whole under torch.compile.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import solvers
+from .divergences import FDivergence, as_work_dtype, binary_value, expm1, get_divergence, log1mexp
+
+DEFAULT_RADIUS = 0.05
+"""The divergence budget per token; the only place this default is written."""
+
+POSITIVE_TOLERANCE = 1e-3
+"""A log-probability in (0, POSITIVE_TOLERANCE] is rounding and counts as 0; a larger one is an error."""
+
+Radius = float | Tensor | tuple[float | Tensor, float | Tensor]
+
+
+@dataclass(frozen=True)
+class RatioBounds:
+    """Bounds of the ratio pi_new / pi_old, kept as log-ratios; shape of the old log-probs, e.g. (B, T).
+
+    log_lower is -inf and log_upper is -old_logps where the side reaches the edge of the simplex.
+    """
+
+    log_lower: Tensor
+    log_upper: Tensor
+
+    @property
+    def lower(self) -> Tensor:
+        return torch.exp(self.log_lower)
+
+    @property
+    def upper(self) -> Tensor:
+        return torch.exp(self.log_upper)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Evidence that bounds are roots, evaluated in float64 at the exact inputs; shape of the old log-probs.
+
+    Attributes:
+        bounds: the bounds certified.
+        residual_lower, residual_upper: g_f - radius at the bound; <= 0 at a saturated side.
+        bracket_lower, bracket_upper: (inner, outer) log-ratios with g_f <= radius at inner and >= radius at
+            outer, so the root lies between; both the edge at a saturated side; NaN if no sign change was found
+            within 2^-10 relative.
+        holds: bool tensor, a bracket was found on both sides.
+    """
+
+    bounds: RatioBounds
+    residual_lower: Tensor
+    residual_upper: Tensor
+    bracket_lower: tuple[Tensor, Tensor]
+    bracket_upper: tuple[Tensor, Tensor]
+    holds: Tensor
+
+
+# --- inputs -------------------------------------------------------------------------------------------------
+
+
+def _may_look(x: Tensor) -> bool:
+    # Reading values is free only on the CPU and outside a trace.
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _logps(x: Tensor, name: str) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor of log-probabilities, got {type(x).__name__}")
+    work = as_work_dtype(x.detach())
+    if _may_look(work) and work.numel() and bool((work > POSITIVE_TOLERANCE).any()):
+        raise ValueError(
+            f"{name} must be log-probabilities <= 0 (up to {POSITIVE_TOLERANCE:g} is taken for rounding), "
+            f"got {float(work[work > POSITIVE_TOLERANCE].max()):.6g}"
+        )
+    # Where looking would cost a sync, a positive log-prob becomes NaN, which nobody overlooks.
+    return torch.where(work > POSITIVE_TOLERANCE, torch.nan, work.clamp(max=0.0))
+
+
+def _one_radius(radius: Any, like: Tensor) -> Tensor:
+    if isinstance(radius, Tensor):
+        if _may_look(radius) and radius.numel():
+            bad = ~((radius > 0) & (radius < torch.inf)) & ~torch.isnan(radius)
+            if bool(bad.any()):
+                raise ValueError(
+                    f"radius must be > 0 and finite, got {float(radius.detach()[bad].flatten()[0])}"
+                )
+        try:
+            shape = torch.broadcast_shapes(radius.shape, like.shape)
+        except RuntimeError:
+            shape = None
+        if shape != like.shape:
+            raise ValueError(
+                f"radius of shape {tuple(radius.shape)} does not broadcast to old_logps of shape {tuple(like.shape)}"
+            )
+        return radius.to(device=like.device, dtype=like.dtype)
+    try:
+        value = float(radius)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"radius must be a number, a tensor or a pair (lower side, upper side), got {radius!r}"
+        ) from None
+    if not (math.isfinite(value) and value > 0.0):
+        raise ValueError(f"radius must be > 0 and finite, got {value}")
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+def _radius_pair(radius: Radius, like: Tensor) -> tuple[Tensor, Tensor]:
+    if isinstance(radius, (tuple, list)):
+        if len(radius) != 2:
+            raise ValueError(
+                f"a radius pair is (lower side, upper side), got {len(radius)} entries: {radius!r}"
+            )
+        return _one_radius(radius[0], like), _one_radius(radius[1], like)
+    one = _one_radius(radius, like)
+    return one, one
+
+
+# --- one side -----------------------------------------------------------------------------------------------
+
+
+def _solve_side(old: Tensor, radius: Tensor, divergence: FDivergence, upper: bool | Tensor) -> Tensor:
+    """Log-ratio bound of one side (per token if `upper` is a tensor); old <= 0 in a work dtype."""
+    out_dtype = old.dtype
+    if not divergence.float32:
+        old, radius = old.double(), radius.double()
+    radius = radius.expand(old.shape)
+    p, rest = torch.exp(old), 0.0 - expm1(old)  # not -expm1: that is -0.0 at padding
+    log_rest = log1mexp(old)
+    if isinstance(upper, Tensor):
+        u, w = torch.where(upper, p, rest), torch.where(upper, rest, p)
+        log_u = torch.where(upper, old, log_rest)
+    elif upper:
+        u, w, log_u = p, rest, old
+    else:
+        u, w, log_u = rest, p, log_rest
+    share, shrink = solvers.solve(divergence, u, w, log_u, radius)
+    # Nobody to take from, or a steep f and nothing to grow from: the bound is r = 1 itself.
+    if math.isinf(divergence.slope_at_infinity):
+        shrink = torch.where(u == 0.0, 0.0, shrink)
+    log_lower = torch.where(old == -torch.inf, -torch.inf, -shrink)
+    x = solvers.growth(share, u, w, log_u)
+    saturated = torch.isinf(shrink) | (x > -old) | torch.isinf(old) | (old == 0.0)
+    log_upper = torch.where(saturated, 0.0 - old, x)
+    if isinstance(upper, Tensor):
+        bound = torch.where(upper, log_upper, log_lower)
+    else:
+        bound = log_upper if upper else log_lower
+    return torch.where(torch.isnan(old + radius), torch.nan, bound).to(out_dtype)
+
+
+def _side_derivatives(bound: Tensor, old: Tensor, divergence: FDivergence) -> tuple[Tensor, Tensor]:
+    """(d bound / d old_logp, d bound / d radius) by the implicit function theorem, in float64 inside.
+
+    With a = log p, b the bound, q = e^(a + b): g_a + g_b b' = 0, where g_b = q (f'(r) - f'(v)) and
+    g_a = p (f*'(1/r) - f*'(1/v)) + g_b, v = (1 - q)/(1 - p). At the simplex edge the bound is -a or -inf.
+    """
+    form = divergence.log_form
+    a, b = old.double(), bound.double()
+    p, q = torch.exp(a), torch.exp(a + b)
+    c = -expm1(a)
+    moved = torch.where(b > 0.0, -q * -expm1(-b), p * -expm1(b))
+    change = moved / c
+    t = torch.where(change < -0.5, torch.log(-expm1(a + b) / c), torch.log1p(change))
+    g_q = form.slope(b) - form.slope(t)
+    g_p = form.conjugate_slope(-b) - form.conjugate_slope(-t)
+    by_radius = 1.0 / (q * g_q)
+    by_old = -1.0 - (p * g_p) / (q * g_q)
+    at_top, at_zero = bound == -old, torch.isinf(bound) & (bound < 0)
+    by_radius = torch.where(at_top | at_zero, 0.0, by_radius)
+    by_old = torch.where(at_top, -1.0, torch.where(at_zero, 0.0, by_old))
+    # Padding (p = 1): the lower limit depends on the radius alone.
+    return by_old, by_radius
+
+
+class _Side(torch.autograd.Function):
+    """The solve with its implicit derivative; built only when somebody asks for a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, old: Tensor, radius: Tensor, divergence: FDivergence, upper: Any) -> Tensor:
+        bound = _solve_side(old, radius, divergence, upper)
+        ctx.save_for_backward(bound, old)
+        ctx.divergence, ctx.radius_shape = divergence, radius.shape
+        return bound
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        bound, old = ctx.saved_tensors
+        by_old, by_radius = _side_derivatives(bound, old, ctx.divergence)
+        for_old = (grad * by_old).to(old.dtype) if ctx.needs_input_grad[0] else None
+        for_radius = None
+        if ctx.needs_input_grad[1]:
+            for_radius = (grad * by_radius).sum_to_size(ctx.radius_shape).to(old.dtype)
+        return for_old, for_radius, None, None
+
+
+def _side(old_logps: Tensor, old: Tensor, radius: Tensor, divergence: FDivergence, upper: Any) -> Tensor:
+    if torch.is_grad_enabled() and (old_logps.requires_grad or radius.requires_grad):
+        tracked = as_work_dtype(old_logps)
+        if old_logps.requires_grad:
+            old = tracked + (old - tracked.detach()).detach()
+            old = torch.where(torch.isnan(old), tracked, old)
+        bound: Tensor = _Side.apply(old, radius, divergence, upper)
+        return bound
+    return _solve_side(old, radius, divergence, upper)
+
+
+# --- public -------------------------------------------------------------------------------------------------
+
+
+def band(
+    old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl"
+) -> RatioBounds:
+    """The ratios r with g_f(p, r) <= radius, per token, as log-ratio bounds.
+
+    Args:
+        old_logps: log p of the sampled tokens, any shape, e.g. (B, T); float16, bfloat16, float32 or float64,
+            <= 0, -inf allowed. Arithmetic and result are float32, or float64 for float64 input.
+        radius: > 0; a number, a tensor broadcastable to old_logps, or a pair (lower side, upper side) of these.
+        divergence: a name or an :class:`FDivergence`; "kl" is KL(old || new).
+
+    Returns:
+        RatioBounds, 0 <= lower <= 1 <= upper <= 1/p, differentiable in radius and old_logps. A saturated side is
+        exactly the simplex edge (log_upper = -old_logps, log_lower = -inf). At log-prob 0 (padding) the
+        bounds are [limit, 1]; at -inf they are [0, inf]. NaN in gives NaN out.
+
+    Raises:
+        ValueError: radius not > 0 and finite, a log-prob beyond POSITIVE_TOLERANCE above 0, shapes that do not
+            broadcast, unknown divergence. Tensor values are checked only where that costs no device sync (CPU,
+            not compiling); elsewhere a positive log-prob gives NaN.
+    """
+    f = get_divergence(divergence)
+    old = _logps(old_logps, "old_logps")
+    low, high = _radius_pair(radius, old)
+    return RatioBounds(_side(old_logps, old, low, f, False), _side(old_logps, old, high, f, True))
+
+
+def band_side(
+    old_logps: Tensor,
+    radius: Radius = DEFAULT_RADIUS,
+    divergence: str | FDivergence = "kl",
+    upper: bool | Tensor = True,
+) -> Tensor:
+    """One log-ratio bound a token, solving only that side: half the cost of :func:`band`.
+
+    Args:
+        old_logps, radius, divergence: as in :func:`band`; a pair of radii is chosen from by side.
+        upper: True or False, or a bool tensor broadcastable to old_logps that picks the side per token
+            (advantages > 0, say).
+
+    Raises:
+        ValueError: as in :func:`band`, or an `upper` tensor that is not bool or does not broadcast.
+    """
+    f = get_divergence(divergence)
+    old = _logps(old_logps, "old_logps")
+    low, high = _radius_pair(radius, old)
+    if isinstance(upper, Tensor):
+        if upper.dtype != torch.bool:
+            raise ValueError(f"upper must be a bool or a bool tensor, got dtype {upper.dtype}")
+        try:
+            upper = upper.expand(old.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"upper of shape {tuple(upper.shape)} does not broadcast to old_logps of shape {tuple(old.shape)}"
+            ) from None
+        chosen = low if low is high else torch.where(upper, high, low)
+    else:
+        chosen = high if upper else low
+    return _side(old_logps, old, chosen, f, upper)
+
+
+def _two_logps(logps: Tensor, old_logps: Tensor) -> tuple[Tensor, Tensor]:
+    new, old = _logps(logps, "logps"), _logps(old_logps, "old_logps")
+    if new.shape != old.shape:
+        try:
+            torch.broadcast_shapes(new.shape, old.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"logps of shape {tuple(new.shape)} and old_logps of shape {tuple(old.shape)} do not broadcast"
+            ) from None
+    dtype = torch.promote_types(new.dtype, old.dtype)
+    return new.to(dtype), old.to(dtype)
+
+
+def binary_divergence(logps: Tensor, old_logps: Tensor, divergence: str | FDivergence = "kl") -> Tensor:
+    """g_f(p, r) per token, p = e^old_logps, r = e^(logps - old_logps): the divergence of the two coins.
+
+    Any shape, e.g. (B, T); exact limits at 0 and -inf; float32 result, or float64 if either input is. No
+    gradient flows through it. NaN in gives NaN out.
+
+    Raises:
+        ValueError: a log-prob above 0, shapes that do not broadcast, unknown divergence (see :func:`band`).
+    """
+    f = get_divergence(divergence)
+    new, old = _two_logps(logps, old_logps)
+    return binary_value(new, old, f.log_form)
+
+
+def inside(
+    logps: Tensor, old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl"
+) -> Tensor:
+    """Whether g_f(p, r) <= radius, a bool tensor: membership of the band by one evaluation, no root.
+
+    With a pair of radii, a token that lost probability is held to the lower side's radius and one that gained
+    to the upper side's. NaN anywhere is outside. Shapes and errors as in :func:`band`.
+    """
+    f = get_divergence(divergence)
+    new, old = _two_logps(logps, old_logps)
+    low, high = _radius_pair(radius, old)
+    limit = low if low is high else torch.where(new > old, high, low)
+    return binary_value(new, old, f.log_form) <= limit
+
+
+def certify(
+    old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl"
+) -> Certificate:
+    """Solve and prove it: residuals, and log-ratio brackets on which g_f - radius changes sign.
+
+    The bracket widens from 4 ulp of the result dtype, doubling, until the sign changes. Not for hot paths.
+    Shapes and errors as in :func:`band`.
+    """
+    f = get_divergence(divergence)
+    old = _logps(old_logps, "old_logps")
+    low, high = _radius_pair(radius, old)
+    bounds = RatioBounds(_solve_side(old, low, f, False), _solve_side(old, high, f, True))
+    res_low, bracket_low = _certify_side(bounds.log_lower, old, low, f, False)
+    res_high, bracket_high = _certify_side(bounds.log_upper, old, high, f, True)
+    holds = ~(torch.isnan(bracket_low[0]) | torch.isnan(bracket_high[0]))
+    return Certificate(bounds, res_low, res_high, bracket_low, bracket_high, holds)
+
+
+def _certify_side(
+    bound: Tensor, old: Tensor, radius: Tensor, divergence: FDivergence, upper: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    a, b, limit = old.double(), bound.double(), radius.double()
+
+    def residual(log_ratio: Tensor) -> Tensor:
+        return binary_value((a + log_ratio).clamp(max=0.0), a, divergence.log_form) - limit
+
+    edge = -a if upper else torch.full_like(a, -torch.inf)
+    at_edge = b == edge
+    center = residual(b)
+    inner, outer = torch.full_like(b, torch.nan), torch.full_like(b, torch.nan)
+    eps = torch.finfo(bound.dtype).eps
+    width = 2.0**-10
+    while width >= 4.0 * eps:  # a fixed count for a dtype; the narrowest bracket wins
+        near, far = b * (1.0 - width), b * (1.0 + width)
+        found = (residual(near) <= 0.0) & (residual(far) >= 0.0)
+        inner, outer = torch.where(found, near, inner), torch.where(found, far, outer)
+        width *= 0.5
+    saturated = at_edge & (center <= 0.0)
+    return center, (torch.where(saturated, edge, inner), torch.where(saturated, edge, outer))
