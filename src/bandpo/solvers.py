@@ -91,12 +91,12 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: LogF
     state = start if log_tail else expm1(start.clamp(max=4.0))
     state = torch.where((state > low) & (state < high), state, 1.0)
     for _ in range(NEWTON_TRIPS):
-        share, shrink, speed = _coordinates(state, log_tail)
+        share, shrink, kept, speed = _coordinates(state, log_tail)
         g, x = evaluate(share, shrink, u, w, log_u, form)
         remaining = edge - g
         h = torch.log(g / radius)
         h = torch.where(bounded, h - torch.log(remaining / (edge - radius)), h)
-        slope = speed * w * (1.0 - share) * (form.slope(x) - form.slope(-shrink))
+        slope = speed * w * (kept * form.slope(x) - _kept_slope(shrink, kept, form))
         weight = torch.where(bounded, 1.0 / g + 1.0 / remaining, 1.0 / g)
         below = g < radius
         low = torch.where(below, state, low)
@@ -104,16 +104,24 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: LogF
         step = state * torch.exp(-h / (slope * weight))
         inside = (step >= low) & (step <= high)
         state = torch.where(inside, step, torch.sqrt(low) * torch.sqrt(high))
-    share, shrink, _ = _coordinates(state, log_tail)
+    share, shrink, _, _ = _coordinates(state, log_tail)
     return torch.where(saturated, 1.0, share), torch.where(saturated, torch.inf, shrink)
 
 
-def _coordinates(state: Tensor, log_tail: bool) -> tuple[Tensor, Tensor, Tensor]:
-    # (E, D, dD/dlog state)
+def _coordinates(state: Tensor, log_tail: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # (E, D, e^-D, dD/dlog state)
     if log_tail:
-        return -expm1(-state), state, state
+        return -expm1(-state), state, torch.exp(-state), state
     share = state / (1.0 + state)
-    return share, log1p(state), share
+    return share, log1p(state), 1.0 / (1.0 + state), share
+
+
+def _kept_slope(shrink: Tensor, kept: Tensor, form: LogForm) -> Tensor:
+    # u f'(u) at u = e^-D. A log tail makes it 0 * inf far out, where the identity f(u) - f*'(1/u) does not.
+    near = kept * form.slope(-shrink)
+    if not form.log_tail:
+        return near
+    return torch.where(shrink > 1.0, form.value(-shrink) - form.conjugate_slope(shrink), near)
 
 
 def solve_bracket(
