@@ -1,1 +1,24 @@
-"""BandPO: probability-aware trust regions for reinforcement learning of language models."""
+"""BandPO: probability-aware trust regions for reinforcement learning of language models (arXiv 2603.04918)."""
+
+from bandpo.band import Certificate, RatioBounds, band, band_side, binary_divergence, certify, inside
+from bandpo.divergences import FDivergence
+from bandpo.losses import PolicyLoss, policy_loss
+from bandpo.rules import DCPO, Band, Clip, ClipRule, NoClip
+
+__all__ = [
+    "DCPO",
+    "Band",
+    "Certificate",
+    "Clip",
+    "ClipRule",
+    "FDivergence",
+    "NoClip",
+    "PolicyLoss",
+    "RatioBounds",
+    "band",
+    "band_side",
+    "binary_divergence",
+    "certify",
+    "inside",
+    "policy_loss",
+]

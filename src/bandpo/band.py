@@ -38,14 +38,21 @@ class RatioBounds:
 
     log_lower: Tensor
     log_upper: Tensor
+    ratios: tuple[Tensor, Tensor] | None = None
+    """(lower, upper) where the bounds were set as ratios, which exp(log) would round."""
+
+    @classmethod
+    def from_ratios(cls, lower: Tensor, upper: Tensor) -> RatioBounds:
+        """Bounds set as ratios, as fixed intervals are."""
+        return cls(torch.log(lower), torch.log(upper), (lower, upper))
 
     @property
     def lower(self) -> Tensor:
-        return torch.exp(self.log_lower)
+        return torch.exp(self.log_lower) if self.ratios is None else self.ratios[0]
 
     @property
     def upper(self) -> Tensor:
-        return torch.exp(self.log_upper)
+        return torch.exp(self.log_upper) if self.ratios is None else self.ratios[1]
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ def _may_look(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _logps(x: Tensor, name: str) -> Tensor:
+def check_logps(x: Tensor, name: str) -> Tensor:
+    """`x` in its work dtype, rounding above 0 removed; ValueError if it is not log-probabilities."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} must be a tensor of log-probabilities, got {type(x).__name__}")
     work = as_work_dtype(x.detach())
@@ -90,23 +98,13 @@ def _logps(x: Tensor, name: str) -> Tensor:
     return torch.where(work > POSITIVE_TOLERANCE, torch.nan, work.clamp(max=0.0))
 
 
-def _one_radius(radius: Any, like: Tensor) -> Tensor:
+def _check_one_radius(radius: Any) -> None:
     if isinstance(radius, Tensor):
         if _may_look(radius) and radius.numel():
             bad = ~((radius > 0) & (radius < torch.inf)) & ~torch.isnan(radius)
             if bool(bad.any()):
-                raise ValueError(
-                    f"radius must be > 0 and finite, got {float(radius.detach()[bad].flatten()[0])}"
-                )
-        try:
-            shape = torch.broadcast_shapes(radius.shape, like.shape)
-        except RuntimeError:
-            shape = None
-        if shape != like.shape:
-            raise ValueError(
-                f"radius of shape {tuple(radius.shape)} does not broadcast to old_logps of shape {tuple(like.shape)}"
-            )
-        return radius.to(device=like.device, dtype=like.dtype)
+                raise ValueError(f"radius must be > 0 and finite, got {float(radius.detach()[bad].flatten()[0])}")
+        return
     try:
         value = float(radius)
     except (TypeError, ValueError):
@@ -115,18 +113,38 @@ def _one_radius(radius: Any, like: Tensor) -> Tensor:
         ) from None
     if not (math.isfinite(value) and value > 0.0):
         raise ValueError(f"radius must be > 0 and finite, got {value}")
-    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+def check_radius(radius: Radius) -> tuple[float | Tensor, float | Tensor]:
+    """The (lower side, upper side) radii; ValueError if one is not > 0 and finite, as far as looking is free."""
+    if isinstance(radius, (tuple, list)):
+        if len(radius) != 2:
+            raise ValueError(f"a radius pair is (lower side, upper side), got {len(radius)} entries: {radius!r}")
+        _check_one_radius(radius[0])
+        _check_one_radius(radius[1])
+        return radius[0], radius[1]
+    _check_one_radius(radius)
+    return radius, radius
+
+
+def _place_radius(radius: float | Tensor, like: Tensor) -> Tensor:
+    if not isinstance(radius, Tensor):
+        return torch.full((), float(radius), dtype=like.dtype, device=like.device)
+    try:
+        shape = torch.broadcast_shapes(radius.shape, like.shape)
+    except RuntimeError:
+        shape = None
+    if shape != like.shape:
+        raise ValueError(
+            f"radius of shape {tuple(radius.shape)} does not broadcast to old_logps of shape {tuple(like.shape)}"
+        )
+    return radius.to(device=like.device, dtype=like.dtype)
 
 
 def _radius_pair(radius: Radius, like: Tensor) -> tuple[Tensor, Tensor]:
-    if isinstance(radius, (tuple, list)):
-        if len(radius) != 2:
-            raise ValueError(
-                f"a radius pair is (lower side, upper side), got {len(radius)} entries: {radius!r}"
-            )
-        return _one_radius(radius[0], like), _one_radius(radius[1], like)
-    one = _one_radius(radius, like)
-    return one, one
+    low, high = check_radius(radius)
+    placed = _place_radius(low, like)
+    return placed, placed if low is high else _place_radius(high, like)
 
 
 # --- one side -----------------------------------------------------------------------------------------------
@@ -222,9 +240,7 @@ def _side(old_logps: Tensor, old: Tensor, radius: Tensor, divergence: FDivergenc
 # --- public -------------------------------------------------------------------------------------------------
 
 
-def band(
-    old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl"
-) -> RatioBounds:
+def band(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl") -> RatioBounds:
     """The ratios r with g_f(p, r) <= radius, per token, as log-ratio bounds.
 
     Args:
@@ -244,7 +260,7 @@ def band(
             not compiling); elsewhere a positive log-prob gives NaN.
     """
     f = get_divergence(divergence)
-    old = _logps(old_logps, "old_logps")
+    old = check_logps(old_logps, "old_logps")
     low, high = _radius_pair(radius, old)
     return RatioBounds(_side(old_logps, old, low, f, False), _side(old_logps, old, high, f, True))
 
@@ -266,7 +282,7 @@ def band_side(
         ValueError: as in :func:`band`, or an `upper` tensor that is not bool or does not broadcast.
     """
     f = get_divergence(divergence)
-    old = _logps(old_logps, "old_logps")
+    old = check_logps(old_logps, "old_logps")
     low, high = _radius_pair(radius, old)
     if isinstance(upper, Tensor):
         if upper.dtype != torch.bool:
@@ -284,7 +300,7 @@ def band_side(
 
 
 def _two_logps(logps: Tensor, old_logps: Tensor) -> tuple[Tensor, Tensor]:
-    new, old = _logps(logps, "logps"), _logps(old_logps, "old_logps")
+    new, old = check_logps(logps, "logps"), check_logps(old_logps, "old_logps")
     if new.shape != old.shape:
         try:
             torch.broadcast_shapes(new.shape, old.shape)
@@ -325,16 +341,14 @@ def inside(
     return binary_value(new, old, f.log_form) <= limit
 
 
-def certify(
-    old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl"
-) -> Certificate:
+def certify(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl") -> Certificate:
     """Solve and prove it: residuals, and log-ratio brackets on which g_f - radius changes sign.
 
     The bracket widens from 4 ulp of the result dtype, doubling, until the sign changes. Not for hot paths.
     Shapes and errors as in :func:`band`.
     """
     f = get_divergence(divergence)
-    old = _logps(old_logps, "old_logps")
+    old = check_logps(old_logps, "old_logps")
     low, high = _radius_pair(radius, old)
     bounds = RatioBounds(_solve_side(old, low, f, False), _solve_side(old, high, f, True))
     res_low, bracket_low = _certify_side(bounds.log_lower, old, low, f, False)

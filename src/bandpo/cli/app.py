@@ -1,0 +1,21 @@
+"""The list of subcommands."""
+
+from __future__ import annotations
+
+import typer
+
+from bandpo.cli import bounds, recipes, report, tasks, train
+
+app = typer.Typer(
+    name="bandpo",
+    help="Probability-aware trust regions for reinforcement learning of language models.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="Add --debug to any command for a full traceback.",
+)
+app.command("train")(train.train)
+app.command("report")(report.report)
+app.command("bounds")(bounds.bounds)
+app.command("recipes")(recipes.recipes)
+app.command("tasks")(tasks.tasks)

@@ -1,0 +1,105 @@
+"""Grade a model on held-out problems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bandpo.evaluation.sampling import Completion, sample
+from bandpo.evaluation.statistics import Estimate, bootstrap_mean, pass_at_k
+from bandpo.tasks.base import Problem, Task
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A problem with its completions and their rewards."""
+
+    problem: Problem
+    completions: list[Completion]
+    rewards: list[float]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Estimates over held-out prompts, and what they rest on.
+
+    Attributes:
+        metrics: Name -> estimate: mean@n, pass@k for k = 1, 2, 4, ... up to n, entropy (nats a token),
+            length (tokens), truncated (share), and greedy (success without sampling) where asked for.
+        prompts: Number of prompts.
+        samples: Completions a prompt at the sampling temperature.
+        temperature: The sampling temperature.
+        grades: Every sampled completion with its reward.
+    """
+
+    metrics: dict[str, Estimate]
+    prompts: int
+    samples: int
+    temperature: float
+    grades: list[Grade]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the completions."""
+        return {
+            "prompts": self.prompts,
+            "samples": self.samples,
+            "temperature": self.temperature,
+            "metrics": {name: asdict(value) for name, value in self.metrics.items()},
+        }
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    problems: list[Problem],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    greedy: bool = True,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> EvaluationResult:
+    """Success on `problems`: mean@n and pass@k at `temperature`, and greedily.
+
+    A completion counts as correct for pass@k when its reward is at least 1.
+
+    Raises:
+        ValueError: If `problems` is empty or `samples` is below 1.
+    """
+    if not problems:
+        raise ValueError("problems is empty; allowed is at least one problem")
+    if samples < 1:
+        raise ValueError(f"samples is {samples}, allowed is an integer >= 1")
+    prompts = [task.prompt(problem.question, tokenizer) for problem in problems]
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "seed": seed,
+        "progress": progress,
+    }
+    reward = task.reward_function()
+    drawn = sample(model, tokenizer, prompts, samples=samples, temperature=temperature, **settings)
+    grades = [
+        Grade(problem, completions, [reward(c.text, problem.answer) for c in completions])
+        for problem, completions in zip(problems, drawn, strict=True)
+    ]
+    metrics = {f"mean@{samples}": bootstrap_mean([_mean(grade.rewards) for grade in grades])}
+    correct = [sum(value >= 1 for value in grade.rewards) for grade in grades]
+    k = 1
+    while (k := 2 * k) <= samples:
+        metrics[f"pass@{k}"] = bootstrap_mean([pass_at_k(samples, c, k) for c in correct])
+    metrics["entropy"] = bootstrap_mean([_mean([c.entropy for c in g.completions]) for g in grades])
+    metrics["length"] = bootstrap_mean([_mean([c.tokens for c in g.completions]) for g in grades])
+    metrics["truncated"] = bootstrap_mean([_mean([c.truncated for c in g.completions]) for g in grades])
+    if greedy:
+        best = sample(model, tokenizer, prompts, samples=1, temperature=0.0, **settings)
+        metrics["greedy"] = bootstrap_mean([reward(c[0].text, p.answer) for c, p in zip(best, problems, strict=True)])
+    return EvaluationResult(metrics, len(problems), samples, temperature, grades)
+
+
+def _mean(values: list[Any]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,127 @@
+"""Sample completions from a model with transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bandpo.tasks.base import Prompt
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion.
+
+    Attributes:
+        text: Decoded text without special tokens.
+        tokens: Number of tokens, the end-of-sequence token included.
+        truncated: It ran into the length limit.
+        entropy: Mean entropy of the next-token distribution over its tokens, in nats.
+    """
+
+    text: str
+    tokens: int
+    truncated: bool
+    entropy: float
+
+
+class _EntropyRecorder:
+    """Logits processor that changes nothing and keeps each step's entropy."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        logps = scores.float().log_softmax(-1)
+        self.steps.append(-(logps.exp() * logps.masked_fill(logps.isinf(), 0)).sum(-1))
+        return scores
+
+
+def encode(prompt: Prompt, tokenizer: Any) -> list[int]:
+    """Token ids of a prompt, exactly as TRL's trainer encodes it."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
+        "input_ids"
+    ]
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Prompt],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Completion]]:
+    """Draw `samples` completions for each prompt; temperature 0 is greedy.
+
+    Args:
+        progress: Called with the number of completions that have just been finished.
+
+    Returns:
+        One list of completions a prompt, in the order of `prompts`.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    greedy = temperature == 0
+    order = [i for i in range(len(prompts)) for _ in range(samples)]
+    encoded = [encode(prompt, tokenizer) for prompt in prompts]
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=not greedy,
+        temperature=None if greedy else temperature,
+        top_k=None if greedy else 0,
+        top_p=None if greedy else 1.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    result: list[list[Completion]] = [[] for _ in prompts]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                batch = tokenizer.pad(
+                    {"input_ids": [encoded[i] for i in rows]}, padding_side="left", return_tensors="pt"
+                ).to(model.device)
+                recorder = _EntropyRecorder()
+                output = model.generate(
+                    **batch, generation_config=config, logits_processor=LogitsProcessorList([recorder])
+                )
+                generated = output[:, batch["input_ids"].shape[1] :]
+                entropies = torch.stack(recorder.steps, 1)
+                for i, completion in zip(rows, _split(generated, entropies, tokenizer), strict=True):
+                    result[i].append(completion)
+                if progress is not None:
+                    progress(len(rows))
+    finally:
+        model.train(was_training)
+    return result
+
+
+def _split(generated: Tensor, entropies: Tensor, tokenizer: Any) -> list[Completion]:
+    completions = []
+    for ids, entropy in zip(generated.tolist(), entropies.tolist(), strict=True):
+        ended = tokenizer.eos_token_id in ids
+        length = ids.index(tokenizer.eos_token_id) + 1 if ended else len(ids)
+        completions.append(
+            Completion(
+                text=tokenizer.decode(ids[:length], skip_special_tokens=True),
+                tokens=length,
+                truncated=not ended,
+                entropy=sum(entropy[:length]) / length,
+            )
+        )
+    return completions

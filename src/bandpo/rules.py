@@ -1,0 +1,192 @@
+"""Clip rules: for each sampled token, how far may its probability ratio move?
+
+A rule is anything with `bounds(old_logps)` and `inside(logps, old_logps)`; the loss and the trainer ask
+nothing else of it. A new rule is one frozen dataclass here, and one line in `RULES` if it is to be
+called by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from bandpo.band import DEFAULT_RADIUS, Radius, RatioBounds, band, check_radius, inside
+from bandpo.divergences import FDivergence, as_work_dtype, get_divergence
+
+
+@runtime_checkable
+class ClipRule(Protocol):
+    """What the loss needs of a rule. Shapes are those of `old_logps`, usually (B, T)."""
+
+    def bounds(self, old_logps: Tensor) -> RatioBounds:
+        """Bounds of the ratio r = pi_new/pi_old for tokens of old log-probability `old_logps`."""
+        ...
+
+    def inside(self, logps: Tensor, old_logps: Tensor) -> Tensor:
+        """Boolean tensor: the ratio exp(logps - old_logps) lies within the bounds (edges included)."""
+        ...
+
+
+class _BoundsRule:
+    """Rules whose bounds cost next to nothing decide membership by comparing with them."""
+
+    def bounds(self, old_logps: Tensor) -> RatioBounds:
+        raise NotImplementedError
+
+    def inside(self, logps: Tensor, old_logps: Tensor) -> Tensor:
+        bounds = self.bounds(old_logps)
+        ratio = (as_work_dtype(logps) - as_work_dtype(old_logps)).exp()
+        return (ratio >= bounds.lower) & (ratio <= bounds.upper)
+
+
+def _check_number(owner: str, name: str, value: float, low: float, high: float, allowed: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{owner}: {name} is {value!r}, allowed is {allowed}")
+
+
+@dataclass(frozen=True)
+class NoClip(_BoundsRule):
+    """No trust region: every ratio is inside. The control that shows what a rule contributes."""
+
+    def bounds(self, old_logps: Tensor) -> RatioBounds:
+        shape = as_work_dtype(old_logps)
+        return RatioBounds(torch.full_like(shape, -math.inf), torch.full_like(shape, math.inf))
+
+
+@dataclass(frozen=True)
+class Clip(_BoundsRule):
+    """Fixed interval [1 - low, 1 + high], whatever the probability.
+
+    PPO and GRPO use low = high = 0.2 (arXiv 1707.06347); DAPO's Clip-Higher is Clip(0.2, 0.28)
+    (arXiv 2503.14476).
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_number("Clip", "low", self.low, 0.0, 1.0, "a number from 0 to 1")
+        _check_number("Clip", "high", self.high, 0.0, math.inf, "a number >= 0")
+
+    def bounds(self, old_logps: Tensor) -> RatioBounds:
+        shape = as_work_dtype(old_logps)
+        return RatioBounds.from_ratios(torch.full_like(shape, 1 - self.low), torch.full_like(shape, 1 + self.high))
+
+
+@dataclass(frozen=True)
+class DCPO(_BoundsRule):
+    """Dynamic adaptive clipping (arXiv 2509.02333): bounds that widen as the old probability p falls.
+
+    lower = 1/2 + 1/2 sqrt(max(1 - 4 low/p, 0)),  upper = min(1/2 + 1/2 sqrt(1 + 4 high/p), cap).
+    The lower bound never falls below 1/2, and the simplex edge r <= 1/p plays no part.
+    """
+
+    low: float = 0.16
+    high: float = 0.20
+    cap: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        _check_number("DCPO", "low", self.low, 0.0, 1.0, "a number from 0 to 1")
+        _check_number("DCPO", "high", self.high, 0.0, math.inf, "a number >= 0")
+        _check_cap_and_floor("DCPO", self.cap, None)
+
+    def bounds(self, old_logps: Tensor) -> RatioBounds:
+        inverse_p = (-as_work_dtype(old_logps)).exp()
+        lower = 0.5 + 0.5 * (1 - 4 * self.low * inverse_p).clamp(min=0).sqrt()
+        upper = 0.5 + 0.5 * (1 + 4 * self.high * inverse_p).sqrt()
+        return RatioBounds.from_ratios(lower, upper if self.cap is None else upper.clamp(max=self.cap))
+
+
+@dataclass(frozen=True)
+class Band(ClipRule):
+    """BandPO (arXiv 2603.04918): the trust region {pi : D_f <= radius} projected onto each sampled token.
+
+    `inside` evaluates the binary divergence once and solves nothing; `bounds` solves for both ends.
+
+    Args:
+        radius: Size of the trust region, in the divergence's own units (nats for KL): a float, a tensor that
+            broadcasts to the log-probs (per token), or a pair (lower side, upper side) of these.
+        divergence: A name ("kl" is KL(old || new)) or an `FDivergence`.
+        cap: Largest ratio allowed whatever the radius says, or None. The paper's runs used 10, which
+            overrides the trust region for tokens of probability below .007.
+        floor: Smallest lower bound, or None.
+
+    Raises:
+        ValueError: If radius is not positive and finite, the divergence is unknown, cap < 1, or floor is
+            not within [0, 1].
+    """
+
+    radius: Radius = DEFAULT_RADIUS
+    divergence: str | FDivergence = "kl"
+    cap: float | None = None
+    floor: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.radius, list):  # what YAML and JSON make of a pair
+            object.__setattr__(self, "radius", tuple(self.radius))
+        check_radius(self.radius)
+        get_divergence(self.divergence)
+        _check_cap_and_floor("Band", self.cap, self.floor)
+
+    def bounds(self, old_logps: Tensor) -> RatioBounds:
+        bounds = band(old_logps, radius=self.radius, divergence=self.divergence)
+        log_lower, log_upper = bounds.log_lower, bounds.log_upper
+        if self.floor is not None:
+            log_lower = log_lower.clamp(min=_log(self.floor))
+        if self.cap is not None:
+            log_upper = log_upper.clamp(max=_log(self.cap))
+        return RatioBounds(log_lower, log_upper)
+
+    def inside(self, logps: Tensor, old_logps: Tensor) -> Tensor:
+        result = inside(logps, old_logps, radius=self.radius, divergence=self.divergence)
+        if self.cap is None and self.floor is None:
+            return result
+        log_ratio = as_work_dtype(logps) - as_work_dtype(old_logps)
+        if self.cap is not None:
+            result = result & (log_ratio <= _log(self.cap))
+        if self.floor is not None:
+            result = result & (log_ratio >= _log(self.floor))
+        return result
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _check_cap_and_floor(owner: str, cap: float | None, floor: float | None) -> None:
+    if cap is not None:
+        _check_number(owner, "cap", cap, 1.0, math.inf, "None or a number >= 1")
+    if floor is not None:
+        _check_number(owner, "floor", floor, 0.0, 1.0, "None or a number from 0 to 1")
+
+
+RULES: dict[str, type[ClipRule]] = {"band": Band, "clip": Clip, "dcpo": DCPO, "none": NoClip}
+
+
+def make_rule(name: str, **options: Any) -> ClipRule:
+    """Build a rule from its name and options, as a recipe or a command line states them.
+
+    Raises:
+        ValueError: For an unknown name or option (the nearest valid one is named), or a bad value.
+    """
+    if name not in RULES:
+        raise ValueError(f"unknown clip rule {name!r}{nearest(name, RULES)}; known rules: {', '.join(RULES)}")
+    known = [field.name for field in fields(RULES[name])]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"clip rule {name!r} has no option {option!r}{nearest(option, known)}; "
+                f"it takes: {', '.join(known) or 'none'}"
+            )
+    return RULES[name](**options)
+
+
+def nearest(word: str, known: Any) -> str:
+    """' (did you mean ...?)' for the known word closest to `word`, or nothing."""
+    match = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,66 @@
+"""Procedural arithmetic: problems without a data set."""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from bandpo.tasks.base import Problem, Task
+
+Operation = Literal["+", "-", "*"]
+
+
+class Arithmetic(Task):
+    """Sums, differences or products of two integers drawn from [low, high].
+
+    Every pair that the settings allow is either a training or a held-out problem, never both. With
+    `steps`, a problem's solution writes the digit-wise sum out from the last digit to the first; only
+    addition of non-negative integers has one.
+    """
+
+    name: Literal["arithmetic"] = "arithmetic"
+    reward: str = "last_integer"
+    low: int = 1
+    high: int = 20
+    operations: tuple[Operation, ...] = ("+",)
+    steps: bool = False
+    train_size: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Arithmetic:
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low}, above high, which is {self.high}")
+        if not self.operations:
+            raise ValueError("operations is empty; allowed are '+', '-' and '*'")
+        if self.steps and (self.operations != ("+",) or self.low < 0):
+            raise ValueError("steps needs operations ['+'] and low >= 0")
+        total = (self.high - self.low + 1) ** 2 * len(self.operations)
+        if self.heldout >= total:
+            raise ValueError(f"heldout is {self.heldout}, but there are only {total} problems")
+        return self
+
+    def problems(self) -> tuple[list[Problem], list[Problem]]:
+        numbers = range(self.low, self.high + 1)
+        every = [(a, op, b) for op in self.operations for a in numbers for b in numbers]
+        random.Random(self.seed).shuffle(every)
+        problems = [self._problem(*one) for one in every]
+        train = problems[self.heldout :]
+        return train[: self.train_size], problems[: self.heldout]
+
+    def _problem(self, a: int, op: str, b: int) -> Problem:
+        value = {"+": a + b, "-": a - b, "*": a * b}[op]
+        return Problem(f"{a}{op}{b}=", str(value), written_sum(a, b) if self.steps else None)
+
+
+def written_sum(a: int, b: int) -> str:
+    """Digit-wise addition, last digit first: 47+85 -> '7+5=12;4+8+1=13;132'."""
+    steps, carry = [], 0
+    first, second = str(a)[::-1], str(b)[::-1]
+    for i in range(max(len(first), len(second))):
+        x, y = (int(digits[i]) if i < len(digits) else 0 for digits in (first, second))
+        total = x + y + carry
+        steps.append(f"{x}+{y}+{carry}={total}" if carry else f"{x}+{y}={total}")
+        carry = total // 10
+    return ";".join([*steps, str(a + b)])

@@ -1,0 +1,75 @@
+"""What a task is: problems to train on, problems held out, a prompt and a verifiable reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from bandpo.rules import nearest
+from bandpo.tasks.rewards import REWARDS, Reward
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with its answer; `solution` is a worked-out text for supervised warm-up, if there is one."""
+
+    question: str
+    answer: str
+    solution: str | None = None
+
+
+class Task(BaseModel):
+    """Settings that every task has. A new task subclasses this, sets `name` and implements `problems`.
+
+    Attributes:
+        template: The user's message (or, for a model without a chat template, the whole prompt);
+            {question} stands for the question.
+        system: System message; None leaves the choice to the model's chat template.
+        chat: Use the model's chat template; None uses it where the tokenizer has one.
+        reward: Name of the reward that grades a completion.
+        heldout: Number of problems held out for evaluation.
+        seed: Seed of the split and of procedural problems.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    template: str = "{question}"
+    system: str | None = None
+    chat: bool | None = None
+    reward: str = "math"
+    heldout: int = Field(default=100, ge=1)
+    seed: int = 0
+
+    @field_validator("template")
+    @classmethod
+    def _has_question(cls, value: str) -> str:
+        if "{question}" not in value:
+            raise ValueError(f"template is {value!r}; it must contain {{question}}")
+        return value
+
+    @field_validator("reward")
+    @classmethod
+    def _known_reward(cls, value: str) -> str:
+        if value not in REWARDS:
+            raise ValueError(f"unknown reward {value!r}{nearest(value, REWARDS)}; known: {', '.join(REWARDS)}")
+        return value
+
+    def problems(self) -> tuple[list[Problem], list[Problem]]:
+        """Training problems and held-out problems, disjoint."""
+        raise NotImplementedError
+
+    def reward_function(self) -> Reward:
+        return REWARDS[self.reward]
+
+    def prompt(self, question: str, tokenizer: Any) -> Prompt:
+        """What the model completes: chat messages, or plain text where there is no chat template."""
+        text = self.template.replace("{question}", question)
+        if self.chat is False or (self.chat is None and not tokenizer.chat_template):
+            return text
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*messages, {"role": "user", "content": text}]

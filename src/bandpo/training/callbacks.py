@@ -1,0 +1,81 @@
+"""Callbacks that write what happens: metrics and samples to the run directory, progress to the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from bandpo.training.run_dir import RunDirectory, append_line
+
+FIGURES = (
+    ("reward", "reward", "{:.2f}"),
+    ("entropy", "entropy", "{:.2f}"),
+    ("clipped", "band/clip_fraction", "{:.2%}"),
+    ("max ratio", "band/ratio_max", "{:.2f}"),
+)
+
+
+def make_progress(console: Any) -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+class RunRecorder(TrainerCallback):
+    """Append each logging step to metrics.jsonl and each rollout to samples.jsonl."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+        self.trainer: Any = None
+        self._seen = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
+            return
+        append_line(self.run.metrics, {"step": state.global_step, **logs})
+        self._write_samples(state.global_step)
+
+    def _write_samples(self, step: int) -> None:
+        logs = self.trainer._logs
+        rollout = self.trainer._step // (self.trainer.args.steps_per_generation * self.trainer.num_iterations)
+        if rollout == self._seen and step > 1:
+            return
+        self._seen = rollout
+        names = list(logs["rewards"])
+        rows = zip(logs["prompt"], logs["completion"], logs["advantages"], *logs["rewards"].values(), strict=True)
+        for prompt, completion, advantage, *rewards in rows:
+            record = {"step": step, "prompt": text_of(prompt), "completion": text_of(completion)}
+            append_line(
+                self.run.samples,
+                {**record, **dict(zip(names, rewards, strict=True)), "advantage": advantage},
+            )
+
+
+def text_of(message: Any) -> str:
+    """The last message's text of a chat, or the text itself."""
+    return message if isinstance(message, str) else message[-1]["content"]
+
+
+class ProgressDisplay(TrainerCallback):
+    """One line with the figures that matter."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.task: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.task = self.progress.add_task("training", total=state.max_steps, figures="")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        known = [
+            f"{title} {form.format(logs[key])}" for title, key, form in FIGURES if logs and logs.get(key) is not None
+        ]
+        if known:
+            self.progress.update(self.task, completed=state.global_step, figures="  ".join(known))

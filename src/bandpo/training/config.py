@@ -1,0 +1,217 @@
+"""The configuration of a training run: one recipe plus `key=value` overrides, validated strictly."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from bandpo.rules import ClipRule, make_rule, nearest
+from bandpo.tasks import TASKS, Arithmetic, Questions
+
+RECIPES = resources.files("bandpo") / "recipes"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScratchConfig(_Strict):
+    """A small Llama with random weights and one token a character."""
+
+    hidden_size: int = Field(default=128, ge=8)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    positions: int = Field(default=256, ge=16)
+
+
+class ModelConfig(_Strict):
+    """Which model: `path` (hub name, local directory, GGUF file or package:NAME/FILE), or `scratch`."""
+
+    path: str | None = None
+    scratch: ScratchConfig | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("give exactly one of model.path and model.scratch")
+        return self
+
+
+class LoraConfig(_Strict):
+    """Low-rank adapters (PEFT) on the named modules."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: str | list[str] = "all-linear"
+
+
+class WarmupConfig(_Strict):
+    """Supervised training on the task's solutions before reinforcement learning."""
+
+    steps: int = Field(default=200, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+
+
+class EvalConfig(_Strict):
+    """Evaluation on held-out problems before and after training."""
+
+    samples: int = Field(default=4, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    greedy: bool = True
+    batch_size: int = Field(default=64, ge=1)
+
+
+class RunConfig(_Strict):
+    """Everything that determines a run.
+
+    Attributes:
+        description: One line for `bandpo recipes`.
+        rule: `name` (band, clip, dcpo, none) and that rule's options.
+        train: Any field of BandGRPOConfig, TRL's GRPOConfig included, except those set elsewhere here.
+        lora: Adapters, or null to train all weights.
+        warmup: Supervised warm-up, or null.
+    """
+
+    description: str = ""
+    model: ModelConfig
+    task: Annotated[Arithmetic | Questions, Field(discriminator="name")]
+    rule: dict[str, Any] = Field(default_factory=lambda: {"name": "band"})
+    train: dict[str, Any] = Field(default_factory=dict)
+    lora: LoraConfig | None = None
+    warmup: WarmupConfig | None = None
+    eval: EvalConfig = EvalConfig()
+    seed: int = 0
+
+    @field_validator("rule")
+    @classmethod
+    def _valid_rule(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "name" not in value:
+            raise ValueError("rule has no name")
+        make_rule(**value)
+        return value
+
+    def clip_rule(self) -> ClipRule:
+        return make_rule(**self.rule)
+
+
+def recipe_names() -> list[str]:
+    return sorted(p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
+    """Read a recipe by name or path, apply `key=value` overrides, validate.
+
+    Raises:
+        ValueError: For an unknown recipe, key or value; the message names the key and the nearest valid one.
+    """
+    data = read_recipe(recipe)
+    for override in overrides or []:
+        apply_override(data, override)
+    return validate_config(data)
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The recipe as written, not yet validated."""
+    if recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe).expanduser()
+        if not path.is_file():
+            raise ValueError(f"recipe file {recipe!r} does not exist")
+        text = path.read_text(encoding="utf-8")
+    elif recipe in recipe_names():
+        text = (RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ValueError(
+            f"unknown recipe {recipe!r}{nearest(recipe, recipe_names())}; known recipes: "
+            f"{', '.join(recipe_names())} (or the path of a .yaml file)"
+        )
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {recipe!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"recipe {recipe!r} is a {type(data).__name__}, allowed is a mapping of keys to values")
+    return data
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in nested data; the value is read as YAML, so 3e-4, null and [1, 2] mean what they say."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"override {override!r} is not of the form key=value, e.g. rule.radius=0.1")
+    *parents, last = key.strip().split(".")
+    node = data
+    for parent in parents:
+        child = node.get(parent)
+        if not isinstance(child, dict):
+            child = node[parent] = {}
+        node = child
+    node[last] = parse_value(text)
+
+
+def parse_value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"value {text!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if isinstance(value, str):
+        try:  # YAML 1.1 reads 3e-4 as a string
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def validate_config(data: dict[str, Any]) -> RunConfig:
+    """Validate, turning the first problem into one sentence."""
+    try:
+        return RunConfig.model_validate(_numbers(data))
+    except ValidationError as error:
+        raise ValueError(_explain(error, data)) from error
+
+
+def _numbers(node: Any) -> Any:
+    """Numbers in exponent notation, which YAML 1.1 leaves as strings."""
+    if isinstance(node, dict):
+        return {key: _numbers(value) for key, value in node.items()}
+    if isinstance(node, str) and node[:1] in "+-.0123456789" and "e" in node.lower():
+        return parse_value(node)
+    return node
+
+
+def _explain(error: ValidationError, data: dict[str, Any]) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    kind, key = first["type"], ".".join(location)
+    if kind == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        return f"unknown key {key!r}{nearest(location[-1], known)}; allowed here: {', '.join(known)}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        known = list(TASKS)
+        given = (data.get("task") or {}).get("name") if isinstance(data.get("task"), dict) else None
+        return f"unknown task {given!r}{nearest(str(given), known)}; known tasks: {', '.join(known)}"
+    if kind == "missing":
+        return f"key {key!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return message if not key or key in ("rule", "model") else f"{key}: {message}"
+    return f"{key} is {first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in location:
+        if part in TASKS and model is RunConfig:  # pydantic puts the task's name behind "task"
+            return list(TASKS[part].model_fields)
+        if part == "task":
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
