@@ -52,16 +52,18 @@ def _vectorise(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def log1p(x: Tensor) -> Tensor:
-    """log(1 + x) to a few ulp; Kahan's correction of log where the native one is slow."""
+def log1p(x: Tensor, finite: bool = False) -> Tensor:
+    """log(1 + x) to a few ulp; Kahan's correction of log where the native one is slow.
+
+    `finite` promises that x is neither inf nor beyond the largest float over 4, and saves two passes.
+    """
     if not _vectorise(x):
         return torch.log1p(x)
     s = 1.0 + x
     rounded = s - 1.0
-    # x / rounded undoes the rounding of 1 + x; at 0/0 (x below one ulp) and inf/inf it is 1 by continuity.
-    correction = torch.where((rounded == 0.0) | torch.isinf(x), 1.0, x / rounded)
     # Where 1 + x rounds to 1 the logarithm is 0 and x itself is the answer.
-    return torch.where(rounded == 0.0, x, torch.log(s) * correction)
+    out = torch.where(rounded == 0.0, x, torch.log(s) * (x / rounded))
+    return out if finite else torch.where(torch.isinf(x), x, out)
 
 
 def expm1(x: Tensor) -> Tensor:
@@ -228,9 +230,7 @@ TV_FORM = LogForm(_tv_value, _tv_value, _tv_slope, _tv_slope, 1.0)
 CHI2_FORM = LogForm(_chi2_value, _chi2_conjugate, _chi2_slope, _neyman_slope, 2.0)
 HELLINGER_FORM = LogForm(_hellinger_value, _hellinger_value, _hellinger_slope, _hellinger_slope, 0.5)
 JS_FORM = LogForm(_js_value, _js_value, _js_slope, _js_slope, 0.25)
-JEFFREYS_FORM = LogForm(
-    _jeffreys_value, _jeffreys_value, _jeffreys_slope, _jeffreys_slope, 2.0, log_tail=True
-)
+JEFFREYS_FORM = LogForm(_jeffreys_value, _jeffreys_value, _jeffreys_slope, _jeffreys_slope, 2.0, log_tail=True)
 
 
 def _alpha_form(a: float) -> LogForm:
@@ -244,11 +244,11 @@ def _alpha_form(a: float) -> LogForm:
 
 
 # --- closed forms -------------------------------------------------------------------------------------------
-# Each takes the probabilities of the growing and of the shrinking outcome (u + w = 1, both accurate) and the
-# radius, and returns (E, D): the share of the shrinking outcome's probability that moves and D = -log(1 - E),
+# Each takes the probabilities of the growing and of the shrinking outcome (u + w = 1, both accurate), log u and
+# the radius, and returns (E, D): the share of the shrinking outcome's probability that moves and D = -log(1 - E),
 # each by the route that keeps it accurate. D = inf means the side is saturated.
 
-ClosedForm = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+ClosedForm = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def _from_share(share: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,23 +256,25 @@ def _from_share(share: Tensor) -> tuple[Tensor, Tensor]:
     return share, -log1p(-share)
 
 
-def _tv_closed(u: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+def _tv_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     # |q - p| = w E = radius
     return _from_share(radius / w)
 
 
-def _chi2_closed(u: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+def _chi2_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     # (w E)^2 / (u w) = radius
-    return _from_share(torch.sqrt(radius * (u / w)))
+    # sqrt(u) from its logarithm where u itself would underflow.
+    root = torch.where(log_u < -80.0, torch.exp(0.5 * log_u), torch.sqrt(u))
+    return _from_share(torch.sqrt(radius / w) * root)
 
 
-def _neyman_closed(u: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+def _neyman_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     # (w E)^2 = radius (u + w E)(w - w E), the Wilson interval, solved for the odds E/(1-E): nothing cancels.
     odds = (radius + torch.sqrt(radius * (radius + 4.0 * u * w))) / (2.0 * w)
     return torch.where(torch.isinf(odds), 1.0, odds / (1.0 + odds)), log1p(odds)
 
 
-def _hellinger_closed(u: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+def _hellinger_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     # sqrt(1 - E) = sin(omega - theta) / sin(omega), tan(omega) = sqrt(w/u), cos(theta) = 1 - radius/2.
     sine = torch.sqrt((radius * (1.0 - 0.25 * radius)).clamp(min=0.0))
     lost = (0.5 * radius + torch.sqrt(u / w) * sine).clamp(max=1.0)
@@ -350,9 +352,7 @@ def _check_generator(name: str, f: TensorFunction) -> LogForm:
     up, down = (float(f(one + s).detach()) for s in (h, -h))
     slope_at_1 = (up - down) / (2.0 * h)
     if float((y - slope_at_1 * (u - 1.0)).max()) <= 1e-12:
-        raise ValueError(
-            f"divergence {name!r}: f must not be linear, but f(u) = {slope_at_1:.6g} (u - 1) everywhere"
-        )
+        raise ValueError(f"divergence {name!r}: f must not be linear, but f(u) = {slope_at_1:.6g} (u - 1) everywhere")
     h2 = 1e-3
     curvature = (float(f(one + h2).detach()) + float(f(one - h2).detach())) / h2**2
 
@@ -391,7 +391,7 @@ class FDivergence:
         form: optional log-space form (:class:`LogForm`). Without one, f is evaluated in float64 and roots are
             found without derivatives; f(0) may be +inf, and where f gives NaN at 0 (0 log 0) the limit from
             u = e^-700 is used. Lower bounds below e^-700 are reported as 0.
-        closed: optional closed form (u, w, radius) -> (E, D): the share E of the shrinking outcome's
+        closed: optional closed form (u, w, log_u, radius) -> (E, D): the share E of the shrinking outcome's
             probability w that moves to the growing one (u = 1 - w), and D = -log(1 - E), inf if saturated.
         solver: "kl", "closed" (needs `closed`), "newton" (needs `form`) or "bracket" (needs only f); chosen
             by what is given if empty.
@@ -496,9 +496,7 @@ def _lookup(name: str) -> FDivergence:
         return _REGISTRY.setdefault(name, _alpha_divergence(name))
     near = difflib.get_close_matches(name, DIVERGENCE_NAMES, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-        f"unknown divergence {name!r}; known: {', '.join(DIVERGENCE_NAMES)}, or an FDivergence.{hint}"
-    )
+    raise ValueError(f"unknown divergence {name!r}; known: {', '.join(DIVERGENCE_NAMES)}, or an FDivergence.{hint}")
 
 
 def get_divergence(divergence: str | FDivergence) -> FDivergence:
@@ -528,9 +526,7 @@ def renyi_to_alpha(order: float, radius: float) -> tuple[str, float]:
         ValueError: order not a positive number other than 1, or radius not positive and finite.
     """
     if not (math.isfinite(order) and order > 0.0 and order != 1.0):
-        raise ValueError(
-            f"the Renyi order must be positive, finite and not 1 (1 is 'reverse_kl'), got {order}"
-        )
+        raise ValueError(f"the Renyi order must be positive, finite and not 1 (1 is 'reverse_kl'), got {order}")
     if not (math.isfinite(radius) and radius > 0.0):
         raise ValueError(f"radius must be positive and finite, got {radius}")
     return f"alpha:{order!r}", math.expm1((order - 1.0) * radius) / (order * (order - 1.0))

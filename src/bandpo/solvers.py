@@ -18,7 +18,7 @@ from torch import Tensor
 from .divergences import FDivergence, LogForm, expm1, log1p
 
 # Trips that reach the last digits over p in [e^-745, 1), radius in [1e-8, 100]; tests/test_solvers.py checks.
-KL_TRIPS = {torch.float32: 3, torch.float64: 5}
+KL_TRIPS = {torch.float32: 2, torch.float64: 3}
 NEWTON_TRIPS = 12
 BRACKET_TRIPS = 60
 
@@ -27,7 +27,8 @@ def growth(share: Tensor, u: Tensor, w: Tensor, log_u: Tensor) -> Tensor:
     """x = log1p(w E / u), the log-ratio of the growing outcome, also where u underflows."""
     moved = w * share
     relative = moved / u
-    return torch.where(relative > 1.0, torch.log(u + moved) - log_u, log1p(relative))
+    near = log1p(relative.clamp(max=1.0), finite=True)
+    return torch.where(relative > 1.0, torch.log(u + moved) - log_u, near)
 
 
 def evaluate(
@@ -50,24 +51,36 @@ def _start(u: Tensor, w: Tensor, radius: Tensor, curvature: float) -> Tensor:
 
 
 def solve_kl(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(old || new): w D - u log1p(w E / u) = radius by Newton from the right of a convex function.
+    """KL(old || new): h(D) = w D - u log1p(w E / u) - radius = 0 by Halley's step from the right.
 
-    The start radius/w + sqrt(2 radius u/w) lies right of the root, so every trip moves towards it.
-    Cost: 1 exp and 1 log a trip (3 trips in float32, 5 in float64) and about 8 more around them.
+    h is convex and radius/w + sqrt(2 radius u/w) lies right of its root, where Halley's method, Newton with
+    the known second derivative, falls to the root with the error cubed at every trip.
+    Cost: 1 tanh and 1 log a trip (2 trips in float32, 3 in float64), 1 tanh after.
     Precision: a few ulp of D for radius >= 1e-2, growing like ulp / sqrt(radius) below.
     """
     # Below the floor D = (radius + O(w)) / w exactly enough; solving there keeps radius / w finite.
     floor = 1e-18 if w.dtype == torch.float32 else 1e-30
     scale = w.clamp(min=floor)
-    shrink = _start(u, scale, radius, 1.0)
+    start = radius / scale
+    shrink = start + torch.sqrt(2.0 * start * u)
     big = 1e30 if w.dtype == torch.float32 else 1e280
     for _ in range(KL_TRIPS[w.dtype]):
-        share = -expm1(-shrink)
+        half = torch.tanh(0.5 * shrink)
+        share = moved_share(half)
         moved = scale * share
-        x = log1p((moved / u).clamp(max=big))
-        shrink = shrink - ((u + moved) / share) * (shrink - (u * x + radius) / scale)
+        relative = (moved / u).clamp(max=big)
+        ratio = (u + moved) / share
+        step = ratio * (shrink - (u * log1p(relative, finite=True) + radius) / scale)
+        # h''/(2 h') = u e^-D / (2 q E)
+        bend = (1.0 - share) * u / (2.0 * (u + moved) * share)
+        shrink = shrink - step / (1.0 - step * bend)
     shrink = shrink * (scale / w)
-    return -expm1(-shrink), shrink
+    return moved_share(torch.tanh(0.5 * shrink)), shrink
+
+
+def moved_share(half: Tensor) -> Tensor:
+    """E = 1 - e^-D from tanh(D/2): accurate at every D >= 0, and SIMD on the CPU where expm1 is not."""
+    return 2.0 * half / (1.0 + half)
 
 
 def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: LogForm) -> tuple[Tensor, Tensor]:
@@ -86,7 +99,7 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: LogF
     log_tail = form.log_tail
     start = _start(u, w, radius, form.curvature)
     info = torch.finfo(w.dtype)
-    low, high = torch.full_like(w, info.tiny**0.5), torch.full_like(w, info.max * 0.25)
+    low, high = torch.full_like(w, info.tiny), torch.full_like(w, info.max * 0.25)
     # The state is D itself or e^D - 1, moved by factors: relative accuracy at every size.
     state = start if log_tail else expm1(start.clamp(max=4.0))
     state = torch.where((state > low) & (state < high), state, 1.0)
@@ -124,9 +137,7 @@ def _kept_slope(shrink: Tensor, kept: Tensor, form: LogForm) -> Tensor:
     return torch.where(shrink > 1.0, form.value(-shrink) - form.conjugate_slope(shrink), near)
 
 
-def solve_bracket(
-    u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: LogForm
-) -> tuple[Tensor, Tensor]:
+def solve_bracket(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: LogForm) -> tuple[Tensor, Tensor]:
     """Any convex f, kinks included, from values alone: Chandrupatla's method on log(g / radius) over log D.
 
     Every trip is an inverse quadratic interpolation where that is safe and a bisection elsewhere.
@@ -167,15 +178,13 @@ def solve_bracket(
     return torch.where(saturated, 1.0, -expm1(-shrink)), torch.where(saturated, torch.inf, shrink)
 
 
-def solve(
-    divergence: FDivergence, u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor
-) -> tuple[Tensor, Tensor]:
+def solve(divergence: FDivergence, u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     """(E, D) of the root by the divergence's own solver; all tensors in one work dtype and shape."""
     if divergence.solver == "kl":
         return solve_kl(u, w, log_u, radius)
     if divergence.solver == "closed":
         assert divergence.closed is not None
-        return divergence.closed(u, w, radius)
+        return divergence.closed(u, w, log_u, radius)
     if divergence.solver == "newton":
         return solve_newton(u, w, log_u, radius, divergence.log_form)
     return solve_bracket(u, w, log_u, radius, divergence.log_form)

@@ -69,13 +69,13 @@ class ProgressDisplay(TrainerCallback):
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.task: Any = None
+        self._latest: dict[str, str] = {}  # TRL logs a reward only with the first update after a rollout
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.task = self.progress.add_task("training", total=state.max_steps, figures="")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        known = [
-            f"{title} {form.format(logs[key])}" for title, key, form in FIGURES if logs and logs.get(key) is not None
-        ]
-        if known:
-            self.progress.update(self.task, completed=state.global_step, figures="  ".join(known))
+        for title, key, form in FIGURES:
+            if logs and logs.get(key) is not None:
+                self._latest[title] = f"{title} {form.format(logs[key])}"
+        self.progress.update(self.task, completed=state.global_step, figures="  ".join(self._latest.values()))

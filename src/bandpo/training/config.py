@@ -187,10 +187,11 @@ def _numbers(node: Any) -> Any:
 
 def _explain(error: ValidationError, data: dict[str, Any]) -> str:
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    # Behind "task", pydantic names the task that was chosen.
+    location = [str(part) for i, part in enumerate(first["loc"]) if not (i == 1 and first["loc"][0] == "task")]
     kind, key = first["type"], ".".join(location)
     if kind == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys([str(part) for part in first["loc"][:-1]])
         return f"unknown key {key!r}{nearest(location[-1], known)}; allowed here: {', '.join(known)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         known = list(TASKS)
