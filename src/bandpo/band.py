@@ -5,7 +5,7 @@ For a token the old policy gave probability p, the band is {r : g_f(p, r) <= rad
     g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p))            (arXiv 2603.04918)
 
 A hard clip needs only membership, :func:`inside`, which is one evaluation of g_f and no root.
-Every function here runs without a host synchronisation on an accelerator and traces whole under torch.compile.
+Nothing here synchronises with an accelerator, and everything traces whole under torch.compile.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Certificate:
         bounds: the bounds certified.
         residual_lower, residual_upper: g_f - radius at the bound; <= 0 at a saturated side.
         bracket_lower, bracket_upper: (inner, outer) log-ratios with g_f <= radius at inner and >= radius at
-            outer, so the root lies between; both the edge at a saturated side; NaN if no sign change was found
-            within 2^-10 relative.
+            outer, so the root lies between; both the edge at a saturated side; NaN if no sign change was
+            found within 2^-10 relative.
         holds: bool tensor, a bracket was found on both sides.
     """
 
@@ -92,11 +92,16 @@ def check_logps(x: Tensor, name: str) -> Tensor:
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} must be a tensor of log-probabilities, got {type(x).__name__}")
     work = as_work_dtype(x.detach())
-    if _may_look(work) and work.numel() and bool((work > POSITIVE_TOLERANCE).any()):
-        raise ValueError(
-            f"{name} must be log-probabilities <= 0 (up to {POSITIVE_TOLERANCE:g} is taken for rounding), "
-            f"got {float(work[work > POSITIVE_TOLERANCE].max()):.6g}"
-        )
+    if _may_look(work):
+        top = float(work.max()) if work.numel() else 0.0
+        if math.isnan(top):
+            top = float(work.nan_to_num(nan=0.0).max())
+        if top > POSITIVE_TOLERANCE:
+            raise ValueError(
+                f"{name} must be log-probabilities <= 0 (up to {POSITIVE_TOLERANCE:g} is taken for rounding), "
+                f"got {top:.6g}"
+            )
+        return work.clamp(max=0.0) if top > 0.0 else work
     # Where looking would cost a sync, a positive log-prob becomes NaN, which nobody overlooks.
     return torch.where(work > POSITIVE_TOLERANCE, torch.nan, work.clamp(max=0.0))
 
@@ -180,7 +185,7 @@ def _solve_block(old: Tensor, radius: Tensor, divergence: FDivergence, upper: bo
         old, radius = old.double(), radius.double()
     p = torch.exp(old)
     # 1 - p = -expm1(log p), by tanh (see solvers.moved_share)
-    rest = solvers.moved_share(torch.tanh(-0.5 * old))
+    rest = solvers.moved_share(torch.tanh(0.0 - 0.5 * old))
     if isinstance(upper, Tensor):
         u, w = torch.where(upper, p, rest), torch.where(upper, rest, p)
         log_u = torch.where(upper, old, log1mexp(old))
@@ -198,10 +203,10 @@ def _solve_block(old: Tensor, radius: Tensor, divergence: FDivergence, upper: bo
     if upper is not False:
         x = solvers.growth(share, u, w, log_u)
         edge = 0.0 - old
-        saturated = torch.isinf(shrink) | ~(x <= edge) | (edge == 0.0)
+        saturated = (x > edge) | torch.isinf(shrink) | torch.isinf(edge) | (edge == 0.0)
         log_upper = torch.where(saturated, edge, x)
         bound = torch.where(upper, log_upper, bound) if isinstance(upper, Tensor) else log_upper
-    return torch.where(torch.isnan(old + radius), torch.nan, bound).to(out_dtype)
+    return bound.to(out_dtype)
 
 
 def _side_derivatives(bound: Tensor, old: Tensor, divergence: FDivergence) -> tuple[Tensor, Tensor]:
@@ -224,7 +229,6 @@ def _side_derivatives(bound: Tensor, old: Tensor, divergence: FDivergence) -> tu
     at_top, at_zero = bound == -old, torch.isinf(bound) & (bound < 0)
     by_radius = torch.where(at_top | at_zero, 0.0, by_radius)
     by_old = torch.where(at_top, -1.0, torch.where(at_zero, 0.0, by_old))
-    # Padding (p = 1): the lower limit depends on the radius alone.
     return by_old, by_radius
 
 
@@ -268,20 +272,20 @@ def band(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | F
     """The ratios r with g_f(p, r) <= radius, per token, as log-ratio bounds.
 
     Args:
-        old_logps: log p of the sampled tokens, any shape, e.g. (B, T); float16, bfloat16, float32 or float64,
-            <= 0, -inf allowed. Arithmetic and result are float32, or float64 for float64 input.
-        radius: > 0; a number, a tensor broadcastable to old_logps, or a pair (lower side, upper side) of these.
+        old_logps: log p of the sampled tokens, any shape, e.g. (B, T); float16, bfloat16, float32 or
+            float64, <= 0, -inf allowed. The result is float32, or float64 for float64 input.
+        radius: > 0; a number, a tensor broadcastable to old_logps, or a pair (lower side, upper side).
         divergence: a name or an :class:`FDivergence`; "kl" is KL(old || new).
 
     Returns:
-        RatioBounds, 0 <= lower <= 1 <= upper <= 1/p, differentiable in radius and old_logps. A saturated side is
-        exactly the simplex edge (log_upper = -old_logps, log_lower = -inf). At log-prob 0 (padding) the
-        bounds are [limit, 1]; at -inf they are [0, inf]. NaN in gives NaN out.
+        RatioBounds, 0 <= lower <= 1 <= upper <= 1/p, differentiable in radius and old_logps. A saturated
+        side is exactly the simplex edge (log_upper = -old_logps, log_lower = -inf). At log-prob 0 (padding)
+        the bounds are [limit, 1]; at -inf they are [0, inf]. NaN in gives NaN out.
 
     Raises:
-        ValueError: radius not > 0 and finite, a log-prob beyond POSITIVE_TOLERANCE above 0, shapes that do not
-            broadcast, unknown divergence. Tensor values are checked only where that costs no device sync (CPU,
-            not compiling); elsewhere a positive log-prob gives NaN.
+        ValueError: radius not > 0 and finite, a log-prob beyond POSITIVE_TOLERANCE above 0, shapes that do
+            not broadcast, unknown divergence. Tensor values are checked only where that costs no device sync
+            (CPU, not compiling); elsewhere a positive log-prob gives NaN.
     """
     f = get_divergence(divergence)
     old = check_logps(old_logps, "old_logps")
@@ -298,7 +302,9 @@ def band_side(
     """One log-ratio bound a token, solving only that side: half the cost of :func:`band`.
 
     Args:
-        old_logps, radius, divergence: as in :func:`band`; a pair of radii is chosen from by side.
+        old_logps: as in :func:`band`.
+        radius: as in :func:`band`; of a pair, the one of the side solved.
+        divergence: as in :func:`band`.
         upper: True or False, or a bool tensor broadcastable to old_logps that picks the side per token
             (advantages > 0, say).
 

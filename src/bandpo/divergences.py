@@ -135,7 +135,7 @@ def _kl_value(t: Tensor) -> Tensor:
 
 
 def _kl_conjugate(t: Tensor) -> Tensor:
-    # v ln v - v + 1 = e^t (e^-t - 1 + t); the product form keeps small t exact, the sum form large ones finite.
+    # v ln v - v + 1 = e^t (e^-t - 1 + t): the product keeps small t exact, the sum keeps large ones finite.
     small = t > -0.5
     near = torch.exp(t) * expm1_residual(-torch.where(small, t, 0.0))
     return torch.where(small, near, _t_exp(t) - expm1(t))
