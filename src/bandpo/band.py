@@ -197,9 +197,9 @@ def _solve_block(old: Tensor, radius: Tensor, divergence: FDivergence, upper: bo
     bound = share
     if upper is not True:
         # A steep f and nothing to grow from: the bound is r = 1 itself. At p = 0 it is r = 0.
-        if math.isinf(divergence.slope_at_infinity):
+        if math.isinf(divergence.log_form.at_infinity):
             shrink = torch.where(u == 0.0, 0.0, shrink)
-        bound = torch.where(old == -torch.inf, -torch.inf, 0.0 - shrink)
+        bound = torch.where(p == 0.0, -torch.inf, 0.0 - shrink)
     if upper is not False:
         x = solvers.growth(share, u, w, log_u)
         edge = 0.0 - old
@@ -222,10 +222,13 @@ def _side_derivatives(bound: Tensor, old: Tensor, divergence: FDivergence) -> tu
     moved = torch.where(b > 0.0, q * torch.expm1(-b), -p * torch.expm1(b))
     change = moved / c
     t = torch.where(change < -0.5, torch.log(-torch.expm1(a + b) / c), torch.log1p(change))
-    g_q = form.slope(b) - form.slope(t)
+    # q f'(r) and q f'(v) with the shrinking outcome's 0 * inf far out avoided.
+    falls = b < 0.0
+    by_token = torch.where(falls, p * solvers.kept_slope(b.clamp(max=0.0), form), q * form.slope(b))
+    q_g_q = by_token - q * form.slope(t)
     g_p = form.conjugate_slope(-b) - form.conjugate_slope(-t)
-    by_radius = 1.0 / (q * g_q)
-    by_old = -1.0 - (p * g_p) / (q * g_q)
+    by_radius = 1.0 / q_g_q
+    by_old = -1.0 - (p * g_p) / q_g_q
     at_top, at_zero = bound == -old, torch.isinf(bound) & (bound < 0)
     by_radius = torch.where(at_top | at_zero, 0.0, by_radius)
     by_old = torch.where(at_top, -1.0, torch.where(at_zero, 0.0, by_old))

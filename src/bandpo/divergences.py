@@ -115,6 +115,8 @@ class LogForm:
         slope: t -> f'(e^t), any sign of t.
         conjugate_slope: t -> f*'(e^t), any sign of t.
         curvature: f''(1), which sets the size of the band for a small radius.
+        at_zero: f(0), may be +inf.
+        at_infinity: the slope of f at infinity, f*(0), may be +inf.
         log_tail: f(u) grows like -log u at 0, so a lower log-bound can be as far away as radius / p.
     """
 
@@ -123,11 +125,21 @@ class LogForm:
     slope: TensorFunction
     conjugate_slope: TensorFunction
     curvature: float
+    at_zero: float
+    at_infinity: float
     log_tail: bool = False
 
     def reverse(self) -> LogForm:
         """The form of the conjugate generator, that is of the divergence with its arguments exchanged."""
-        return LogForm(self.conjugate, self.value, self.conjugate_slope, self.slope, self.curvature)
+        return LogForm(
+            self.conjugate,
+            self.value,
+            self.conjugate_slope,
+            self.slope,
+            self.curvature,
+            self.at_infinity,
+            self.at_zero,
+        )
 
 
 def _kl_value(t: Tensor) -> Tensor:
@@ -225,12 +237,15 @@ def _alpha_slope(t: Tensor, a: float) -> Tensor:
     return expm1((a - 1.0) * t) / (a - 1.0)
 
 
-KL_FORM = LogForm(_kl_value, _kl_conjugate, _kl_slope, _identity, 1.0, log_tail=True)
-TV_FORM = LogForm(_tv_value, _tv_value, _tv_slope, _tv_slope, 1.0)
-CHI2_FORM = LogForm(_chi2_value, _chi2_conjugate, _chi2_slope, _neyman_slope, 2.0)
-HELLINGER_FORM = LogForm(_hellinger_value, _hellinger_value, _hellinger_slope, _hellinger_slope, 0.5)
-JS_FORM = LogForm(_js_value, _js_value, _js_slope, _js_slope, 0.25)
-JEFFREYS_FORM = LogForm(_jeffreys_value, _jeffreys_value, _jeffreys_slope, _jeffreys_slope, 2.0, log_tail=True)
+INF = math.inf
+KL_FORM = LogForm(_kl_value, _kl_conjugate, _kl_slope, _identity, 1.0, INF, 1.0, log_tail=True)
+TV_FORM = LogForm(_tv_value, _tv_value, _tv_slope, _tv_slope, 1.0, 0.5, 0.5)
+CHI2_FORM = LogForm(_chi2_value, _chi2_conjugate, _chi2_slope, _neyman_slope, 2.0, 1.0, INF)
+HELLINGER_FORM = LogForm(_hellinger_value, _hellinger_value, _hellinger_slope, _hellinger_slope, 0.5, 1.0, 1.0)
+JS_FORM = LogForm(_js_value, _js_value, _js_slope, _js_slope, 0.25, 0.5 * LOG_2, 0.5 * LOG_2)
+JEFFREYS_FORM = LogForm(
+    _jeffreys_value, _jeffreys_value, _jeffreys_slope, _jeffreys_slope, 2.0, INF, INF, log_tail=True
+)
 
 
 def _alpha_form(a: float) -> LogForm:
@@ -240,6 +255,8 @@ def _alpha_form(a: float) -> LogForm:
         partial(_alpha_slope, a=a),
         partial(_alpha_slope, a=1.0 - a),
         1.0,
+        1.0 / a if a > 0.0 else INF,
+        1.0 / (1.0 - a) if a < 1.0 else INF,
     )
 
 
@@ -351,7 +368,7 @@ def _check_generator(name: str, f: TensorFunction) -> LogForm:
     h = _GENERIC_STEP
     up, down = (float(f(one + s).detach()) for s in (h, -h))
     slope_at_1 = (up - down) / (2.0 * h)
-    if float((y - slope_at_1 * (u - 1.0)).max()) <= 1e-12:
+    if bool(((y - slope_at_1 * (u - 1.0)).abs() <= 1e-8 * (1.0 + u)).all()):
         raise ValueError(f"divergence {name!r}: f must not be linear, but f(u) = {slope_at_1:.6g} (u - 1) everywhere")
     h2 = 1e-3
     curvature = (float(f(one + h2).detach()) + float(f(one - h2).detach())) / h2**2
@@ -375,6 +392,8 @@ def _check_generator(name: str, f: TensorFunction) -> LogForm:
         partial(_generic_slope, f=f, slope_at_1=slope_at_1),
         partial(_generic_conjugate_slope, f=f, slope_at_1=slope_at_1),
         max(curvature, 1e-6),
+        at_zero,
+        at_infinity,
     )
 
 
@@ -408,7 +427,6 @@ class FDivergence:
     solver: str = field(default="", repr=False)
     float32: bool = field(default=False, repr=False)
     log_form: LogForm = field(init=False, repr=False, compare=False)
-    slope_at_infinity: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         built_in = self.form is not None
@@ -416,8 +434,6 @@ class FDivergence:
         if not self.solver:
             chosen = "closed" if self.closed is not None else "newton" if built_in else "bracket"
             object.__setattr__(self, "solver", chosen)
-        at_infinity = self.log_form.conjugate(torch.full((1,), -torch.inf, dtype=torch.float64))
-        object.__setattr__(self, "slope_at_infinity", float(at_infinity))
 
 
 def _f_kl(u: Tensor) -> Tensor:
@@ -487,7 +503,6 @@ def _alpha_divergence(name: str) -> FDivergence:
     return FDivergence(name, partial(_f_alpha, a=a), _alpha_form(a))
 
 
-@torch.compiler.assume_constant_result
 def _lookup(name: str) -> FDivergence:
     found = _REGISTRY.get(name)
     if found is not None:

@@ -12,6 +12,8 @@ Each solver takes tensors of any one shape in a work dtype and returns (E, D).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,7 @@ def evaluate(
 
 def edge_value(u: Tensor, w: Tensor, log_u: Tensor, form: LogForm) -> Tensor:
     """g at the edge of the simplex (D = inf), what a radius must reach to saturate the side."""
-    rest = torch.where(w == 0.0, 0.0, w * form.value(torch.full_like(w, -torch.inf)))
+    rest = torch.where(w == 0.0, 0.0, w * form.at_zero)
     return torch.where(log_u == 0.0, 0.0, form.conjugate(log_u)) + rest
 
 
@@ -91,10 +93,9 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: LogF
     The unknown is log D where f grows like -log u at 0, else log(e^D - 1), the log-odds of the moved share;
     the equation is log(g / radius) = 0, or with a finite edge value G, log(g (G - radius) / (radius (G - g)))
     = 0. Both ends are then lines (slope 2 at the centre), so Newton converges in a few trips; a step that
-    leaves the bracket is replaced by its midpoint.
+    leaves the bracket is replaced by its midpoint. D beyond 690 counts as saturated, log tails excepted.
     Cost: a trip evaluates f, f* and their slopes once, about 10 transcendentals; NEWTON_TRIPS trips.
-    Precision: a few ulp times the condition of the root (poor only within ulps of saturation). Log-bounds
-    beyond 350 in size are not resolved for f with a power tail, as f' itself overflows there.
+    Precision: a few ulp times the condition of the root (poor only within ulps of saturation).
     """
     edge = edge_value(u, w, log_u, form)
     saturated = radius >= edge
@@ -112,7 +113,7 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: LogF
         remaining = edge - g
         h = torch.log(g / radius)
         h = torch.where(bounded, h - torch.log(remaining / (edge - radius)), h)
-        slope = speed * w * (kept * form.slope(x) - _kept_slope(shrink, kept, form))
+        slope = speed * w * (kept * form.slope(x) - kept_slope(-shrink, form))
         weight = torch.where(bounded, 1.0 / g + 1.0 / remaining, 1.0 / g)
         below = g < radius
         low = torch.where(below, state, low)
@@ -122,6 +123,8 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: LogF
         state = torch.where(inside, step, torch.sqrt(low) * torch.sqrt(high))
     state = torch.where(torch.isnan(edge + radius), torch.nan, state)
     share, shrink, _, _ = _coordinates(state, log_tail)
+    if not log_tail:
+        saturated = saturated | (shrink > 690.0)
     return torch.where(saturated, 1.0, share), torch.where(saturated, torch.inf, shrink)
 
 
@@ -133,12 +136,15 @@ def _coordinates(state: Tensor, log_tail: bool) -> tuple[Tensor, Tensor, Tensor,
     return share, log1p(state), 1.0 / (1.0 + state), share
 
 
-def _kept_slope(shrink: Tensor, kept: Tensor, form: LogForm) -> Tensor:
-    # u f'(u) at u = e^-D. With a log tail it is a constant beyond e^-40, where the product would be 0 * inf.
-    if not form.log_tail:
-        return kept * form.slope(-shrink)
-    near = shrink.clamp(max=40.0)
-    return torch.exp(-near) * form.slope(-near)
+def kept_slope(t: Tensor, form: LogForm) -> Tensor:
+    """u f'(u) at u = e^t, t <= 0, without the 0 * inf that a steep f makes of it far out."""
+    if form.log_tail:  # constant below e^-40
+        t = t.clamp(min=-40.0)
+    near = torch.exp(t) * form.slope(t)
+    if form.log_tail or math.isfinite(form.at_zero):
+        return near
+    # f(u) - f*'(1/u) is the same thing and overflows only with f itself.
+    return torch.where(t < -40.0, form.value(t) - form.conjugate_slope(-t), near)
 
 
 def solve_bracket(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: LogForm) -> tuple[Tensor, Tensor]:

@@ -12,27 +12,17 @@ def main() -> None:
         from bandpo.cli.app import app
     except ImportError as error:
         sys.exit(f"error: the command line needs an extra: pip install 'bandpo[train]' ({error})")
-    from click.exceptions import ClickException, Exit
 
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) != len(sys.argv) - 1 or bool(os.environ.get("BANDPO_DEBUG"))
     try:
-        status = app(args=arguments, prog_name="bandpo", standalone_mode=False)
-    except Exit as leave:
-        status = leave.exit_code
-    except ClickException as error:
-        error.show()
-        status = error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
+        app(args=arguments, prog_name="bandpo")
     except Exception as error:
         if debug:
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         message = " ".join(str(error).split()) or "no message"
         print(f"error: {kind}{message}", file=sys.stderr)
-        if not isinstance(error, ValueError):
-            print("run again with --debug for the traceback", file=sys.stderr)
-        status = 1
-    sys.exit(status if isinstance(status, int) else 0)
+        if not kind:
+            sys.exit(1)
+        sys.exit("run again with --debug for the traceback")

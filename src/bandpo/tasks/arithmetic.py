@@ -51,7 +51,7 @@ class Arithmetic(Task):
 
     def _problem(self, a: int, op: str, b: int) -> Problem:
         value = {"+": a + b, "-": a - b, "*": a * b}[op]
-        return Problem(f"{a}{op}{b}=", str(value), written_sum(a, b) if self.steps else None)
+        return Problem(f"{a} {op} {b}", str(value), written_sum(a, b) if self.steps else None)
 
 
 def written_sum(a: int, b: int) -> str:

@@ -198,7 +198,7 @@ def _explain(error: ValidationError, data: dict[str, Any]) -> str:
         given = (data.get("task") or {}).get("name") if isinstance(data.get("task"), dict) else None
         return f"unknown task {given!r}{nearest(str(given), known)}; known tasks: {', '.join(known)}"
     if kind == "missing":
-        return f"key {key!r} is missing"
+        return f"key {key!r} is missing; give it as {key}=VALUE"
     message = first["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return message if not key or key in ("rule", "model") else f"{key}: {message}"

