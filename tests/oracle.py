@@ -80,10 +80,9 @@ def bound(name: str, old_logp: float, radius: float, upper: bool) -> mp.mpf | No
         f_high = mp.log(f_high / radius) if f_high != mp.inf else mp.mpf(10) ** 6
         tolerance = mp.mpf(10) ** -25
         for trip in range(400):
-            if trip % 3 == 2 or trip < 8:
-                size = (low + high) / 2
-            else:
-                size = (low * f_high - high * f_low) / (f_high - f_low)
+            halve = trip % 3 == 2 or trip < 8
+            secant = (low * f_high - high * f_low) / (f_high - f_low)
+            size = (low + high) / 2 if halve else secant
             g = divergence(name, old_logp, sign * mp.exp(size))
             f_size = mp.log(g / radius) if g != mp.inf else mp.mpf(10) ** 6
             if f_size < 0:

@@ -283,7 +283,9 @@ def band(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | F
     Returns:
         RatioBounds, 0 <= lower <= 1 <= upper <= 1/p, differentiable in radius and old_logps. A saturated
         side is exactly the simplex edge (log_upper = -old_logps, log_lower = -inf). At log-prob 0 (padding)
-        the bounds are [limit, 1]; at -inf they are [0, inf]. NaN in gives NaN out.
+        the bounds are [limit, 1]; at -inf they are [0, inf]. NaN in gives NaN out. Where p underflows
+        (finite log-probs below -700, for "chi2" in float32 below -180) a divergence whose slope at infinity
+        is infinite only promises an upper bound in [1, 1/p].
 
     Raises:
         ValueError: radius not > 0 and finite, a log-prob beyond POSITIVE_TOLERANCE above 0, shapes that do
