@@ -80,9 +80,7 @@ def test_value_and_gradient_equal_the_clipped_surrogate(rule, aggregation):
 
 def by_hand(values, mask, aggregation):
     """The four modes as loops over sequences."""
-    rows = [
-        [v for v, m in zip(row, keep, strict=True) if m] for row, keep in zip(values, mask.bool(), strict=True)
-    ]
+    rows = [[v for v, m in zip(row, keep, strict=True) if m] for row, keep in zip(values, mask.bool(), strict=True)]
     rows = [torch.stack(row) for row in rows if row]
     if aggregation == "token-mean":
         return torch.cat(rows).mean()

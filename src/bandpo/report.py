@@ -184,7 +184,11 @@ def plot_bounds(rules: Sequence[tuple[str, Any]], path: Path) -> None:
             axis.plot(p, bounds.lower * scale, color=colour, linestyle="--")
     left.set(xscale="log", yscale="log", ylim=(0.02, 200), xlabel="old probability p", ylabel="ratio bounds")
     right.set(
-        xscale="log", yscale="log", ylim=(1e-5, 1.3), xlabel="old probability p", ylabel="probability after one update"
+        xscale="log",
+        yscale="log",
+        ylim=(1e-5, 1.3),
+        xlabel="old probability p",
+        ylabel="probability after one update",
     )
     left.set_title("How far the ratio may move (solid: upper, dashed: lower)", fontsize=10)
     right.set_title("Where the token's probability may go", fontsize=10)

@@ -16,7 +16,9 @@ def bounds(
     cap: Annotated[float | None, typer.Option(help="Largest ratio allowed.", show_default="none")] = None,
     floor: Annotated[float | None, typer.Option(help="Smallest lower bound.", show_default="none")] = None,
     p: Annotated[list[float] | None, typer.Option(help="Old probability; may be given several times.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw them, beside fixed clips, into this PNG or SVG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw them, beside fixed clips, into this PNG or SVG.")
+    ] = None,
 ) -> None:
     """Show the ratio bounds that Band gives to tokens of some probabilities."""
     import torch

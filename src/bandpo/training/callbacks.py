@@ -34,7 +34,7 @@ class RunRecorder(TrainerCallback):
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
         self.trainer: Any = None
-        self._seen = 0
+        self._seen = -1
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
@@ -44,8 +44,8 @@ class RunRecorder(TrainerCallback):
 
     def _write_samples(self, step: int) -> None:
         logs = self.trainer._logs
-        rollout = self.trainer._step // (self.trainer.args.steps_per_generation * self.trainer.num_iterations)
-        if rollout == self._seen and step > 1:
+        rollout = (self.trainer._step - 1) // (self.trainer.args.steps_per_generation * self.trainer.num_iterations)
+        if rollout == self._seen:
             return
         self._seen = rollout
         names = list(logs["rewards"])
