@@ -104,6 +104,11 @@ def test_limits():
         bounds = band(old, 0.05, name)
         assert bounds.log_lower.tolist() == pytest.approx([lower, -math.inf], rel=1e-6), name
         assert bounds.log_upper.tolist() == [0.0, math.inf], name
+    for name in NAMES:
+        vanished = torch.tensor([-1e6, -math.inf, 0.0])
+        bounds = band(vanished, 0.05, name)
+        assert bounds.log_lower[:2].tolist() == [-math.inf, -math.inf], name
+        assert bounds.log_upper[1:].tolist() == [math.inf, 0.0], name
     small = torch.tensor([-60.0], dtype=torch.float64)
     assert (band(small).log_upper + small).exp().item() == pytest.approx(-math.expm1(-0.05), rel=1e-12)
     assert (band(small, 0.05, "tv").log_upper + small).exp().item() == pytest.approx(0.05, rel=1e-12)

@@ -203,8 +203,10 @@ def _solve_block(old: Tensor, radius: Tensor, divergence: FDivergence, upper: bo
     if upper is not False:
         x = solvers.growth(share, u, w, log_u)
         edge = 0.0 - old
-        saturated = (x > edge) | torch.isinf(shrink) | torch.isinf(edge) | (edge == 0.0)
-        log_upper = torch.where(saturated, edge, x)
+        saturated = torch.isinf(shrink)
+        if math.isinf(divergence.log_form.at_infinity):  # else x has the limits itself
+            saturated = saturated | torch.isinf(edge) | (edge == 0.0)
+        log_upper = torch.where(saturated, edge, torch.minimum(x, edge))
         bound = torch.where(upper, log_upper, bound) if isinstance(upper, Tensor) else log_upper
     return bound.to(out_dtype)
 

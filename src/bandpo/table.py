@@ -18,7 +18,7 @@ from torch import Tensor
 from .band import DEFAULT_RADIUS, RatioBounds, band, band_side, check_logps, check_radius
 from .divergences import FDivergence, binary_value, get_divergence, log1mexp
 
-DEFAULT_TOLERANCE = 2e-5
+DEFAULT_TOLERANCE = 5e-5
 """The error a table may have before its constructor refuses; the only place this default is written."""
 
 NODES = 16384
