@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from bandpo.training.run_dir import RunDirectory, append_line
+from bandpo.training.trainer import micro_batches_per_rollout
 
 FIGURES = (
     ("reward", "reward", "{:.2f}"),
@@ -44,7 +45,7 @@ class RunRecorder(TrainerCallback):
 
     def _write_samples(self, step: int) -> None:
         logs = self.trainer._logs
-        rollout = (self.trainer._step - 1) // (self.trainer.args.steps_per_generation * self.trainer.num_iterations)
+        rollout = (self.trainer._step - 1) // micro_batches_per_rollout(self.trainer.args)
         if rollout == self._seen:
             return
         self._seen = rollout

@@ -23,7 +23,7 @@ from bandpo.training.callbacks import ProgressDisplay, RunRecorder, make_progres
 from bandpo.training.config import LoraConfig, RunConfig, WarmupConfig
 from bandpo.training.models import load_model, scratch_model
 from bandpo.training.run_dir import RunDirectory, append_line, write_atomic
-from bandpo.training.trainer import BandGRPOConfig, BandGRPOTrainer
+from bandpo.training.trainer import BandGRPOConfig, BandGRPOTrainer, micro_batches_per_rollout
 
 # What differs from TRL's defaults, whatever the recipe says less.
 TRAIN_DEFAULTS: dict[str, Any] = {
@@ -90,6 +90,8 @@ def _run(
     if config.warmup is not None:
         warm_up(model, tokenizer, config.task, train_problems, config.warmup, config.seed, run.path / "warmup")
     args = build_args(config, train_settings, run)
+    assert args.max_completion_length is not None
+    max_new_tokens = args.max_completion_length
     trainer = build_trainer(config, args, model, tokenizer, train_problems)
     recorder = RunRecorder(run)
     recorder.trainer = trainer
@@ -106,7 +108,7 @@ def _run(
                 config.task,
                 heldout,
                 samples=config.eval.samples,
-                max_new_tokens=args.max_completion_length,
+                max_new_tokens=max_new_tokens,
                 temperature=config.eval.temperature,
                 greedy=config.eval.greedy,
                 batch_size=config.eval.batch_size,
@@ -121,7 +123,6 @@ def _run(
         before = grade("before")
         trainer.add_callback(ProgressDisplay(progress))
         trainer.train()
-        trained = time.monotonic()
         after = grade("after")
     trainer.save_model(str(run.model))
     tokenizer.save_pretrained(run.model)
@@ -129,15 +130,11 @@ def _run(
         "rule": config.rule,
         "steps": trainer.state.global_step,
         "rollouts": math.ceil(
-            trainer.state.global_step
-            * args.gradient_accumulation_steps
-            / args.steps_per_generation
-            / args.num_iterations
+            trainer.state.global_step * args.gradient_accumulation_steps / micro_batches_per_rollout(args)
         ),
         "before": before.as_dict(),
         "after": after.as_dict(),
         "seconds": round(time.monotonic() - started, 1),
-        "seconds_after_training": round(time.monotonic() - trained, 1),
     }
     write_atomic(run.summary, json.dumps(summary, indent=2) + "\n")
     write_run_report(run.path)
@@ -177,6 +174,8 @@ def check_train_settings(settings: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"unknown key 'train.{key}'{nearest(key, known)}; allowed is any field of TRL's GRPOConfig"
             )
+    if settings.get("max_completion_length", 1) is None:
+        raise ValueError("train.max_completion_length is null, allowed is an integer >= 1")
     return settings
 
 

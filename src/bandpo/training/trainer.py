@@ -97,7 +97,8 @@ class BandGRPOTrainer(GRPOTrainer):
         ValueError: For settings under which TRL would not use the bounds, or use them wrongly.
     """
 
-    _tag_names = ("trl", "grpo", "bandpo")
+    _tag_names = ["trl", "grpo", "bandpo"]  # noqa: RUF012 (a list in TRL)
+    args: BandGRPOConfig
 
     def __init__(self, *args: Any, rule: ClipRule | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -105,13 +106,11 @@ class BandGRPOTrainer(GRPOTrainer):
             raise ValueError(f"args is a {type(self.args).__name__}, allowed is a BandGRPOConfig")
         self.rule = self.args.make_clip_rule() if rule is None else rule
         self._last_logps: Tensor | None = None
-        self._last_entropies: Tensor | None = None
         _check_settings(self)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if torch.is_grad_enabled() or not self.model.training:
-            self._last_logps, self._last_entropies = result[0], result[1]
+        self._last_logps = result[0]
         return result
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -121,7 +120,8 @@ class BandGRPOTrainer(GRPOTrainer):
         constant = self.epsilon_low, self.epsilon_high
         if old_logps is not None:
             bounds = self.rule.bounds(old_logps)
-            self.epsilon_low, self.epsilon_high = 1 - bounds.lower, bounds.upper - 1
+            # TRL clamps to [1 - epsilon_low, 1 + epsilon_high], which is as well defined for tensors.
+            self.epsilon_low, self.epsilon_high = 1 - bounds.lower, bounds.upper - 1  # type: ignore[assignment]
         try:
             loss = super()._compute_loss(model, inputs)
         finally:
@@ -144,13 +144,13 @@ class BandGRPOTrainer(GRPOTrainer):
             mask,
             self.rule,
         )
-        self._last_logps = self._last_entropies = None
+        self._last_logps = None
         metrics = self._reduce(statistics)
         if math.isnan(metrics["divergence"]):
             raise ValueError(
                 f"NaN log-probabilities at step {self.state.global_step}: the model or its last update diverged"
             )
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if self.model.training else "eval"  # type: ignore[union-attr]
         for name, value in metrics.items():
             self._metrics[mode][f"band/{name}"].append(value)
 
@@ -214,8 +214,13 @@ def _check_settings(trainer: BandGRPOTrainer) -> None:
         )
 
 
+def micro_batches_per_rollout(args: BandGRPOConfig) -> int:
+    """Forward-backward passes between one generation and the next."""
+    return (args.steps_per_generation or 1) * args.num_iterations
+
+
 def can_clip(args: BandGRPOConfig) -> bool:
     """Whether this batch layout lets a ratio leave 1 at all."""
-    updates_apart = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
+    updates_apart = args.gradient_accumulation_steps % micro_batches_per_rollout(args) != 0
     corrected = args.use_vllm and args.vllm_importance_sampling_correction
     return updates_apart or corrected or args.anchor == "sampler"
