@@ -2,7 +2,7 @@
 
 import pytest
 
-from bandpo import Band
+from bandpo import Band, Clip
 from bandpo.training.config import load_config, recipe_names
 from bandpo.training.job import check_train_settings
 
@@ -27,6 +27,12 @@ def test_overrides_are_yaml():
     assert config.lora is None
     assert config.task.operations == ("+", "*")
     assert config.seed == 7
+
+
+def test_another_rule_starts_from_its_own_defaults():
+    config = load_config("quickstart", ["rule.high=0.28", "rule.name=clip"])
+    assert config.clip_rule() == Clip(0.2, 0.28)
+    assert load_config("quickstart", ["rule.name=band"]).clip_rule() == load_config("quickstart").clip_rule()
 
 
 def test_recipe_from_a_file(tmp_path):

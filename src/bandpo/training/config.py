@@ -112,7 +112,8 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
         ValueError: For an unknown recipe, key or value; the message names the key and the nearest valid one.
     """
     data = read_recipe(recipe)
-    for override in overrides or []:
+    # A new rule or task starts from its own defaults, so its name must be known before its options.
+    for override in sorted(overrides or [], key=lambda o: not o.partition("=")[0].strip().endswith(".name")):
         apply_override(data, override)
     return validate_config(data)
 
@@ -152,7 +153,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             child = node[parent] = {}
         node = child
-    node[last] = parse_value(text)
+    value = parse_value(text)
+    if last == "name" and node.get("name", value) != value:
+        node.clear()  # the options of another rule or task
+    node[last] = value
 
 
 def parse_value(text: str) -> Any:
