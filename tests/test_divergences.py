@@ -14,11 +14,9 @@ from bandpo.divergences import (
     DIVERGENCE_NAMES,
     FDivergence,
     as_work_dtype,
-    expm1,
     expm1_residual,
     get_divergence,
     log1mexp,
-    log1p,
     renyi_to_alpha,
 )
 
@@ -98,16 +96,11 @@ def test_elementary_functions_keep_their_digits():
     with mp.workdps(200):
         exact = [mp.mpf(v) for v in x.tolist()]
         for ours, theirs, arg in (
-            (expm1, mp.expm1, exact),
             (log1mexp, lambda v: mp.log(-mp.expm1(v)), exact),
             (expm1_residual, lambda v: mp.expm1(v) - v, exact),
         ):
             want = torch.tensor([float(theirs(v)) for v in arg], dtype=torch.float64)
             torch.testing.assert_close(ours(x), want, rtol=5e-15, atol=0)
-        want = torch.tensor([float(mp.log1p(-v)) for v in exact], dtype=torch.float64)
-        torch.testing.assert_close(log1p(-x), want, rtol=1e-15, atol=0)
-    assert expm1(torch.tensor([-math.inf, 0.0, 1e-30])).tolist() == pytest.approx([-1.0, 0.0, 1e-30])
-    assert log1p(torch.tensor([math.inf, -1.0, 1e-30])).tolist() == pytest.approx([math.inf, -math.inf, 1e-30])
 
 
 def test_work_dtype():

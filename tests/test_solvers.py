@@ -52,7 +52,9 @@ def test_the_fixed_trips_suffice(name, monkeypatch):
     old, radius = _random_inputs()
     few = band(old, radius, name)
     monkeypatch.setattr(solvers, "NEWTON_TRIPS", 40)
-    monkeypatch.setattr(solvers, "KL_TRIPS", {torch.float32: 8, torch.float64: 8})
+    monkeypatch.setattr(
+        solvers, "KL_TRIPS", {torch.float32: (torch.float64,) * 8, torch.float64: (torch.float64,) * 8}
+    )
     many = band(old, radius, name)
     seen = many.log_lower > -300
     torch.testing.assert_close(few.log_upper, many.log_upper, rtol=1e-11, atol=0)

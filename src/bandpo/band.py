@@ -11,6 +11,7 @@ Nothing here synchronises with an accelerator, and everything traces whole under
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import solvers
-from .divergences import FDivergence, as_work_dtype, binary_value, get_divergence, log1mexp
+from .divergences import BinaryForm, FDivergence, as_work_dtype, binary_value, coins, get_divergence
 
 DEFAULT_RADIUS = 0.05
 """The divergence budget per token; the only place this default is written."""
@@ -158,57 +159,79 @@ def _radius_pair(radius: Radius, like: Tensor) -> tuple[Tensor, Tensor]:
 # --- one side -----------------------------------------------------------------------------------------------
 
 
-def _solve_side(old: Tensor, radius: Tensor, divergence: FDivergence, upper: bool | Tensor) -> Tensor:
-    """Log-ratio bound of one side (per token if `upper` is a tensor); old <= 0 in a work dtype."""
+Side = bool | Tensor  # True: upper, False: lower, or a bool tensor that says which per token
+
+
+def _solve(old: Tensor, sides: Sequence[tuple[Tensor, Side]], divergence: FDivergence) -> list[Tensor]:
+    """Log-ratio bounds of the (radius, side)s asked for; old <= 0 in a work dtype.
+
+    The one place where a backend is picked: a CUDA tensor may be handed to a fused kernel here.
+    """
     block = CPU_BLOCK * torch.get_num_threads() if _may_look(old) else 0
     if not block or old.numel() <= block:
-        return _solve_block(old, radius, divergence, upper)
+        return _solve_block(old, sides, divergence)
     # Blocks keep every temporary in cache; on the CPU that is worth a factor of several.
-    out = torch.empty_like(old, memory_format=torch.contiguous_format)
-    flat, flat_out = old.reshape(-1), out.view(-1)
-    flat_radius = radius if radius.dim() == 0 else radius.expand(old.shape).reshape(-1)
-    flat_upper = upper.reshape(-1) if isinstance(upper, Tensor) else upper
+    flat = old.reshape(-1)
+    flat_sides = [(_flatten(radius, old), _flatten(upper, old)) for radius, upper in sides]
+    outs = [torch.empty_like(old, memory_format=torch.contiguous_format) for _ in sides]
     for i in range(0, flat.numel(), block):
         part = slice(i, i + block)
-        flat_out[part] = _solve_block(
-            flat[part],
-            flat_radius if flat_radius.dim() == 0 else flat_radius[part],
-            divergence,
-            flat_upper[part] if isinstance(flat_upper, Tensor) else flat_upper,
-        )
-    return out
+        parts = [(_cut(radius, part), _cut(upper, part)) for radius, upper in flat_sides]
+        for out, bound in zip(outs, _solve_block(flat[part], parts, divergence), strict=True):
+            out.view(-1)[part] = bound
+    return outs
 
 
-def _solve_block(old: Tensor, radius: Tensor, divergence: FDivergence, upper: bool | Tensor) -> Tensor:
+def _flatten(x: Any, like: Tensor) -> Any:
+    return x.expand(like.shape).reshape(-1) if isinstance(x, Tensor) and x.dim() else x
+
+
+def _cut(x: Any, part: slice) -> Any:
+    return x[part] if isinstance(x, Tensor) and x.dim() else x
+
+
+def _solve_block(old: Tensor, sides: Sequence[tuple[Tensor, Side]], divergence: FDivergence) -> list[Tensor]:
     out_dtype = old.dtype
     if not divergence.float32:
-        old, radius = old.double(), radius.double()
+        old = old.double()
     p = torch.exp(old)
-    # 1 - p = -expm1(log p), by tanh (see solvers.moved_share)
-    rest = solvers.moved_share(torch.tanh(0.0 - 0.5 * old))
+    rest = 0.0 - torch.expm1(old)  # 1 - p to the last digit
+    return [_solve_side(old, p, rest, r.to(old.dtype), divergence, up).to(out_dtype) for r, up in sides]
+
+
+def _solve_side(old: Tensor, p: Tensor, rest: Tensor, radius: Tensor, divergence: FDivergence, upper: Side) -> Tensor:
+    # log u of the lower side is log(1 - p); Halley's trips do not ask for it.
+    log_rest = old if upper is True or divergence.solver == "kl" else _log_rest(p, rest)
     if isinstance(upper, Tensor):
-        u, w = torch.where(upper, p, rest), torch.where(upper, rest, p)
-        log_u = torch.where(upper, old, log1mexp(old))
-    elif upper:
-        u, w, log_u = p, rest, old
+        u, w, log_u = torch.where(upper, p, rest), torch.where(upper, rest, p), torch.where(upper, old, log_rest)
     else:
-        u, w, log_u = rest, p, old if divergence.solver == "kl" else log1mexp(old)
+        u, w, log_u = (p, rest, old) if upper else (rest, p, log_rest)
     share, shrink = solvers.solve(divergence, u, w, log_u, radius)
     bound = share
     if upper is not True:
-        # A steep f and nothing to grow from: the bound is r = 1 itself. At p = 0 it is r = 0.
-        if math.isinf(divergence.log_form.at_infinity):
-            shrink = torch.where(u == 0.0, 0.0, shrink)
-        bound = torch.where(p == 0.0, -torch.inf, 0.0 - shrink)
+        bound = 0.0 - shrink
+        if divergence.solver in ("newton", "bracket"):
+            # Edges of the tokens where 0 / 0 may have led trips astray: r = 0 at p = 0, and at p = 1 r = 1 if f is
+            # steep, as nothing can grow.
+            if math.isinf(divergence.log_form.at_infinity):
+                bound = torch.where(u == 0.0, 0.0, bound)
+            bound = torch.where(p == 0.0, -torch.inf, bound)
     if upper is not False:
-        x = solvers.growth(share, u, w, log_u)
         edge = 0.0 - old
-        saturated = torch.isinf(shrink)
-        if math.isinf(divergence.log_form.at_infinity):  # else x has the limits itself
-            saturated = saturated | torch.isinf(edge) | (edge == 0.0)
-        log_upper = torch.where(saturated, edge, torch.minimum(x, edge))
+        x = solvers.Growth(w, log_u)(share)
+        if math.isfinite(divergence.log_form.at_zero):
+            # An infinite D is the edge exactly, a finite one is below 1000: two SIMD operations, no branches.
+            x = torch.maximum(x, shrink - 1000.0)
+        if divergence.solver in ("newton", "bracket"):
+            x = torch.where(torch.isinf(edge) | (edge == 0.0), edge, x)
+        log_upper = torch.minimum(x, edge)
         bound = torch.where(upper, log_upper, bound) if isinstance(upper, Tensor) else log_upper
-    return bound.to(out_dtype)
+    return bound
+
+
+def _log_rest(p: Tensor, rest: Tensor) -> Tensor:
+    # log(1 - p), each half by what it knows to full precision
+    return torch.where(p < 0.5, torch.log1p(-p), torch.log(rest))
 
 
 def _side_derivatives(bound: Tensor, old: Tensor, divergence: FDivergence) -> tuple[Tensor, Tensor]:
@@ -242,7 +265,7 @@ class _Side(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, old: Tensor, radius: Tensor, divergence: FDivergence, upper: Any) -> Tensor:
-        bound = _solve_side(old, radius, divergence, upper)
+        (bound,) = _solve(old, [(radius, upper)], divergence)
         ctx.save_for_backward(bound, old)
         ctx.divergence, ctx.radius_shape = divergence, radius.shape
         return bound
@@ -259,15 +282,19 @@ class _Side(torch.autograd.Function):
         return for_old, for_radius, None, None
 
 
-def _side(old_logps: Tensor, old: Tensor, radius: Tensor, divergence: FDivergence, upper: Any) -> Tensor:
-    if torch.is_grad_enabled() and (old_logps.requires_grad or radius.requires_grad):
+def _wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _side(old_logps: Tensor, old: Tensor, radius: Tensor, divergence: FDivergence, upper: Side) -> Tensor:
+    if _wants_gradient(old_logps, radius):
         tracked = as_work_dtype(old_logps)
         if old_logps.requires_grad:
             old = tracked + (old - tracked.detach()).detach()
             old = torch.where(torch.isnan(old), tracked, old)
         bound: Tensor = _Side.apply(old, radius, divergence, upper)
         return bound
-    return _solve_side(old, radius, divergence, upper)
+    return _solve(old, [(radius, upper)], divergence)[0]
 
 
 # --- public -------------------------------------------------------------------------------------------------
@@ -297,7 +324,10 @@ def band(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | F
     f = get_divergence(divergence)
     old = check_logps(old_logps, "old_logps")
     low, high = _radius_pair(radius, old)
-    return RatioBounds(_side(old_logps, old, low, f, False), _side(old_logps, old, high, f, True))
+    if _wants_gradient(old_logps, low, high):
+        return RatioBounds(_side(old_logps, old, low, f, False), _side(old_logps, old, high, f, True))
+    log_lower, log_upper = _solve(old, [(low, False), (high, True)], f)
+    return RatioBounds(log_lower, log_upper)
 
 
 def band_side(
@@ -374,8 +404,30 @@ def inside(
     f = get_divergence(divergence)
     new, old = _two_logps(logps, old_logps)
     low, high = _radius_pair(radius, old)
-    limit = low if low is high else torch.where(new > old, high, low)
-    return binary_value(new, old, f.log_form) <= limit
+    if new.dtype == torch.float64 or f.binary is None:
+        limit = low if low is high else torch.where(new > old, high, low)
+        return binary_value(new, old, f.log_form) <= limit
+    return _inside_float32(new, old, (low, high), f.binary)
+
+
+def _inside_float32(new: Tensor, old: Tensor, radii: tuple[Tensor, Tensor], binary: BinaryForm) -> Tensor:
+    block = CPU_BLOCK * torch.get_num_threads() if _may_look(old) else 0
+    if not block or new.numel() <= block or old.shape != new.shape:
+        return _inside_block(new, old, radii, binary)
+    out = torch.empty(new.shape, dtype=torch.bool)
+    flat = [_flatten(x, new) for x in (new, old, *radii)]
+    for i in range(0, new.numel(), block):
+        a, b, low, high = (_cut(x, slice(i, i + block)) for x in flat)
+        out.view(-1)[i : i + block] = _inside_block(a, b, (low, low if radii[0] is radii[1] else high), binary)
+    return out
+
+
+def _inside_block(new: Tensor, old: Tensor, radii: tuple[Tensor, Tensor], binary: BinaryForm) -> Tensor:
+    k = coins(new.double(), old.double())
+    low, high = radii
+    limit = low if low is high else torch.where(k.moved > 0.0, high, low)
+    # The change t hides a NaN, moved does not.
+    return binary.value(k) + 0.0 * k.moved <= limit
 
 
 def certify(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl") -> Certificate:
@@ -387,7 +439,8 @@ def certify(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str 
     f = get_divergence(divergence)
     old = check_logps(old_logps, "old_logps")
     low, high = _radius_pair(radius, old)
-    bounds = RatioBounds(_solve_side(old, low, f, False), _solve_side(old, high, f, True))
+    log_lower, log_upper = _solve(old.detach(), [(low.detach(), False), (high.detach(), True)], f)
+    bounds = RatioBounds(log_lower, log_upper)
     res_low, bracket_low = _certify_side(bounds.log_lower, old, low, f, False)
     res_high, bracket_high = _certify_side(bounds.log_upper, old, high, f, True)
     holds = ~(torch.isnan(bracket_low[0]) | torch.isnan(bracket_high[0]))

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,39 +47,9 @@ def as_work_dtype(x: Tensor) -> Tensor:
 # --- elementary functions -----------------------------------------------------------------------------------
 
 
-def _vectorise(x: Tensor) -> bool:
-    # Eager CPU log1p and expm1 are scalar loops (about 25 ns an element) while exp and log use SIMD.
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def log1p(x: Tensor, finite: bool = False) -> Tensor:
-    """log(1 + x) to a few ulp; Kahan's correction of log where the native one is slow.
-
-    `finite` promises that x is neither inf nor beyond the largest float over 4, and saves two passes.
-    """
-    if not _vectorise(x):
-        return torch.log1p(x)
-    s = 1.0 + x
-    rounded = s - 1.0
-    # Where 1 + x rounds to 1 the logarithm is 0 and x itself is the answer.
-    out = torch.where(rounded == 0.0, x, torch.log(s) * (x / rounded))
-    return out if finite else torch.where(torch.isinf(x), x, out)
-
-
-def expm1(x: Tensor) -> Tensor:
-    """exp(x) - 1 to a few ulp; Kahan's correction of exp where the native one is slow."""
-    if not _vectorise(x):
-        return torch.expm1(x)
-    e = torch.exp(x)
-    em1 = e - 1.0
-    out = em1 * (x / torch.log(e))
-    # e = 1 (|x| below one ulp): the answer is x. Large |x|: no cancellation, and log(e) would be infinite.
-    return torch.where(em1 == 0.0, x, torch.where(x.abs() > 20.0, em1, out))
-
-
 def log1mexp(x: Tensor) -> Tensor:
     """log(1 - e^x) for x <= 0, accurate at both ends (Maechler's switch at -log 2)."""
-    return torch.where(x > -LOG_2, torch.log(-expm1(x)), log1p(-torch.exp(x)))
+    return torch.where(x > -LOG_2, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
 def _taylor_terms(dtype: torch.dtype) -> int:
@@ -94,7 +64,7 @@ def expm1_residual(t: Tensor) -> Tensor:
     series = torch.ones_like(z)
     for k in range(n + 1, 2, -1):
         series = 1.0 + series * z / k
-    return torch.where(small, 0.5 * z * z * series, expm1(t) - t)
+    return torch.where(small, 0.5 * z * z * series, torch.expm1(t) - t)
 
 
 def _t_exp(t: Tensor) -> Tensor:
@@ -150,11 +120,11 @@ def _kl_conjugate(t: Tensor) -> Tensor:
     # v ln v - v + 1 = e^t (e^-t - 1 + t): the product keeps small t exact, the sum keeps large ones finite.
     small = t > -0.5
     near = torch.exp(t) * expm1_residual(-torch.where(small, t, 0.0))
-    return torch.where(small, near, _t_exp(t) - expm1(t))
+    return torch.where(small, near, _t_exp(t) - torch.expm1(t))
 
 
 def _kl_slope(t: Tensor) -> Tensor:
-    return -expm1(-t)
+    return -torch.expm1(-t)
 
 
 def _identity(t: Tensor) -> Tensor:
@@ -162,7 +132,7 @@ def _identity(t: Tensor) -> Tensor:
 
 
 def _tv_value(t: Tensor) -> Tensor:
-    return -0.5 * expm1(t)
+    return -0.5 * torch.expm1(t)
 
 
 def _tv_slope(t: Tensor) -> Tensor:
@@ -170,27 +140,27 @@ def _tv_slope(t: Tensor) -> Tensor:
 
 
 def _chi2_value(t: Tensor) -> Tensor:
-    return expm1(t).square()
+    return torch.expm1(t).square()
 
 
 def _chi2_conjugate(t: Tensor) -> Tensor:
-    return expm1(t).square() * torch.exp(-t)
+    return torch.expm1(t).square() * torch.exp(-t)
 
 
 def _chi2_slope(t: Tensor) -> Tensor:
-    return 2.0 * expm1(t)
+    return 2.0 * torch.expm1(t)
 
 
 def _neyman_slope(t: Tensor) -> Tensor:
-    return -expm1(-2.0 * t)
+    return -torch.expm1(-2.0 * t)
 
 
 def _hellinger_value(t: Tensor) -> Tensor:
-    return expm1(0.5 * t).square()
+    return torch.expm1(0.5 * t).square()
 
 
 def _hellinger_slope(t: Tensor) -> Tensor:
-    return -expm1(-0.5 * t)
+    return -torch.expm1(-0.5 * t)
 
 
 def _js_value(t: Tensor) -> Tensor:
@@ -199,24 +169,24 @@ def _js_value(t: Tensor) -> Tensor:
     near = t > -2.0
     zt = torch.where(near, t, 0.0)
     tanh = torch.tanh(0.5 * zt)
-    close = 0.5 * (1.0 + e) * (0.5 * zt * tanh + 0.5 * log1p(-tanh * tanh))
-    far = 0.5 * (1.0 + e) * (LOG_2 - log1p(e)) + 0.5 * _t_exp(t)
+    close = 0.5 * (1.0 + e) * (0.5 * zt * tanh + 0.5 * torch.log1p(-tanh * tanh))
+    far = 0.5 * (1.0 + e) * (LOG_2 - torch.log1p(e)) + 0.5 * _t_exp(t)
     return torch.where(near, close, far)
 
 
 def _js_slope(t: Tensor) -> Tensor:
     # 1/2 ln(2u/(1+u)); each branch avoids the overflow of the other.
-    down = 0.5 * (t - log1p(0.5 * expm1(torch.clamp(t, max=0.0))))
-    up = -0.5 * log1p(0.5 * expm1(-torch.clamp(t, min=0.0)))
+    down = 0.5 * (t - torch.log1p(0.5 * torch.expm1(torch.clamp(t, max=0.0))))
+    up = -0.5 * torch.log1p(0.5 * torch.expm1(-torch.clamp(t, min=0.0)))
     return torch.where(t < 0.0, down, up)
 
 
 def _jeffreys_value(t: Tensor) -> Tensor:
-    return expm1(t) * t
+    return torch.expm1(t) * t
 
 
 def _jeffreys_slope(t: Tensor) -> Tensor:
-    return t - expm1(-t)
+    return t - torch.expm1(-t)
 
 
 def _alpha_value(t: Tensor, a: float) -> Tensor:
@@ -226,7 +196,7 @@ def _alpha_value(t: Tensor, a: float) -> Tensor:
         near = t > -1.0
         tn = torch.where(near, t, 0.0)
         close = expm1_residual(a * tn) - a * expm1_residual(tn)
-        far = expm1(a * t) - a * expm1(t)
+        far = torch.expm1(a * t) - a * torch.expm1(t)
         return torch.where(near, close, far) / (a * (a - 1.0))
     b = 1.0 - a
     tc = t.clamp(min=limit)  # e^limit is 0, and b * limit does not overflow
@@ -234,7 +204,7 @@ def _alpha_value(t: Tensor, a: float) -> Tensor:
 
 
 def _alpha_slope(t: Tensor, a: float) -> Tensor:
-    return expm1((a - 1.0) * t) / (a - 1.0)
+    return torch.expm1((a - 1.0) * t) / (a - 1.0)
 
 
 INF = math.inf
@@ -260,6 +230,118 @@ def _alpha_form(a: float) -> LogForm:
     )
 
 
+# --- short binary forms -------------------------------------------------------------------------------------
+
+
+class Coins(NamedTuple):
+    """Two coins, (p, c = 1 - p) before and (q, d = 1 - q) after, with what is known of them to full precision.
+
+    s = log(q / p), t = log(d / c) and moved = q - p = c - d; one shape, float64.
+    """
+
+    p: Tensor
+    c: Tensor
+    q: Tensor
+    d: Tensor
+    s: Tensor
+    t: Tensor
+    moved: Tensor
+
+
+CoinFunction = Callable[[Coins], Tensor]
+
+
+@dataclass(frozen=True)
+class BinaryForm:
+    """g_f in its shortest form, for float64: few operations, and an absolute error near 1e-16 sqrt(g).
+
+    That is a relative 1e-13 at g = 1e-6, where float32 would have nothing left; hence float64 even for float32
+    log-probs. The changes of coins that never had a chance are huge rather than infinite (see `coins`) and a
+    quotient is of p + TINY, so that 0 times such a change is 0 and NaN needs no care.
+
+    Attributes:
+        value: g_f.
+        slope: -(d g_f / d t) = d (f'(q / p) - f'(d / c)) for s >= 0 >= t, which Newton's method divides by.
+    """
+
+    value: CoinFunction
+    slope: CoinFunction | None = None
+
+
+TINY, HUGE = 1e-300, 1e290
+
+
+def _kl_binary(k: Coins) -> Tensor:
+    return 0.0 - k.p * k.s - k.c * k.t
+
+
+def _reverse_kl_binary(k: Coins) -> Tensor:
+    return k.q * k.s + k.d * k.t
+
+
+def _reverse_kl_binary_slope(k: Coins) -> Tensor:
+    return k.d * (k.s - k.t)
+
+
+def _tv_binary(k: Coins) -> Tensor:
+    return k.moved.abs()
+
+
+def _chi2_binary(k: Coins) -> Tensor:
+    return k.moved * (k.moved / (k.p + TINY)) + k.moved * (k.moved / (k.c + TINY))
+
+
+def _neyman_binary(k: Coins) -> Tensor:
+    return k.moved * (k.moved / (k.q + TINY)) + k.moved * (k.moved / (k.d + TINY))
+
+
+def _hellinger_binary(k: Coins) -> Tensor:
+    return (torch.sqrt(k.q) - torch.sqrt(k.p)).square() + (torch.sqrt(k.d) - torch.sqrt(k.c)).square()
+
+
+def _js_lean(before: Tensor, after: Tensor, moved: Tensor) -> Tensor:
+    # log of the new outcome over the midpoint is log1p of this, of the old one log1p of its negative
+    lean = moved / (before + after + TINY)
+    return lean.clamp(min=-1.0 + 1e-16, max=1.0 - 1e-16)
+
+
+def _js_binary(k: Coins) -> Tensor:
+    z, y = _js_lean(k.p, k.q, k.moved), _js_lean(k.c, k.d, -k.moved)
+    token = k.q * torch.log1p(z) + k.p * torch.log1p(-z)
+    return 0.5 * (token + k.d * torch.log1p(y) + k.c * torch.log1p(-y))
+
+
+def _js_binary_slope(k: Coins) -> Tensor:
+    z, y = _js_lean(k.p, k.q, k.moved), _js_lean(k.c, k.d, -k.moved)
+    return 0.5 * k.d * (torch.log1p(z) - torch.log1p(y))
+
+
+def _jeffreys_binary(k: Coins) -> Tensor:
+    return k.moved * (k.s - k.t)
+
+
+def _jeffreys_binary_slope(k: Coins) -> Tensor:
+    return k.d * (k.s - k.t + k.moved / k.q) + k.moved
+
+
+def _power(a: float, log_u: Tensor) -> Tensor:
+    # u^a - 1, huge at most: 0 of it is 0
+    return torch.expm1((a * log_u).clamp(max=700.0))
+
+
+def _alpha_binary(k: Coins, a: float) -> Tensor:
+    # E_old[u^a - 1] = E_new[u^(a - 1) - 1]: the one whose power is nearer 0 divides out without a loss.
+    b = a - 1.0
+    if a > 0.5:
+        return (k.q * _power(b, k.s) + k.d * _power(b, k.t)) / (a * b)
+    return (k.p * _power(a, k.s) + k.c * _power(a, k.t)) / (a * b)
+
+
+def _alpha_binary_slope(k: Coins, a: float) -> Tensor:
+    b = a - 1.0
+    return k.d * (_power(b, k.s) - _power(b, k.t)) / b
+
+
 # --- closed forms -------------------------------------------------------------------------------------------
 # Each takes the probabilities of the growing and of the shrinking outcome (u + w = 1, both accurate), log u and
 # the radius, and returns (E, D): the share of the shrinking outcome's probability that moves and D = -log(1 - E),
@@ -270,7 +352,7 @@ ClosedForm = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 def _from_share(share: Tensor) -> tuple[Tensor, Tensor]:
     share = share.clamp(max=1.0)
-    return share, -log1p(-share)
+    return share, -torch.log1p(-share)
 
 
 def _tv_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,22 +362,22 @@ def _tv_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Ten
 
 def _chi2_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     # (w E)^2 / (u w) = radius
-    # sqrt(u) from its logarithm where u itself would underflow.
-    root = torch.where(log_u < -80.0, torch.exp(0.5 * log_u), torch.sqrt(u))
-    return _from_share(torch.sqrt(radius / w) * root)
+    # sqrt(u) from its logarithm, as u itself may underflow.
+    return _from_share(torch.sqrt(radius / w) * torch.exp(0.5 * log_u))
 
 
 def _neyman_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     # (w E)^2 = radius (u + w E)(w - w E), the Wilson interval, solved for the odds E/(1-E): nothing cancels.
     odds = (radius + torch.sqrt(radius * (radius + 4.0 * u * w))) / (2.0 * w)
-    return torch.where(torch.isinf(odds), 1.0, odds / (1.0 + odds)), log1p(odds)
+    finite = odds.clamp(max=1e30)
+    return finite / (1.0 + finite), torch.log1p(odds)
 
 
 def _hellinger_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     # sqrt(1 - E) = sin(omega - theta) / sin(omega), tan(omega) = sqrt(w/u), cos(theta) = 1 - radius/2.
-    sine = torch.sqrt((radius * (1.0 - 0.25 * radius)).clamp(min=0.0))
+    sine = torch.sqrt((radius * (1.0 - 0.25 * radius)).clamp(min=1e-30))  # not 0: u / w may be inf
     lost = (0.5 * radius + torch.sqrt(u / w) * sine).clamp(max=1.0)
-    return lost * (2.0 - lost), -2.0 * log1p(-lost)
+    return lost * (2.0 - lost), -2.0 * torch.log1p(-lost)
 
 
 # --- user generators ----------------------------------------------------------------------------------------
@@ -412,6 +494,7 @@ class FDivergence:
             u = e^-700 is used. Lower bounds below e^-700 are reported as 0.
         closed: optional closed form (u, w, log_u, radius) -> (E, D): the share E of the shrinking outcome's
             probability w that moves to the growing one (u = 1 - w), and D = -log(1 - E), inf if saturated.
+        binary: optional :class:`BinaryForm`, a short float64 form of g_f for membership and Newton's trips.
         solver: "kl", "closed" (needs `closed`), "newton" (needs `form`) or "bracket" (needs only f); chosen
             by what is given if empty.
         float32: the solve meets its precision in float32; otherwise it runs in float64 internally.
@@ -424,6 +507,7 @@ class FDivergence:
     f: TensorFunction
     form: LogForm | None = field(default=None, repr=False)
     closed: ClosedForm | None = field(default=None, repr=False)
+    binary: BinaryForm | None = field(default=None, repr=False)
     solver: str = field(default="", repr=False)
     float32: bool = field(default=False, repr=False)
     log_form: LogForm = field(init=False, repr=False, compare=False)
@@ -475,14 +559,21 @@ def _f_alpha(u: Tensor, a: float) -> Tensor:
 _REGISTRY: dict[str, FDivergence] = {
     d.name: d
     for d in (
-        FDivergence("kl", _f_kl, KL_FORM, solver="kl", float32=True),
-        FDivergence("reverse_kl", _f_reverse_kl, KL_FORM.reverse()),
-        FDivergence("tv", _f_tv, TV_FORM, _tv_closed, float32=True),
-        FDivergence("chi2", _f_chi2, CHI2_FORM, _chi2_closed, float32=True),
-        FDivergence("neyman_chi2", _f_neyman, CHI2_FORM.reverse(), _neyman_closed),
-        FDivergence("hellinger2", _f_hellinger, HELLINGER_FORM, _hellinger_closed),
-        FDivergence("js", _f_js, JS_FORM),
-        FDivergence("jeffreys", _f_jeffreys, JEFFREYS_FORM),
+        FDivergence("kl", _f_kl, KL_FORM, binary=BinaryForm(_kl_binary), solver="kl", float32=True),
+        FDivergence(
+            "reverse_kl",
+            _f_reverse_kl,
+            KL_FORM.reverse(),
+            binary=BinaryForm(_reverse_kl_binary, _reverse_kl_binary_slope),
+        ),
+        FDivergence("tv", _f_tv, TV_FORM, _tv_closed, BinaryForm(_tv_binary), float32=True),
+        FDivergence("chi2", _f_chi2, CHI2_FORM, _chi2_closed, BinaryForm(_chi2_binary), float32=True),
+        FDivergence("neyman_chi2", _f_neyman, CHI2_FORM.reverse(), _neyman_closed, BinaryForm(_neyman_binary)),
+        FDivergence("hellinger2", _f_hellinger, HELLINGER_FORM, _hellinger_closed, BinaryForm(_hellinger_binary)),
+        FDivergence("js", _f_js, JS_FORM, binary=BinaryForm(_js_binary, _js_binary_slope)),
+        FDivergence(
+            "jeffreys", _f_jeffreys, JEFFREYS_FORM, binary=BinaryForm(_jeffreys_binary, _jeffreys_binary_slope)
+        ),
     )
 }
 
@@ -500,7 +591,8 @@ def _alpha_divergence(name: str) -> FDivergence:
             f"divergence {name!r}: alpha must be a finite number other than 0 and 1 "
             f"(0 is 'kl', 1 is 'reverse_kl'), for example 'alpha:0.5'; got {text!r}"
         )
-    return FDivergence(name, partial(_f_alpha, a=a), _alpha_form(a))
+    binary = BinaryForm(partial(_alpha_binary, a=a), partial(_alpha_binary_slope, a=a))
+    return FDivergence(name, partial(_f_alpha, a=a), _alpha_form(a), binary=binary)
 
 
 def _lookup(name: str) -> FDivergence:
@@ -554,12 +646,12 @@ def binary_value(logps: Tensor, old_logps: Tensor, form: LogForm) -> Tensor:
     """g_f from the two log-probabilities (work dtype, <= 0), any shape; limits at 0 and -inf included."""
     s = torch.where(logps == old_logps, 0.0, logps - old_logps)  # -inf against -inf is no change
     p, q = torch.exp(old_logps), torch.exp(logps)
-    c, d = 0.0 - expm1(old_logps), 0.0 - expm1(logps)
+    c, d = 0.0 - torch.expm1(old_logps), 0.0 - torch.expm1(logps)
     grows = s > 0.0
-    moved = torch.where(grows, q, p) * -expm1(-s.abs())  # |q - p| without overflow or cancellation
+    moved = torch.where(grows, q, p) * -torch.expm1(-s.abs())  # |q - p| without overflow or cancellation
     # log((1-q)/(1-p)): relative change for small ones, the quotient where nearly all of the rest has gone.
     change = torch.where(s == 0.0, 0.0, torch.where(grows, -moved, moved) / c)
-    t = torch.where(change < -0.5, torch.log(d / c), log1p(change))
+    t = torch.where(change < -0.5, torch.log(d / c), torch.log1p(change))
     grown = torch.where(grows, q, d)
     shrinking = torch.where(grows, c, p)
     x = torch.where(grows, s, t).clamp(min=0.0)
@@ -567,3 +659,16 @@ def binary_value(logps: Tensor, old_logps: Tensor, form: LogForm) -> Tensor:
     first = torch.where(grown == 0.0, 0.0, grown * form.conjugate(-x))
     second = torch.where(shrinking == 0.0, 0.0, shrinking * form.value(y))
     return first + second
+
+
+def coins(logps: Tensor, old_logps: Tensor) -> Coins:
+    """The two coins of a token from its log-probabilities (float64, <= 0; -inf allowed).
+
+    A change from or to 0 is HUGE, not infinite, and none where both are 0; NaN shows in p, q and moved.
+    """
+    new, old = logps.clamp(min=-HUGE), old_logps.clamp(min=-HUGE)
+    p, q = torch.exp(old), torch.exp(new)
+    c, d = 0.0 - torch.expm1(old), 0.0 - torch.expm1(new)
+    # nan_to_num is SIMD on the CPU where `where` is a loop of branches.
+    t = torch.nan_to_num(torch.log(d / c), nan=0.0, posinf=HUGE, neginf=-HUGE)
+    return Coins(p, c, q, d, new - old, t, q - p)

@@ -3,7 +3,7 @@
 Both sides are one problem. With u the old probability of the outcome that grows and w = 1 - u that of the one
 that shrinks, find D >= 0 (the shrinking outcome is scaled by e^-D) with
 
-    g(D) = (u + w E) f*(e^-x) + w f(e^-D) = radius,     E = 1 - e^-D,   x = log1p(w E / u),
+    g(D) = (u + w E) f*(e^-x) + w f(e^-D) = radius,     E = 1 - e^-D,   x = torch.log1p(w E / u),
 
 where f* is the conjugate generator. The upper bound of a token is x with (u, w) = (p, 1 - p); its lower bound
 is -D with (u, w) = (1 - p, p). g increases in D, and D = inf is the edge of the simplex.
@@ -17,41 +17,37 @@ import math
 import torch
 from torch import Tensor
 
-from .divergences import FDivergence, LogForm, expm1, log1p
+from .divergences import HUGE, TINY, BinaryForm, Coins, FDivergence, LogForm
 
 # Trips that reach the last digits for radius in [1e-8, 20]; tests/test_solvers.py checks.
-KL_TRIPS = {torch.float32: 2, torch.float64: 3}
-NEWTON_TRIPS = 8
+KL_TRIPS = {torch.float32: (torch.float32, torch.float64), torch.float64: (torch.float64,) * 3}
+NEWTON_TRIPS = 6
 BRACKET_TRIPS = 60
+STEP = 64.0
 
 
-def growth(share: Tensor, u: Tensor, w: Tensor, log_u: Tensor) -> Tensor:
-    """x = log1p(w E / u), the log-ratio of the growing outcome, also where u underflows."""
-    moved = w * share
-    relative = moved / u
-    # 0 / 0: both have underflowed, and r = 1 is the bound that can be vouched for.
-    relative = torch.where(moved == 0.0, 0.0, relative)
-    near = log1p(relative.clamp(max=1.0), finite=True)
-    return torch.where(relative > 1.0, torch.log(u + moved) - log_u, near)
+class Growth:
+    """x = log1p(w E / u) = log(q / p), the log-ratio of the growing outcome, also where u underflows.
+
+    1/u is taken as e^m e^rest with e^m finite: where the rest is not 0, w E e^m is far above 1 and log1p is log.
+    What depends on u alone is computed once, as solvers ask for x at every trip.
+    """
+
+    def __init__(self, w: Tensor, log_u: Tensor) -> None:
+        self.part = (0.0 - log_u).clamp(max=80.0 if w.dtype == torch.float32 else 600.0)
+        self.rest = (0.0 - log_u) - self.part
+        self.odds = w * torch.exp(self.part)
+
+    def __call__(self, share: Tensor) -> Tensor:
+        return torch.log1p(self.odds * share) + self.rest
 
 
 def evaluate(
-    share: Tensor, shrink: Tensor, u: Tensor, w: Tensor, log_u: Tensor, form: LogForm
+    share: Tensor, shrink: Tensor, u: Tensor, w: Tensor, growth: Growth, form: LogForm
 ) -> tuple[Tensor, Tensor]:
     """(g, x) at a trial point (E, D)."""
-    x = growth(share, u, w, log_u)
+    x = growth(share)
     return (u + w * share) * form.conjugate(-x) + w * form.value(-shrink), x
-
-
-def edge_value(u: Tensor, w: Tensor, log_u: Tensor, form: LogForm) -> Tensor:
-    """g at the edge of the simplex (D = inf), what a radius must reach to saturate the side."""
-    rest = torch.where(w == 0.0, 0.0, w * form.at_zero)
-    return torch.where(log_u == 0.0, 0.0, form.conjugate(log_u)) + rest
-
-
-def _start(u: Tensor, w: Tensor, radius: Tensor, curvature: float) -> Tensor:
-    scaled = radius / (w * curvature)
-    return scaled + torch.sqrt(2.0 * scaled * u)
 
 
 def solve_kl(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,71 +55,68 @@ def solve_kl(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tenso
 
     h is convex and radius/w + sqrt(2 radius u/w) lies right of its root, where Halley's method, Newton with
     the known second derivative, falls to the root with the error cubed at every trip.
-    Cost: 1 tanh and 1 log a trip (2 trips in float32, 3 in float64), 1 tanh after.
-    Precision: a few ulp of D for radius >= 1e-2, growing like ulp / sqrt(radius) below.
+    Cost: an expm1 and a log1p a trip, an expm1 after. The last trip is in float64, where the two terms of h may
+    cancel down to a radius of 1e-6 and leave every digit of float32.
+    Precision: a few ulp of D in float32, 1e-16 / sqrt(radius) in float64.
     """
+    dtype = w.dtype
     # Below the floor D = (radius + O(w)) / w exactly enough; solving there keeps radius / w finite.
-    floor = 1e-18 if w.dtype == torch.float32 else 1e-30
-    scale = w.clamp(min=floor)
+    scale = w.clamp(min=1e-18 if dtype == torch.float32 else 1e-30)
     start = radius / scale
     shrink = start + torch.sqrt(2.0 * start * u)
-    big = 1e30 if w.dtype == torch.float32 else 1e280
-    for _ in range(KL_TRIPS[w.dtype]):
-        half = torch.tanh(0.5 * shrink)
-        share = moved_share(half)
+    back = scale / w
+    for trip in KL_TRIPS[dtype]:
+        u, scale, shrink, radius = u.to(trip), scale.to(trip), shrink.to(trip), radius.to(trip)
+        share = 0.0 - torch.expm1(-shrink)
         moved = scale * share
-        relative = (moved / u).clamp(max=big)
-        ratio = (u + moved) / share
-        step = ratio * (shrink - (u * log1p(relative, finite=True) + radius) / scale)
+        grown = u + moved
+        relative = (moved / u).clamp(max=1e30)
+        step = grown / share * (shrink - (u * torch.log1p(relative) + radius) / scale)
         # h''/(2 h') = u e^-D / (2 q E)
-        bend = (1.0 - share) * u / (2.0 * (u + moved) * share)
+        bend = (0.5 - 0.5 * share) * u / (grown * share)
         shrink = shrink - step / (1.0 - step * bend)
-    shrink = shrink * (scale / w)
-    return moved_share(torch.tanh(0.5 * shrink)), shrink
+    shrink = shrink.to(dtype) * back
+    return 0.0 - torch.expm1(-shrink), shrink
 
 
-def moved_share(half: Tensor) -> Tensor:
-    """E = 1 - e^-D from tanh(D/2): accurate at every D >= 0, and SIMD on the CPU where expm1 is not."""
-    return 2.0 * half / (1.0 + half)
-
-
-def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: LogForm) -> tuple[Tensor, Tensor]:
-    """Any generator with a log form: Newton in coordinates where g is nearly a straight line, with a bracket.
+def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, f: FDivergence) -> tuple[Tensor, Tensor]:
+    """Any generator with slopes: Newton in coordinates where g is nearly a straight line.
 
     The unknown is log D where f grows like -log u at 0, else log(e^D - 1), the log-odds of the moved share;
     the equation is log(g / radius) = 0, or with a finite edge value G, log(g (G - radius) / (radius (G - g)))
-    = 0. Both ends are then lines (slope 2 at the centre), so Newton converges in a few trips; a step that
-    leaves the bracket is replaced by its midpoint. D beyond 690 counts as saturated, log tails excepted.
-    Cost: a trip evaluates f, f* and their slopes once, about 10 transcendentals; NEWTON_TRIPS trips.
+    = 0. Both ends are then lines (slope 2 at the centre), so Newton converges from anywhere in a few trips; a
+    step is held to a factor e^STEP. D beyond 690 counts as saturated, log tails excepted.
+    Cost: NEWTON_TRIPS trips of 5 transcendentals in float64 and those of the divergence's binary form.
     Precision: a few ulp times the condition of the root (poor only within ulps of saturation).
     """
-    edge = edge_value(u, w, log_u, form)
+    form, binary = f.log_form, f.binary if f.binary is not None and f.binary.slope else _binary_of(f.log_form)
+    value, slope = binary.value, binary.slope
+    assert slope is not None
+    growth = Growth(w, log_u)
+    # Where everything that shrinks has gone. An infinite edge counts as huge, which drops it from the equation.
+    x = (0.0 - log_u).clamp(max=HUGE)
+    ends = Coins(u, w, torch.ones_like(w), torch.zeros_like(w), x, torch.full_like(w, -HUGE), w)
+    edge = value(ends)
     saturated = radius >= edge
-    bounded = torch.isfinite(edge)
-    log_tail = form.log_tail
-    start = _start(u, w, radius, form.curvature)
-    info = torch.finfo(w.dtype)
-    low, high = torch.full_like(w, info.tiny), torch.full_like(w, info.max * 0.25)
+    edge = edge.clamp(max=HUGE)
+    reach = (edge - radius).clamp(min=TINY) / radius
+    start = radius / (w * form.curvature + TINY)
+    start = start + torch.sqrt(2.0 * start * u)
     # The state is D itself or e^D - 1, moved by factors: relative accuracy at every size.
-    state = start if log_tail else expm1(start.clamp(max=4.0))
-    state = torch.where((state > low) & (state < high), state, 1.0)
+    state = start if form.log_tail else torch.expm1(start.clamp(max=4.0))
     for _ in range(NEWTON_TRIPS):
-        share, shrink, kept, speed = _coordinates(state, log_tail)
-        g, x = evaluate(share, shrink, u, w, log_u, form)
-        remaining = edge - g
-        h = torch.log(g / radius)
-        h = torch.where(bounded, h - torch.log(remaining / (edge - radius)), h)
-        slope = speed * w * (kept * form.slope(x) - kept_slope(-shrink, form))
-        weight = torch.where(bounded, 1.0 / g + 1.0 / remaining, 1.0 / g)
-        below = g < radius
-        low = torch.where(below, state, low)
-        high = torch.where(below, high, state)
-        step = state * torch.exp(-h / (slope * weight))
-        inside = (step >= low) & (step <= high)
-        state = torch.where(inside, step, torch.sqrt(low) * torch.sqrt(high))
-    state = torch.where(torch.isnan(edge + radius), torch.nan, state)
-    share, shrink, _, _ = _coordinates(state, log_tail)
-    if not log_tail:
+        state = state.clamp(min=TINY, max=HUGE)
+        share, shrink, kept, speed = _coordinates(state, form.log_tail)
+        moved = w * share
+        k = Coins(u, w, u + moved, w * kept, growth(share), 0.0 - shrink, moved)
+        g = value(k).clamp(min=TINY, max=HUGE)
+        remaining = (edge - g).clamp(min=TINY)
+        h = torch.log(g / remaining * reach)
+        step = h / (speed * slope(k) * (1.0 / g + 1.0 / remaining))
+        # inf / inf, where all has underflowed: stay. A NaN input is in the state itself.
+        state = state * torch.exp(0.0 - torch.nan_to_num(step, nan=0.0).clamp(min=-STEP, max=STEP))
+    share, shrink, _, _ = _coordinates(state, form.log_tail)
+    if not form.log_tail:
         saturated = saturated | (shrink > 690.0)
     return torch.where(saturated, 1.0, share), torch.where(saturated, torch.inf, shrink)
 
@@ -131,9 +124,23 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: LogF
 def _coordinates(state: Tensor, log_tail: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # (E, D, e^-D, dD/dlog state)
     if log_tail:
-        return -expm1(-state), state, torch.exp(-state), state
-    share = state / (1.0 + state)
-    return share, log1p(state), 1.0 / (1.0 + state), share
+        return 0.0 - torch.expm1(-state), state, torch.exp(-state), state
+    kept = (1.0 + state).reciprocal()
+    share = state * kept
+    return share, torch.log1p(state), kept, share
+
+
+def _binary_of(form: LogForm) -> BinaryForm:
+    """The binary form of a generator of which only the log form is known, on the side s >= 0 >= t."""
+
+    def value(k: Coins) -> Tensor:
+        shrunk = torch.where(k.c == 0.0, 0.0, k.c * form.value(k.t))
+        return torch.where(k.s == 0.0, 0.0, k.q * form.conjugate(0.0 - k.s)) + shrunk
+
+    def slope(k: Coins) -> Tensor:
+        return k.d * form.slope(k.s) - k.c * kept_slope(k.t, form)
+
+    return BinaryForm(value, slope)
 
 
 def kept_slope(t: Tensor, form: LogForm) -> Tensor:
@@ -156,12 +163,13 @@ def solve_bracket(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: Log
     """
     limit = 700.0
     reach = torch.full_like(w, limit)
-    edge, _ = evaluate(torch.ones_like(w), reach, u, w, log_u, form)
+    growth = Growth(w, log_u)
+    edge, _ = evaluate(torch.ones_like(w), reach, u, w, growth, form)
     saturated = radius >= torch.where(w == 0.0, 0.0, edge)
 
     def residual(theta: Tensor) -> Tensor:
         shrink = torch.exp(theta)
-        g, _ = evaluate(-expm1(-shrink), shrink, u, w, log_u, form)
+        g, _ = evaluate(-torch.expm1(-shrink), shrink, u, w, growth, form)
         return torch.log(g.clamp(min=1e-300) / radius).clamp(-1e3, 1e3)
 
     # a: newest point, b: the other end, c: the one before; f(a) and f(b) differ in sign.
@@ -185,7 +193,7 @@ def solve_bracket(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: Log
         t = torch.where(torch.isfinite(t), t, 0.5)
     best = torch.where(fa.abs() < fb.abs(), a, b)
     shrink = torch.where(torch.isnan(edge + radius), torch.nan, torch.exp(best))
-    return torch.where(saturated, 1.0, -expm1(-shrink)), torch.where(saturated, torch.inf, shrink)
+    return torch.where(saturated, 1.0, -torch.expm1(-shrink)), torch.where(saturated, torch.inf, shrink)
 
 
 def solve(divergence: FDivergence, u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,5 +204,5 @@ def solve(divergence: FDivergence, u: Tensor, w: Tensor, log_u: Tensor, radius: 
         assert divergence.closed is not None
         return divergence.closed(u, w, log_u, radius)
     if divergence.solver == "newton":
-        return solve_newton(u, w, log_u, radius, divergence.log_form)
+        return solve_newton(u, w, log_u, radius, divergence)
     return solve_bracket(u, w, log_u, radius, divergence.log_form)
