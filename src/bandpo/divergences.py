@@ -497,6 +497,7 @@ class FDivergence:
         binary: optional :class:`BinaryForm`, a short float64 form of g_f for membership and Newton's trips.
         solver: "kl", "closed" (needs `closed`), "newton" (needs `form`) or "bracket" (needs only f); chosen
             by what is given if empty.
+        trips: Newton trips; as few as tests/test_solvers.py shows to suffice for the built-in ones.
         float32: the solve meets its precision in float32; otherwise it runs in float64 internally.
 
     Raises:
@@ -509,6 +510,7 @@ class FDivergence:
     closed: ClosedForm | None = field(default=None, repr=False)
     binary: BinaryForm | None = field(default=None, repr=False)
     solver: str = field(default="", repr=False)
+    trips: int = field(default=12, repr=False)
     float32: bool = field(default=False, repr=False)
     log_form: LogForm = field(init=False, repr=False, compare=False)
 
@@ -565,14 +567,19 @@ _REGISTRY: dict[str, FDivergence] = {
             _f_reverse_kl,
             KL_FORM.reverse(),
             binary=BinaryForm(_reverse_kl_binary, _reverse_kl_binary_slope),
+            trips=6,
         ),
         FDivergence("tv", _f_tv, TV_FORM, _tv_closed, BinaryForm(_tv_binary), float32=True),
         FDivergence("chi2", _f_chi2, CHI2_FORM, _chi2_closed, BinaryForm(_chi2_binary), float32=True),
         FDivergence("neyman_chi2", _f_neyman, CHI2_FORM.reverse(), _neyman_closed, BinaryForm(_neyman_binary)),
         FDivergence("hellinger2", _f_hellinger, HELLINGER_FORM, _hellinger_closed, BinaryForm(_hellinger_binary)),
-        FDivergence("js", _f_js, JS_FORM, binary=BinaryForm(_js_binary, _js_binary_slope)),
+        FDivergence("js", _f_js, JS_FORM, binary=BinaryForm(_js_binary, _js_binary_slope), trips=6),
         FDivergence(
-            "jeffreys", _f_jeffreys, JEFFREYS_FORM, binary=BinaryForm(_jeffreys_binary, _jeffreys_binary_slope)
+            "jeffreys",
+            _f_jeffreys,
+            JEFFREYS_FORM,
+            binary=BinaryForm(_jeffreys_binary, _jeffreys_binary_slope),
+            trips=6,
         ),
     )
 }
@@ -592,7 +599,8 @@ def _alpha_divergence(name: str) -> FDivergence:
             f"(0 is 'kl', 1 is 'reverse_kl'), for example 'alpha:0.5'; got {text!r}"
         )
     binary = BinaryForm(partial(_alpha_binary, a=a), partial(_alpha_binary_slope, a=a))
-    return FDivergence(name, partial(_f_alpha, a=a), _alpha_form(a), binary=binary)
+    # Beyond these powers the first trips overshoot.
+    return FDivergence(name, partial(_f_alpha, a=a), _alpha_form(a), binary=binary, trips=6 if -3 <= a <= 3 else 12)
 
 
 def _lookup(name: str) -> FDivergence:

@@ -21,7 +21,6 @@ from .divergences import HUGE, TINY, BinaryForm, Coins, FDivergence, LogForm
 
 # Trips that reach the last digits for radius in [1e-8, 20]; tests/test_solvers.py checks.
 KL_TRIPS = {torch.float32: (torch.float32, torch.float64), torch.float64: (torch.float64,) * 3}
-NEWTON_TRIPS = 6
 BRACKET_TRIPS = 60
 STEP = 64.0
 
@@ -86,7 +85,7 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, f: FDiverg
     the equation is log(g / radius) = 0, or with a finite edge value G, log(g (G - radius) / (radius (G - g)))
     = 0. Both ends are then lines (slope 2 at the centre), so Newton converges from anywhere in a few trips; a
     step is held to a factor e^STEP. D beyond 690 counts as saturated, log tails excepted.
-    Cost: NEWTON_TRIPS trips of 5 transcendentals in float64 and those of the divergence's binary form.
+    Cost: `f.trips` trips of 5 transcendentals in float64 and those of the divergence's binary form.
     Precision: a few ulp times the condition of the root (poor only within ulps of saturation).
     """
     form, binary = f.log_form, f.binary if f.binary is not None and f.binary.slope else _binary_of(f.log_form)
@@ -104,7 +103,7 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, f: FDiverg
     start = start + torch.sqrt(2.0 * start * u)
     # The state is D itself or e^D - 1, moved by factors: relative accuracy at every size.
     state = start if form.log_tail else torch.expm1(start.clamp(max=4.0))
-    for _ in range(NEWTON_TRIPS):
+    for _ in range(f.trips):
         state = state.clamp(min=TINY, max=HUGE)
         share, shrink, kept, speed = _coordinates(state, form.log_tail)
         moved = w * share
