@@ -6,13 +6,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check format install clean
+# BENCH holds options of the benchmark, for example BENCH=--quick.
+.PHONY: quickstart test bench check format install clean
 
 quickstart: install
 	$(BIN)/bandpo train quickstart $(if $(RUN),--output $(RUN))
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+bench: install
+	$(BIN)/python benchmarks/speed.py $(BENCH)
 
 check: install
 	$(BIN)/ruff check .

@@ -120,7 +120,7 @@ def _check_one_radius(radius: Any) -> None:
         raise ValueError(
             f"radius must be a number, a tensor or a pair (lower side, upper side), got {radius!r}"
         ) from None
-    if not (math.isfinite(value) and value > 0.0):
+    if not 0.0 < value < math.inf:  # comparisons, which torch.compile can trace for a symbolic float
         raise ValueError(f"radius must be > 0 and finite, got {value}")
 
 
@@ -213,13 +213,13 @@ def _solve_side(old: Tensor, p: Tensor, rest: Tensor, radius: Tensor, divergence
         if divergence.solver in ("newton", "bracket"):
             # Edges of the tokens where 0 / 0 may have led trips astray: r = 0 at p = 0, and at p = 1 r = 1 if f is
             # steep, as nothing can grow.
-            if math.isinf(divergence.log_form.at_infinity):
+            if divergence.log_form.at_infinity == math.inf:
                 bound = torch.where(u == 0.0, 0.0, bound)
             bound = torch.where(p == 0.0, -torch.inf, bound)
     if upper is not False:
         edge = 0.0 - old
         x = solvers.Growth(w, log_u)(share)
-        if math.isfinite(divergence.log_form.at_zero):
+        if divergence.log_form.at_zero < math.inf:
             # An infinite D is the edge exactly, a finite one is below 1000: two SIMD operations, no branches.
             x = torch.maximum(x, shrink - 1000.0)
         if divergence.solver in ("newton", "bracket"):

@@ -147,7 +147,7 @@ def kept_slope(t: Tensor, form: LogForm) -> Tensor:
     if form.log_tail:  # constant below e^-40
         t = t.clamp(min=-40.0)
     near = torch.exp(t) * form.slope(t)
-    if form.log_tail or math.isfinite(form.at_zero):
+    if form.log_tail or form.at_zero < math.inf:
         return near
     # f(u) - f*'(1/u) is the same thing and overflows only with f itself.
     return torch.where(t < -40.0, form.value(t) - form.conjugate_slope(-t), near)
