@@ -13,15 +13,14 @@ from bandpo.training.trainer import micro_batches_per_rollout
 FIGURES = (
     ("reward", "reward", "{:.2f}"),
     ("entropy", "entropy", "{:.2f}"),
-    ("clipped", "band/clip_fraction", "{:.2%}"),
-    ("max ratio", "band/ratio_max", "{:.2f}"),
+    ("clipped", "band/clip_fraction", "{:.1%}"),
 )
 
 
 def make_progress(console: Any) -> Progress:
     return Progress(
         TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
@@ -79,4 +78,8 @@ class ProgressDisplay(TrainerCallback):
         for title, key, form in FIGURES:
             if logs and logs.get(key) is not None:
                 self._latest[title] = f"{title} {form.format(logs[key])}"
-        self.progress.update(self.task, completed=state.global_step, figures="  ".join(self._latest.values()))
+        figures = "  ".join(self._latest.values())
+        self.progress.update(self.task, completed=state.global_step, figures=figures)
+        if not self.progress.console.is_terminal and logs and "reward" in logs:
+            # A log file shows no moving bar: one line a rollout.
+            self.progress.console.print(f"update {state.global_step}/{state.max_steps}  {figures}", highlight=False)

@@ -29,7 +29,8 @@ from bandpo.training.trainer import BandGRPOConfig, BandGRPOTrainer, micro_batch
 TRAIN_DEFAULTS: dict[str, Any] = {
     "logging_steps": 1,
     "report_to": ["tensorboard"],
-    "save_strategy": "no",
+    "save_steps": 0.25,
+    "save_total_limit": 2,
     "disable_tqdm": True,
     "temperature": 1.0,
 }
