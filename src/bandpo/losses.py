@@ -91,7 +91,8 @@ def policy_loss(
     for name, tensor in given.items():
         _check_shape(name, tensor, logps)
     for tensor in (logps, old_logps):
-        as_work_dtype(tensor.detach()[:0] if tensor.dim() else tensor.detach())  # refuses integers
+        if not tensor.dtype.is_floating_point:
+            as_work_dtype(tensor)  # says what is allowed
 
     tensors = (logps, old_logps.detach(), advantages.detach(), mask, weights, entropy)
     chosen = kernels.pick_backend(backend, logps, rule)

@@ -69,7 +69,7 @@ def triton_refusal(logps: Tensor, rule: ClipRule) -> str | None:
     if logps.device.type not in ("cuda", "cpu"):
         return f"logps is on {logps.device.type}, and the kernel runs on CUDA"
     if logps.device.type == "cpu" and not triton_kernels().INTERPRETED:
-        return "logps is on the CPU, where Triton only runs in its interpreter (set TRITON_INTERPRET=1 at the start)"
+        return "logps is on the CPU, where Triton only interprets (set TRITON_INTERPRET=1 before it is imported)"
     why: str | None = triton_kernels().refusal(rule)
     return why
 

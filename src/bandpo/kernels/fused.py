@@ -2,8 +2,8 @@
 # mypy: disable-error-code="no-untyped-def"
 """Triton kernels: the whole token loss in one pass with its backward, and the bounds of the band.
 
-Importing this module imports Triton. With TRITON_INTERPRET=1 set before the import the same kernels run on the
-CPU. All arithmetic is float32 whatever the inputs hold; exp, expm1, log and log1p are built here from additions,
+Importing this module imports Triton. With TRITON_INTERPRET=1 set before Triton's first import the same
+kernels run on the CPU. All arithmetic is float32 whatever the inputs hold; exp, expm1, log and log1p are built here from additions,
 multiplications and one division, so that their last digits do not depend on a device's approximate units:
 measured over all of float32's exponents they are within 2.5 ulp (tests/test_kernels.py).
 """
@@ -23,14 +23,17 @@ from bandpo.band import check_radius
 from bandpo.divergences import FDivergence, get_divergence
 from bandpo.rules import DCPO, Band, Clip, ClipRule, NoClip
 
-INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
-"""Whether these kernels run in the interpreter; fixed when this module is first imported."""
+INTERPRETED: bool = bool(triton.knobs.runtime.interpret) and not isinstance(tl.sum, triton.JITFunction)
+"""Whether these kernels run in the interpreter; fixed when Triton and this module are first imported."""
 
 TILE = 1024
 """Tokens of one tile, a power of two; a row shorter than this shares its tile with other rows."""
 
 MAX_PROGRAMS = 1024
 """Programs of the forward pass; more tiles than this are looped over, so that partial sums stay few."""
+
+LOSS_WARPS = 8
+"""Warps of a forward tile: 4 tokens a thread keep the kernel below 128 registers, without spills (sm_90)."""
 
 SLOTS = 16
 """Partial sums (0 to 11) and maxima (12 to 14) that each program stores."""
@@ -238,10 +241,10 @@ def _band_kernel(
     col = ((tile % col_tiles) * COLS + tl.arange(0, COLS)[None, :]).to(tl.int64)
     inside = (row < rows) & (col < cols)
     old = _clean(tl.load(old_ptr + row * old_row + col * old_col, mask=inside, other=0.0).to(tl.float32))
-    low = old * 0.0 + radius_low
+    low = tl.zeros_like(old) + radius_low
     if LOW_TENSOR:
         low = tl.load(low_ptr + row * low_row + col * low_col, mask=inside, other=1.0).to(tl.float32)
-    high = old * 0.0 + radius_high
+    high = tl.zeros_like(old) + radius_high
     if HIGH_TENSOR:
         high = tl.load(high_ptr + row * high_row + col * high_col, mask=inside, other=1.0).to(tl.float32)
     p = _exp(old)
@@ -314,8 +317,8 @@ def _loss_kernel(
         g = _divergence(clean_new, clean_old, p, c, DIVERGENCE)
 
         # Membership, by one evaluation of g_f or by the interval.
-        low = new * 0.0 + side_low
-        high = new * 0.0 + side_high
+        low = tl.zeros_like(new) + side_low
+        high = tl.zeros_like(new) + side_high
         if RULE == 3:
             if LOW_TENSOR:
                 low = tl.load(low_ptr + row * low_row + col * low_col, mask=keep, other=1.0).to(tl.float32)
@@ -627,7 +630,7 @@ class _FusedLoss(torch.autograd.Function):
                 new, *tensors.values(), slope, partial, by_row, rows, cols, across, tiles,
                 *new.stride(), *(stride for x in tensors.values() for stride in x.stride()), *given["numbers"],
                 **given["switches"], STORE_SLOPE=store_slope, STORE_ROWS=mode != TOKEN_MEAN,
-                ROWS=height, COLS=width,
+                ROWS=height, COLS=width, num_warps=LOSS_WARPS,
             )  # fmt: skip
             if mode != TOKEN_MEAN:
                 row_programs = triton.cdiv(rows, 128)
