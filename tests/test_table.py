@@ -20,11 +20,11 @@ def _logps(n=20_000):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("radius", [0.01, (0.05, 0.3)])
-def test_the_table_is_within_its_certified_error(name, radius):
+@pytest.mark.parametrize(("radius", "n"), [(0.01, 1_000_000), ((0.05, 0.3), 20_000), (1e-6, 20_000), (4.0, 20_000)])
+def test_the_table_is_within_its_stated_error(name, radius, n):
     table = BandTable(radius, name)
-    old = _logps()
-    got, want = table(old), band(old, radius, name)
+    old = _logps(n)
+    got, want = table(old), band(old.double(), radius, name)
     assert 0 < table.max_error <= 5e-5
     assert (got.lower - want.lower).abs().max() <= table.max_error
     assert (got.log_upper - want.log_upper).abs().max() <= table.max_error
@@ -68,10 +68,15 @@ def test_a_users_divergence_and_double_precision():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_radius_per_token(name):
     table = BandTable2D(0.005, 0.5, name)
-    uniform = torch.rand((2, 5000), generator=torch.Generator().manual_seed(4))
+    uniform = torch.rand((2, 200_000), generator=torch.Generator().manual_seed(4))
     old, radius = -15 * uniform[0], torch.exp(math.log(0.005) + math.log(100.0) * uniform[1])
-    got, want = table(old, radius), band(old, radius, name)
     assert table.max_error < 1e-3
+    edges = table(torch.tensor([0.0, -math.inf, math.nan]), 0.05)
+    assert edges.log_upper[:2].tolist() == [0.0, math.inf]
+    assert edges.log_lower[1].item() == -math.inf
+    assert torch.isnan(edges.log_lower[2])
+    assert torch.isnan(edges.log_upper[2])
+    got, want = table(old, radius), band(old.double(), radius.double(), name)
     assert (got.lower - want.lower).abs().max() <= table.max_error
     assert (got.log_upper - want.log_upper).abs().max() <= table.max_error
     assert (table(old, 9.0).lower - band(old, 0.5, name).lower).abs().max() <= table.max_error
@@ -86,9 +91,22 @@ def test_save_and_load(tmp_path, name):
     assert torch.equal(again(old).log_lower, table(old).log_lower)
     assert torch.equal(again(old).log_upper, table(old).log_upper)
     assert (again.max_error, again.radius, again.dtype) == (table.max_error, table.radius, table.dtype)
+    with pytest.raises(ValueError, match="holds BandTable, not a BandTable2D"):
+        BandTable2D.load(tmp_path / "table.safetensors")
     mine = FDivergence(name="mine", f=lambda u: (u - 1) ** 2)
     with pytest.raises(ValueError, match="only named divergences can be saved, not the FDivergence 'mine'"):
         BandTable(0.05, mine, tolerance=1).save(tmp_path / "mine.safetensors")
+
+
+@pytest.mark.parametrize("name", ["kl", "js", "tv"])
+def test_save_and_load_with_a_radius_per_token(tmp_path, name):
+    table = BandTable2D(0.01, 0.1, name)
+    table.save(tmp_path / "table.safetensors")
+    again = BandTable2D.load(tmp_path / "table.safetensors")
+    old, radius = _logps(1000), torch.linspace(0.01, 0.1, 1000)
+    assert torch.equal(again(old, radius).log_lower, table(old, radius).log_lower)
+    assert torch.equal(again(old, radius).log_upper, table(old, radius).log_upper)
+    assert (again.max_error, again.radius_min, again.radius_max) == (table.max_error, 0.01, 0.1)
 
 
 def test_compiles_whole_and_is_cached():
@@ -102,6 +120,8 @@ def test_compiles_whole_and_is_cached():
 def test_errors():
     with pytest.raises(ValueError, match="above the tolerance 1e-09"):
         BandTable(0.05, "kl", tolerance=1e-9)
+    with pytest.raises(ValueError, match=r"radii 0\.01 to 0\.1 has error .* above the tolerance 1e-09"):
+        BandTable2D(0.01, 0.1, tolerance=1e-9)
     with pytest.raises(ValueError, match="use BandTable2D"):
         BandTable(torch.tensor([0.05]))
     with pytest.raises(ValueError, match="got -1"):

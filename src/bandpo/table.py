@@ -1,9 +1,10 @@
-"""The band by table lookup: for divergences whose bounds need an iterative solve.
+"""The band by table lookup: one index and one cubic a side, no transcendental but the last log.
 
-A side is tabulated against v = asinh(k (z - z0)), z = logit p, where z0 is the log-odds at which the side
-saturates: the grid is finest at that kink and the kink itself falls on a known value, so both sides of it are
-smooth. The lower side stores r in [0, 1], the upper side log q = log(r p) less its trend in log p. Divergences
-with a closed form are not tabulated; they are computed, with max_error 0 (arXiv 2603.04918 for the operator).
+The cells of a side are those of the floating-point numbers themselves: the exponent and the first bits of the
+mantissa of a distance v name the cell, the other bits are the place in it. v is -log p, or the distance of
+log p from the point where the side saturates, whichever is less: at both ends a bound has a singularity (like
+sqrt v or v log v), and cells that shrink with v resolve it. The lower side stores r in [0, 1], the upper side
+log r. Divergences with a closed form are computed instead, with max_error 0 (arXiv 2603.04918 for the operator).
 """
 
 from __future__ import annotations
@@ -11,25 +12,25 @@ from __future__ import annotations
 import functools
 import math
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .band import DEFAULT_RADIUS, RatioBounds, band, band_side, check_logps, check_radius
-from .divergences import FDivergence, binary_value, get_divergence, log1mexp
+from .divergences import FDivergence, binary_value, get_divergence
 
 DEFAULT_TOLERANCE = 5e-5
 """The error a table may have before its constructor refuses; the only place this default is written."""
 
-NODES = 16384
 RADIUS_NODES = 65
-RADIUS_TABLE_NODES = 4096
-_Z_RANGE = (-101.0, 104.0)  # log-odds tabulated: log p from -101 to the last float32 below 0
-_MARGIN = 2.0  # the certified error is this times the largest one seen between the nodes
-
-
-def _logit(a: Tensor) -> Tensor:
-    return a - log1mexp(a)
+_OCTAVES = (-40, 7)  # v in [2^-40, 2^7)
+_BITS = 7  # 2^7 cells an octave
+_BITS_2D = 5
+_MARGIN = 2.0  # max_error is this times the largest error seen
+# Where a cubic interpolates, and where its error peaks between (Chebyshev, on [0, 1]).
+_NODES = tuple(0.5 - 0.5 * math.cos(math.pi * (j + 0.5) / 4) for j in range(4))
+_PEAKS = tuple(0.5 - 0.5 * math.cos(math.pi * j / 4) for j in range(5))
 
 
 def _log_p(z: Tensor) -> Tensor:
@@ -37,79 +38,104 @@ def _log_p(z: Tensor) -> Tensor:
 
 
 class _SideTable:
-    """One side over rows of radii: values (J, N), kinks (J,); J = 1 for a single radius."""
+    """One side over rows of radii: cubics (J, halves * cells, 4), kinks (J,); J = 1 for a single radius.
 
-    def __init__(self, kinks: Tensor, steps: tuple[float, float, float, float], values: Tensor, kind: str) -> None:
-        # kind: "upper", "lower", or "steep" for the lower side of an f of infinite slope, which is 1 at p = 1.
-        self.kinks, self.values, self.kind, self.upper = kinks, values, kind, kind == "upper"
-        self.steps = steps
-        self.sharpness, self.start, self.step, self.trend = steps
+    kind: "upper", "lower", or "steep" for the lower side of an f of infinite slope, which is 1 at p = 1.
+    A side that saturates has its kink at log p = kinks[j]; kinks of 1 say that it never does. The lower side
+    of one that does has two halves, distances from log p = 0 and from the kink.
+    """
+
+    def __init__(self, cubics: Tensor, kinks: Tensor, kind: str, bits: int) -> None:
+        self.cubics, self.kinks, self.kind, self.bits = cubics.contiguous(), kinks, kind, bits
+        self.columns = self.cubics.view(-1, 4).T.contiguous().unbind(0)
+        self.upper, self.saturates = kind == "upper", bool((kinks <= 0.0).all())
+        self.cells = (_OCTAVES[1] - _OCTAVES[0]) << bits
+        mantissa = 52 if cubics.dtype == torch.float64 else 23
+        self.integers = torch.int64 if cubics.dtype == torch.float64 else torch.int32
+        self.shift = mantissa - bits
+        bias = 1023 if cubics.dtype == torch.float64 else 127
+        self.first = (_OCTAVES[0] + bias) << bits
+        self.range = (2.0 ** _OCTAVES[0], 2.0 ** _OCTAVES[1] * (1.0 - torch.finfo(cubics.dtype).eps))
 
     @classmethod
-    def build(cls, radii: Tensor, divergence: FDivergence, upper: bool, nodes: int) -> _SideTable:
-        kinks, found = _kinks(radii, divergence, upper)
-        sharpness = 1000.0 if found else 1.0
-        start = float(torch.asinh(sharpness * (_Z_RANGE[0] - kinks)).min())
-        stop = float(torch.asinh(sharpness * (_Z_RANGE[1] - kinks)).max())
-        v = torch.linspace(start, stop, nodes, dtype=torch.float64)
-        z = kinks[:, None] + torch.sinh(v) / sharpness
-        a = _log_p(z)
-        bound = band_side(a, radii[:, None], divergence, upper)
-        kind = "upper" if upper else "steep" if math.isinf(divergence.log_form.at_infinity) else "lower"
-        if upper:
-            # Far left log q is a straight line in log p; without it the values are flat there, and an index
-            # rounded to float32 loses nothing.
-            values = a + bound
-            trend = float(((values[:, 1] - values[:, 0]) / (a[:, 1] - a[:, 0])).mean())
-            values = values - trend * a
-        else:
-            values, trend = torch.exp(bound), 0.0
-        return cls(kinks, (sharpness, start, (stop - start) / (nodes - 1), trend), values, kind)
+    def build(cls, radii: Tensor, divergence: FDivergence, upper: bool, bits: int, dtype: torch.dtype) -> _SideTable:
+        z, saturates = _kinks(radii, divergence, upper)
+        kinks = _log_p(z).to(dtype).double() if saturates else torch.ones_like(radii)
+        edges = torch.exp2(torch.arange(*_OCTAVES, dtype=torch.float64))[:, None]
+        cell = torch.arange(2**bits, dtype=torch.float64)
+        nodes = torch.tensor(_NODES, dtype=torch.float64)
+        v = (edges[..., None] * (1.0 + (cell[:, None] + nodes) / 2**bits)).reshape(1, -1)
+        a = [(kinks[:, None] - v) if upper and saturates else (-v).expand(radii.numel(), -1)]
+        if saturates and not upper:
+            a.append((kinks[:, None] + v).clamp(max=0.0))
+        bound = band_side(torch.cat(a, 1), radii[:, None], divergence, upper)
+        values = (bound if upper else torch.exp(bound)).reshape(radii.numel(), -1, 4)
+        powers = nodes[:, None] ** torch.arange(4, dtype=torch.float64)
+        cubics = values @ torch.linalg.inv(powers).T
+        steep = divergence.log_form.at_infinity == math.inf
+        kind = "upper" if upper else "steep" if steep else "lower"
+        return cls(cubics.to(dtype), kinks.to(dtype), kind, bits)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> _SideTable:
-        return _SideTable(self.kinks.to(device, dtype), self.steps, self.values.to(device, dtype), self.kind)
+    def to(self, device: torch.device | str) -> _SideTable:
+        return _SideTable(self.cubics.to(device), self.kinks.to(device), self.kind, self.bits)
 
     def __call__(self, a: Tensor, row: Tensor | None = None) -> Tensor:
         """Log bound for log p; `row` is the real-valued row of each token's radius, None for a single row."""
-        z = _logit(a)
-        rows: list[tuple[Tensor | None, Tensor | float]]
-        if row is None:
-            kink: Tensor = self.kinks[0]
-            rows = [(None, 1.0)]
-        else:
-            rows = _cubic(row, self.kinks.numel())
-            kink = torch.zeros_like(a)
-            for j, weight in rows:
-                kink = kink + weight * self.kinks[j]
-        v = (torch.asinh(self.sharpness * (z - kink)) - self.start) / self.step
-        last = self.values.shape[1] - 1
-        # NaN has no integer; it is restored at the end.
-        v = torch.nan_to_num(v, nan=0.0).clamp(0.0, float(last))
-        i = v.to(torch.int64).clamp(max=last - 1)
-        fraction = v - i
-        flat = self.values.reshape(-1)
-        value = torch.zeros_like(a)
+        rows = _lagrange(row, self.kinks.numel())
+        edge = 0.0 - a
+        distance, half = edge, None
+        room = torch.ones_like(a)
+        if self.saturates:
+            kink = _sum([weight * self.kinks[j] for j, weight in rows])
+            room = kink - a if self.upper else a - kink
+            distance = room if self.upper else torch.minimum(edge, room)
+            half = None if self.upper else room < edge
+        v = distance.clamp(*self.range)
+        code = v.view(self.integers)
+        cell = (code >> self.shift) - self.first
+        if half is not None:
+            cell = cell + half.to(cell.dtype) * self.cells
+        # NaN has no cell; it comes back by way of t.
+        cell = cell.clamp(0, self.cubics.shape[1] - 1)
+        t = (code & ((1 << self.shift) - 1)).to(a.dtype) * 2.0**-self.shift + 0.0 * v
+        parts = []
         for j, weight in rows:
-            at = i if j is None else i + j * (last + 1)
-            left, right = flat[at], flat[at + 1]
-            value = value + weight * torch.lerp(left, right, fraction)
+            at = (cell if len(rows) == 1 else cell + j * self.cubics.shape[1]).reshape(-1)
+            # The fastest gather that the CPU has: one flat column at a time.
+            c = [column.index_select(0, at).view(a.shape) for column in self.columns]
+            parts.append(weight * (c[0] + t * (c[1] + t * (c[2] + t * c[3]))))
+        value = _sum(parts)
         if self.upper:
-            edge = 0.0 - a
-            # From log q: within [1, 1/p]; -inf - (-inf) has the limit +inf.
-            bound = torch.where(torch.isinf(a), edge, (value + (self.trend - 1.0) * a).clamp(min=0.0))
+            # Beyond the last cell log r goes on as -log p does.
+            bound = (value + (distance - self.range[1]).clamp(min=0.0)).clamp(min=0.0)
             bound = torch.minimum(bound, edge)
-            bound = torch.where((z >= kink) & (self.sharpness > 1.0), edge, bound)
-        else:
-            bound = torch.log(value.clamp(0.0, 1.0))
-            out = ((z <= kink) & (self.sharpness > 1.0)) | (a == -torch.inf)
-            bound = torch.where(out, -torch.inf, bound)
-            if self.kind == "steep":
-                bound = torch.where(a == 0.0, 0.0, bound)
-        return torch.where(torch.isnan(a), torch.nan, bound)
+            return torch.where(room <= 0.0, edge, bound) if self.saturates else bound
+        # r = 0 at p = 0, and r = 1 at p = 1 under a steep f, without a branch.
+        bound = torch.minimum(torch.log(value.clamp(0.0, 1.0)), a + 1e30)
+        if self.kind == "steep":
+            bound = torch.maximum(bound, a * 1e30)
+        return torch.where(room <= 0.0, -torch.inf, bound) if self.saturates else bound
+
+    def probes(self, at: Tensor) -> Tensor:
+        """log p at the places `at` of every cell, (J, halves * cells * len(at)), in the dtype of the table."""
+        edges = torch.exp2(torch.arange(*_OCTAVES, dtype=torch.float64))[:, None]
+        cell = torch.arange(2**self.bits, dtype=torch.float64)
+        v = (edges[..., None] * (1.0 + (cell[:, None] + at) / 2**self.bits)).reshape(1, -1)
+        kinks = self.kinks.double()[:, None]
+        a = [kinks - v if self.upper and self.saturates else -v.expand(kinks.numel(), -1)]
+        if self.saturates and not self.upper:
+            a.append(kinks + v)
+        return torch.cat(a, 1).clamp(min=-100.0, max=0.0).to(self.kinks.dtype)
 
 
-def _cubic(row: Tensor, rows: int) -> list[tuple[Tensor | None, Tensor | float]]:
-    # Lagrange weights of the four rows around a real-valued row.
+def _sum(parts: list[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
+
+
+def _lagrange(row: Tensor | None, rows: int) -> list[tuple[Any, Any]]:
+    """(row, weight) of the rows whose combination is the value at a real-valued row: four, or the only one."""
+    if row is None:
+        return [(0, 1.0)]
     first = (row.to(torch.int64) - 1).clamp(0, rows - 4)
     t = row - first
     weights = (
@@ -122,22 +148,25 @@ def _cubic(row: Tensor, rows: int) -> list[tuple[Tensor | None, Tensor | float]]
 
 
 def _kinks(radii: Tensor, divergence: FDivergence, upper: bool) -> tuple[Tensor, bool]:
-    """Log-odds where the side saturates, by bisection; where it never does, a centre for the grid."""
+    """Log-odds where the side saturates, by bisection, and whether it ever does."""
 
     def saturated(z: Tensor) -> Tensor:
         edge = torch.zeros_like(z) if upper else torch.full_like(z, -torch.inf)
         return binary_value(edge, _log_p(z), divergence.log_form) <= radii
 
     low, high = torch.full_like(radii, -745.0), torch.full_like(radii, 745.0)
-    found = bool(saturated(torch.full_like(radii, 30.0 if upper else -30.0)).all())
-    if not found:
-        centre = torch.log(torch.expm1(radii.clamp(max=20.0)))
-        return (-centre if upper else centre), False
+    if not bool(saturated(torch.full_like(radii, 30.0 if upper else -30.0)).all()):
+        return low, False
     for _ in range(100):
         middle = 0.5 * (low + high)
         left = ~saturated(middle) if upper else saturated(middle)
         low, high = torch.where(left, middle, low), torch.where(left, high, middle)
     return 0.5 * (low + high), True
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    # Half a unit in the last place of a log bound near 100, which no sample of points is sure to meet.
+    return 32.0 * torch.finfo(dtype).eps
 
 
 def _error(got: RatioBounds, want: RatioBounds) -> float:
@@ -148,7 +177,7 @@ def _error(got: RatioBounds, want: RatioBounds) -> float:
 
 
 class BandTable:
-    """The band of one radius by linear interpolation in a table; a call is a gather and a few tensor ops.
+    """The band of one radius by cubics in a table; a call is an index, a gather and a few tensor operations.
 
     Args:
         radius: a number, or a pair (lower side, upper side); > 0 and finite.
@@ -158,10 +187,11 @@ class BandTable:
         tolerance: the largest max_error accepted.
 
     Attributes:
-        max_error: bound on |lower - exact lower| and on |log_upper - exact log_upper|, that is absolute on the
-            lower ratio and relative on the upper one, for log-probs >= -100 in the table's dtype: twice the
-            largest error at three points inside every cell, checked at build. Beyond -100 results stay within
-            [0, 1] and [1, 1/p]. 0 where the closed form is used instead of a table.
+        max_error: of |lower - exact lower| and |log_upper - exact log_upper|, that is absolute on the lower
+            ratio and relative on the upper one, for log-probs >= -100 in the table's dtype: twice the largest
+            error at the five points of every cell where the error of a cubic peaks, and a rounding, checked at
+            build against the float64 solve. An exhaustive check of the cells, not a proof. Beyond -100 results
+            stay within [0, 1] and [1, 1/p]. 0 where the closed form is used instead of a table.
 
     Raises:
         ValueError: bad radius, divergence or dtype, or max_error above the tolerance.
@@ -185,30 +215,20 @@ class BandTable:
         self._sides: tuple[_SideTable, _SideTable] | None = None
         if self.divergence.solver == "closed":
             return
-        sides = []
-        for value, upper in zip(self.radius, (False, True), strict=True):
-            radii = torch.tensor([value], dtype=torch.float64)
-            sides.append(_SideTable.build(radii, self.divergence, upper, NODES))
-        self._sides = (sides[0].to("cpu", dtype), sides[1].to("cpu", dtype))
-        self.max_error = _MARGIN * self._measure()
+        sides = [
+            _SideTable.build(torch.tensor([value], dtype=torch.float64), self.divergence, upper, _BITS, dtype)
+            for value, upper in zip(self.radius, (False, True), strict=True)
+        ]
+        self._sides = (sides[0], sides[1])
+        probes = torch.cat([side.probes(torch.tensor(_PEAKS, dtype=torch.float64)).flatten() for side in sides])
+        exact = band(probes.double(), self.radius, self.divergence)
+        self.max_error = _MARGIN * _error(self(probes), exact) + _rounding(dtype)
         if not self.max_error <= tolerance:
             raise ValueError(
                 f"the table of {self.divergence.name!r} at radius {self.radius} has error {self.max_error:.3g}, "
                 f"above the tolerance {tolerance:g}"
             )
-        self._sides = (self._sides[0].to(device, dtype), self._sides[1].to(device, dtype))
-
-    def _measure(self) -> float:
-        assert self._sides is not None
-        worst = 0.0
-        for side in self._sides:
-            cells = torch.arange(side.values.shape[1] - 1, dtype=torch.float64)
-            for inside in (0.2, 0.5, 0.8):
-                v = side.start + side.step * (cells + inside)
-                a = _log_p(side.kinks.double() + torch.sinh(v) / side.sharpness).to(self.dtype)
-                a = a[a >= -100.0]
-                worst = max(worst, _error(self(a), band(a.double(), self.radius, self.divergence)))
-        return worst
+        self._sides = (sides[0].to(device), sides[1].to(device))
 
     def __call__(self, old_logps: Tensor) -> RatioBounds:
         """RatioBounds for log-probs of any shape, e.g. (B, T); limits, edges and errors as in ``band``."""
@@ -223,47 +243,64 @@ class BandTable:
         Raises:
             ValueError: the divergence is a user's own, which a file cannot name.
         """
-        from safetensors.torch import save_file
-
-        if _named(self.divergence.name) != self.divergence:
-            raise ValueError(f"only named divergences can be saved, not the FDivergence {self.divergence.name!r}")
-        meta = {
-            "divergence": self.divergence.name,
-            "radius": f"{self.radius[0]!r},{self.radius[1]!r}",
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "max_error": repr(self.max_error),
-        }
-        tensors = {"none": torch.zeros(1)}
-        for name, side in zip(("lower", "upper"), self._sides or (), strict=False):
-            tensors[f"{name}.values"], tensors[f"{name}.kinks"] = side.values.cpu(), side.kinks.cpu()
-            meta[f"{name}.grid"], meta[f"{name}.kind"] = ",".join(repr(x) for x in side.steps), side.kind
-        save_file(tensors, path, metadata=meta)
+        _save(path, self, {"radius": f"{self.radius[0]!r},{self.radius[1]!r}"})
 
     @classmethod
     def load(cls, path: str | PathLike[str], device: torch.device | str = "cpu") -> BandTable:
-        """Read a table written by :meth:`save`; nothing is solved again."""
-        from safetensors import safe_open
+        """Read a table written by :meth:`save`; nothing is solved again.
 
+        Raises:
+            ValueError: the file holds something else.
+        """
         table = cls.__new__(cls)
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata()
-            low, high = meta["radius"].split(",")
-            table.radius, table.dtype = (float(low), float(high)), getattr(torch, meta["dtype"])
-            table.divergence, table.max_error = get_divergence(meta["divergence"]), float(meta["max_error"])
-            table._sides = None
-            if "lower.grid" in meta:
-                sides = []
-                for name in ("lower", "upper"):
-                    sharpness, start, step, trend = (float(x) for x in meta[f"{name}.grid"].split(","))
-                    values, kinks = file.get_tensor(f"{name}.values"), file.get_tensor(f"{name}.kinks")
-                    side = _SideTable(kinks, (sharpness, start, step, trend), values, meta[f"{name}.kind"])
-                    sides.append(side.to(device, table.dtype))
-                table._sides = (sides[0], sides[1])
+        low, high = _load(path, table, device)["radius"].split(",")
+        table.radius = (float(low), float(high))
         return table
 
 
+def _save(path: str | PathLike[str], table: BandTable | BandTable2D, about: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    if _named(table.divergence.name) != table.divergence:
+        raise ValueError(f"only named divergences can be saved, not the FDivergence {table.divergence.name!r}")
+    meta = {
+        "table": type(table).__name__,
+        "divergence": table.divergence.name,
+        "dtype": str(table.dtype).removeprefix("torch."),
+        "max_error": repr(table.max_error),
+        **about,
+    }
+    tensors = {"none": torch.zeros(1)}
+    for name, side in zip(("lower", "upper"), table._sides or (), strict=False):
+        tensors[f"{name}.cubics"], tensors[f"{name}.kinks"] = side.cubics.cpu(), side.kinks.cpu()
+        meta[f"{name}.kind"], meta[f"{name}.grid"] = side.kind, f"{_OCTAVES[0]},{_OCTAVES[1]},{side.bits}"
+    save_file(tensors, path, metadata=meta)
+
+
+def _load(path: str | PathLike[str], table: BandTable | BandTable2D, device: torch.device | str) -> dict[str, str]:
+    """Fill `table` from a file; returns what else the file says."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        meta: dict[str, str] = file.metadata() or {}
+        if meta.get("table") != type(table).__name__:
+            raise ValueError(f"{path} holds {meta.get('table', 'no table')}, not a {type(table).__name__}")
+        table.divergence, table.max_error = get_divergence(meta["divergence"]), float(meta["max_error"])
+        table.dtype, table._sides = getattr(torch, meta["dtype"]), None
+        sides = []
+        for name in ("lower", "upper") if "lower.kind" in meta else ():
+            first, last, bits = (int(x) for x in meta[f"{name}.grid"].split(","))
+            if (first, last) != _OCTAVES:
+                raise ValueError(f"{path} was written for another grid, 2^{first} to 2^{last}; build it anew")
+            cubics, kinks = file.get_tensor(f"{name}.cubics"), file.get_tensor(f"{name}.kinks")
+            sides.append(_SideTable(cubics, kinks, meta[f"{name}.kind"], bits).to(device))
+        if sides:
+            table._sides = (sides[0], sides[1])
+    return meta
+
+
 class BandTable2D:
-    """The band for a radius per token: cubic in log radius over linear in the probability.
+    """The band for a radius per token: cubic in log radius over the cubics of :class:`BandTable`.
 
     Args:
         radius_min: the smallest radius served.
@@ -271,13 +308,13 @@ class BandTable2D:
         divergence: a name or an FDivergence.
         device: where the table lies.
         dtype: torch.float32 or torch.float64, of table and result.
+        tolerance: the largest max_error accepted.
 
     Attributes:
-        max_error: as in :class:`BandTable`, from 100,000 points drawn between the nodes rather than from every
-            cell: an estimate with the same margin, not a certificate.
+        max_error: as in :class:`BandTable`, from two points of every cell halfway between every two radii.
 
     Raises:
-        ValueError: bad radii, divergence or dtype.
+        ValueError: bad radii, divergence or dtype, or max_error above the tolerance.
     """
 
     def __init__(
@@ -287,6 +324,7 @@ class BandTable2D:
         divergence: str | FDivergence = "kl",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        tolerance: float = 1e-3,
     ) -> None:
         check_radius((radius_min, radius_max))
         if not radius_min < radius_max:
@@ -299,16 +337,20 @@ class BandTable2D:
         if self.divergence.solver == "closed":
             return
         logs = torch.linspace(math.log(radius_min), math.log(radius_max), RADIUS_NODES, dtype=torch.float64)
-        built = [
-            _SideTable.build(torch.exp(logs), self.divergence, upper, RADIUS_TABLE_NODES) for upper in (False, True)
-        ]
-        self._sides = (built[0].to("cpu", dtype), built[1].to("cpu", dtype))
-        generator = torch.Generator().manual_seed(0)
-        uniform = torch.rand((2, 100_000), generator=generator, dtype=torch.float64)
-        a = _log_p(40.0 * (uniform[0] - 0.5)).to(dtype)
-        radius = torch.exp(logs[0] + (logs[-1] - logs[0]) * uniform[1]).to(dtype)
-        self.max_error = _MARGIN * _error(self(a, radius), band(a.double(), radius.double(), self.divergence))
-        self._sides = (built[0].to(device, dtype), built[1].to(device, dtype))
+        radii = torch.exp(logs)
+        sides = [_SideTable.build(radii, self.divergence, upper, _BITS_2D, dtype) for upper in (False, True)]
+        self._sides = (sides[0], sides[1])
+        between = torch.exp(0.5 * (logs[1:] + logs[:-1]))[:, None].to(dtype)
+        for side in sides:
+            a = side.probes(torch.tensor([0.0, 0.5], dtype=torch.float64))[1:]
+            exact = band(a.double(), between.double(), self.divergence)
+            self.max_error = max(self.max_error, _MARGIN * _error(self(a, between), exact) + _rounding(dtype))
+        if not self.max_error <= tolerance:
+            raise ValueError(
+                f"the table of {self.divergence.name!r} for radii {radius_min} to {radius_max} has error "
+                f"{self.max_error:.3g}, above the tolerance {tolerance:g}"
+            )
+        self._sides = (sides[0].to(device), sides[1].to(device))
 
     def __call__(self, old_logps: Tensor, radius: float | Tensor) -> RatioBounds:
         """RatioBounds for log-probs of any shape and a radius that broadcasts to them."""
@@ -321,6 +363,18 @@ class BandTable2D:
         row = (torch.log(r) - math.log(self.radius_min)) * ((RADIUS_NODES - 1) / span)
         row = row.clamp(0.0, RADIUS_NODES - 1.0)
         return RatioBounds(self._sides[0](a, row), self._sides[1](a, row))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the table as safetensors; see :meth:`BandTable.save`."""
+        _save(path, self, {"radius": f"{self.radius_min!r},{self.radius_max!r}"})
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], device: torch.device | str = "cpu") -> BandTable2D:
+        """Read a table written by :meth:`save`; see :meth:`BandTable.load`."""
+        table = cls.__new__(cls)
+        low, high = _load(path, table, device)["radius"].split(",")
+        table.radius_min, table.radius_max = float(low), float(high)
+        return table
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
