@@ -91,6 +91,25 @@ def test_membership_agrees_with_the_bounds(name):
     assert not inside(old * torch.nan, old, 0.05, name).any()
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("radius", [1e-6, 0.05])
+def test_float32_membership_is_exact(name, radius):
+    generator = torch.Generator().manual_seed(5)
+    old = -torch.exp(25 * torch.rand(20_000, generator=generator) - 20)
+    factor, up = 2 * torch.rand(20_000, generator=generator), torch.rand(20_000, generator=generator) < 0.5
+    new = (old + band_side(old, radius, name, up) * factor).clamp(max=0.0)
+    old[:8] = torch.tensor([-math.inf, -math.inf, 0.0, 0.0, -math.inf, -1.0, -30.0, -1e-6])
+    new[:8] = torch.tensor([-math.inf, -30.0, 0.0, -1e-9, 0.0, -math.inf, -math.inf, 0.0])
+    for pair in (radius, (radius, 2 * radius)):
+        low, high = (torch.tensor(x).item() for x in (pair if isinstance(pair, tuple) else (pair, pair)))
+        want = binary_divergence(new.double(), old.double(), name) <= torch.where(new > old, high, low)
+        # The two forms may differ where g is the radius to 1e-9 of it; none of these tokens is.
+        assert torch.equal(inside(new, old, pair, name), want)
+        assert 0.1 < want.float().mean() < 0.99
+    nan = torch.tensor([math.nan, -1.0, math.nan])
+    assert not inside(nan, nan.flip(0) * 1.0, radius, name)[[0, 2]].any()
+
+
 def test_limits():
     old = torch.tensor([0.0, -math.inf])
     for name, lower in (

@@ -41,6 +41,24 @@ def test_bounds_equal_the_oracle(name, dtype):
                     assert got == pytest.approx(float(want), rel=rel, abs=0), where
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tiny_radius_loses_nothing_to_cancellation(name):
+    # g is about curvature (log r)^2 / 2: at 1e-6 the terms of a naive form cancel to 1e-3 of their size and more.
+    # float64 solves inside leave float32 its rounding; the float64 residual costs 1e-16 / sqrt(radius) or less.
+    logps = [-1e-4, -0.7, -7.0, -40.0]
+    for dtype, rel in ((torch.float32, 1e-6), (torch.float64, 1e-11)):
+        old = torch.tensor(logps, dtype=torch.float64).to(dtype)
+        rounded = torch.tensor(1e-6, dtype=dtype).item()
+        bounds = band(old, 1e-6, name)
+        for i, a in enumerate(old.tolist()):
+            for upper, got in ((False, bounds.log_lower[i].item()), (True, bounds.log_upper[i].item())):
+                want = exact_bound(name, a, rounded, upper)
+                if want is None:
+                    assert got == (-a if upper else -math.inf), (a, upper)
+                elif want > -80:
+                    assert got == pytest.approx(float(want), rel=rel, abs=0), (a, upper, dtype)
+
+
 def _random_inputs(n=3000):
     generator = torch.Generator().manual_seed(0)
     uniform = torch.rand((3, n), generator=generator, dtype=torch.float64)

@@ -426,8 +426,7 @@ def _inside_block(new: Tensor, old: Tensor, radii: tuple[Tensor, Tensor], binary
     k = coins(new.double(), old.double())
     low, high = radii
     limit = low if low is high else torch.where(k.moved > 0.0, high, low)
-    # The change t hides a NaN, moved does not.
-    return binary.value(k) + 0.0 * k.moved <= limit
+    return binary.value(k) <= limit
 
 
 def certify(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl") -> Certificate:

@@ -672,7 +672,7 @@ def binary_value(logps: Tensor, old_logps: Tensor, form: LogForm) -> Tensor:
 def coins(logps: Tensor, old_logps: Tensor) -> Coins:
     """The two coins of a token from its log-probabilities (float64, <= 0; -inf allowed).
 
-    A change from or to 0 is HUGE, not infinite, and none where both are 0; NaN shows in p, q and moved.
+    A change from or to 0 is HUGE, not infinite, and none where both are 0; a NaN stays one in all but t.
     """
     new, old = logps.clamp(min=-HUGE), old_logps.clamp(min=-HUGE)
     p, q = torch.exp(old), torch.exp(new)
