@@ -57,7 +57,7 @@ def test_gradient_equals_the_surrogates_on_a_million_tokens():
     lower, upper = kl_bounds_by_bisection(old, 0.05)
     first, second = new.clone().requires_grad_(), new.clone().requires_grad_()
     reference = surrogate(first, old, advantages, lower, upper).mean()
-    ours = policy_loss(second, old, advantages, torch.ones_like(old), rule=Band(0.05)).loss
+    ours = policy_loss(second, old, advantages, torch.ones_like(old), rule=Band(0.05), backend="eager").loss
     torch.testing.assert_close(ours, reference, rtol=1e-12, atol=0)
     (expected,) = torch.autograd.grad(reference, first)
     (found,) = torch.autograd.grad(ours, second)
