@@ -3,9 +3,13 @@
 import os
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not torch.cuda.is_available():
+    # Triton reads this when it is first imported, and some libraries import it early.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture

@@ -16,11 +16,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-    # Triton decides at its import; another test module may have imported it without the interpreter.
-    for module in [name for name in sys.modules if name.split(".")[0] == "triton" and "._C" not in name]:
-        del sys.modules[module]
 
 import triton
 import triton.language as tl
@@ -323,9 +318,9 @@ def test_elementary_functions_are_within_2_5_ulp(which, function):
 
 def test_compile_gives_the_same_and_does_not_compile_anew():
     options = {"dual_clip": 1.3}  # a sequence mode would add several seconds of compiling
-    check(tokens(top=-0.05), "compile", Band((0.05, 0.07), cap=2.0), **options)
+    check(tokens(top=-1e-3), "compile", Band((0.05, 0.07), cap=2.0), **options)
     with torch.compiler.set_stance("fail_on_recompile"):
-        check(tokens((8, 33), seed=2, top=-0.05), "compile", Band((0.01, 0.02), cap=2.0), **options)
+        check(tokens((8, 33), seed=2, top=-1e-3), "compile", Band((0.01, 0.02), cap=2.0), **options)
     batch = tokens()
     for name, index, value in (("logps", 0, math.nan), ("advantages", 2, math.nan), ("old_logps", 1, 0.5)):
         spoilt = [t.clone() for t in batch]
@@ -336,9 +331,6 @@ def test_compile_gives_the_same_and_does_not_compile_anew():
                     run(spoilt, backend, rule=Band((0.05, 0.07), cap=2.0), **options)
 
 
-@pytest.mark.xfail(
-    DEVICE == "cpu", strict=True, reason="inductor's CPU expm1 is exp(x) - 1, which loses 1 - p near p = 1"
-)
 def test_compiled_divergence_near_probability_one():
     old = torch.tensor([-1e-6, -1e-4, -1e-3] * 16, device=DEVICE)
     function = torch.compile(binary_divergence, fullgraph=True)

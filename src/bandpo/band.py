@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import solvers
-from .divergences import BinaryForm, FDivergence, as_work_dtype, binary_value, coins, get_divergence
+from .divergences import BinaryForm, FDivergence, as_work_dtype, binary_value, coins, expm1, get_divergence
 
 DEFAULT_RADIUS = 0.05
 """The divergence budget per token; the only place this default is written."""
@@ -195,7 +195,7 @@ def _solve_block(old: Tensor, sides: Sequence[tuple[Tensor, Side]], divergence: 
     if not divergence.float32:
         old = old.double()
     p = torch.exp(old)
-    rest = 0.0 - torch.expm1(old)  # 1 - p to the last digit
+    rest = 0.0 - expm1(old)  # 1 - p to the last digit
     return [_solve_side(old, p, rest, r.to(old.dtype), divergence, up).to(out_dtype) for r, up in sides]
 
 
@@ -243,10 +243,10 @@ def _side_derivatives(bound: Tensor, old: Tensor, divergence: FDivergence) -> tu
     form = divergence.log_form
     a, b = old.double(), bound.double()
     p, q = torch.exp(a), torch.exp(a + b)
-    c = -torch.expm1(a)
-    moved = torch.where(b > 0.0, q * torch.expm1(-b), -p * torch.expm1(b))
+    c = -expm1(a)
+    moved = torch.where(b > 0.0, q * expm1(-b), -p * expm1(b))
     change = moved / c
-    t = torch.where(change < -0.5, torch.log(-torch.expm1(a + b) / c), torch.log1p(change))
+    t = torch.where(change < -0.5, torch.log(-expm1(a + b) / c), torch.log1p(change))
     # q f'(r) and q f'(v) with the shrinking outcome's 0 * inf far out avoided.
     falls = b < 0.0
     by_token = torch.where(falls, p * solvers.kept_slope(b.clamp(max=0.0), form), q * form.slope(b))

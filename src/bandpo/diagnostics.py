@@ -52,6 +52,7 @@ def clip_statistics(
     mask: Tensor,
     rule: ClipRule,
     entropy: Tensor | None = None,
+    inside: Tensor | None = None,
 ) -> ClipStatistics:
     """Count what `rule` does to the tokens of a batch.
 
@@ -62,6 +63,7 @@ def clip_statistics(
         mask: 1 for tokens that count, shape (B, T).
         rule: The clip rule.
         entropy: Entropy of the policy at each position in nats, shape (B, T), if known.
+        inside: The rule's membership of these tokens, where the caller has it already.
 
     Returns:
         ClipStatistics: No value is read back to the host.
@@ -71,7 +73,7 @@ def clip_statistics(
     logps = torch.where(keep, as_work_dtype(logps), zero)
     old_logps = torch.where(keep, as_work_dtype(old_logps), zero)
     log_ratio = logps - old_logps
-    outside = keep & ~rule.inside(logps, old_logps)
+    outside = keep & ~(rule.inside(logps, old_logps) if inside is None else inside)
     rising = log_ratio > 0
     divergence: str | FDivergence = getattr(rule, "divergence", "kl")
     realised = torch.where(keep, binary_divergence(logps, old_logps, divergence=divergence), zero)

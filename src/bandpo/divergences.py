@@ -47,9 +47,18 @@ def as_work_dtype(x: Tensor) -> Tensor:
 # --- elementary functions -----------------------------------------------------------------------------------
 
 
+def expm1(x: Tensor) -> Tensor:
+    """e^x - 1 to a few ulp, compiled or not."""
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        # Inductor's CPU code makes exp(x) - 1 of expm1, which loses every digit of 1 - p as p -> 1.
+        half = torch.tanh(0.5 * x)
+        return torch.where(x < 1.0, 2.0 * half / (1.0 - half), torch.exp(x) - 1.0)
+    return torch.expm1(x)
+
+
 def log1mexp(x: Tensor) -> Tensor:
     """log(1 - e^x) for x <= 0, accurate at both ends (Maechler's switch at -log 2)."""
-    return torch.where(x > -LOG_2, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
+    return torch.where(x > -LOG_2, torch.log(-expm1(x)), torch.log1p(-torch.exp(x)))
 
 
 def _taylor_terms(dtype: torch.dtype) -> int:
@@ -64,7 +73,7 @@ def expm1_residual(t: Tensor) -> Tensor:
     series = torch.ones_like(z)
     for k in range(n + 1, 2, -1):
         series = 1.0 + series * z / k
-    return torch.where(small, 0.5 * z * z * series, torch.expm1(t) - t)
+    return torch.where(small, 0.5 * z * z * series, expm1(t) - t)
 
 
 def _t_exp(t: Tensor) -> Tensor:
@@ -120,11 +129,11 @@ def _kl_conjugate(t: Tensor) -> Tensor:
     # v ln v - v + 1 = e^t (e^-t - 1 + t): the product keeps small t exact, the sum keeps large ones finite.
     small = t > -0.5
     near = torch.exp(t) * expm1_residual(-torch.where(small, t, 0.0))
-    return torch.where(small, near, _t_exp(t) - torch.expm1(t))
+    return torch.where(small, near, _t_exp(t) - expm1(t))
 
 
 def _kl_slope(t: Tensor) -> Tensor:
-    return -torch.expm1(-t)
+    return -expm1(-t)
 
 
 def _identity(t: Tensor) -> Tensor:
@@ -132,7 +141,7 @@ def _identity(t: Tensor) -> Tensor:
 
 
 def _tv_value(t: Tensor) -> Tensor:
-    return -0.5 * torch.expm1(t)
+    return -0.5 * expm1(t)
 
 
 def _tv_slope(t: Tensor) -> Tensor:
@@ -140,27 +149,27 @@ def _tv_slope(t: Tensor) -> Tensor:
 
 
 def _chi2_value(t: Tensor) -> Tensor:
-    return torch.expm1(t).square()
+    return expm1(t).square()
 
 
 def _chi2_conjugate(t: Tensor) -> Tensor:
-    return torch.expm1(t).square() * torch.exp(-t)
+    return expm1(t).square() * torch.exp(-t)
 
 
 def _chi2_slope(t: Tensor) -> Tensor:
-    return 2.0 * torch.expm1(t)
+    return 2.0 * expm1(t)
 
 
 def _neyman_slope(t: Tensor) -> Tensor:
-    return -torch.expm1(-2.0 * t)
+    return -expm1(-2.0 * t)
 
 
 def _hellinger_value(t: Tensor) -> Tensor:
-    return torch.expm1(0.5 * t).square()
+    return expm1(0.5 * t).square()
 
 
 def _hellinger_slope(t: Tensor) -> Tensor:
-    return -torch.expm1(-0.5 * t)
+    return -expm1(-0.5 * t)
 
 
 def _js_value(t: Tensor) -> Tensor:
@@ -176,17 +185,17 @@ def _js_value(t: Tensor) -> Tensor:
 
 def _js_slope(t: Tensor) -> Tensor:
     # 1/2 ln(2u/(1+u)); each branch avoids the overflow of the other.
-    down = 0.5 * (t - torch.log1p(0.5 * torch.expm1(torch.clamp(t, max=0.0))))
-    up = -0.5 * torch.log1p(0.5 * torch.expm1(-torch.clamp(t, min=0.0)))
+    down = 0.5 * (t - torch.log1p(0.5 * expm1(torch.clamp(t, max=0.0))))
+    up = -0.5 * torch.log1p(0.5 * expm1(-torch.clamp(t, min=0.0)))
     return torch.where(t < 0.0, down, up)
 
 
 def _jeffreys_value(t: Tensor) -> Tensor:
-    return torch.expm1(t) * t
+    return expm1(t) * t
 
 
 def _jeffreys_slope(t: Tensor) -> Tensor:
-    return t - torch.expm1(-t)
+    return t - expm1(-t)
 
 
 def _alpha_value(t: Tensor, a: float) -> Tensor:
@@ -196,7 +205,7 @@ def _alpha_value(t: Tensor, a: float) -> Tensor:
         near = t > -1.0
         tn = torch.where(near, t, 0.0)
         close = expm1_residual(a * tn) - a * expm1_residual(tn)
-        far = torch.expm1(a * t) - a * torch.expm1(t)
+        far = expm1(a * t) - a * expm1(t)
         return torch.where(near, close, far) / (a * (a - 1.0))
     b = 1.0 - a
     tc = t.clamp(min=limit)  # e^limit is 0, and b * limit does not overflow
@@ -204,7 +213,7 @@ def _alpha_value(t: Tensor, a: float) -> Tensor:
 
 
 def _alpha_slope(t: Tensor, a: float) -> Tensor:
-    return torch.expm1((a - 1.0) * t) / (a - 1.0)
+    return expm1((a - 1.0) * t) / (a - 1.0)
 
 
 INF = math.inf
@@ -326,7 +335,7 @@ def _jeffreys_binary_slope(k: Coins) -> Tensor:
 
 def _power(a: float, log_u: Tensor) -> Tensor:
     # u^a - 1, huge at most: 0 of it is 0
-    return torch.expm1((a * log_u).clamp(max=700.0))
+    return expm1((a * log_u).clamp(max=700.0))
 
 
 def _alpha_binary(k: Coins, a: float) -> Tensor:
@@ -654,9 +663,9 @@ def binary_value(logps: Tensor, old_logps: Tensor, form: LogForm) -> Tensor:
     """g_f from the two log-probabilities (work dtype, <= 0), any shape; limits at 0 and -inf included."""
     s = torch.where(logps == old_logps, 0.0, logps - old_logps)  # -inf against -inf is no change
     p, q = torch.exp(old_logps), torch.exp(logps)
-    c, d = 0.0 - torch.expm1(old_logps), 0.0 - torch.expm1(logps)
+    c, d = 0.0 - expm1(old_logps), 0.0 - expm1(logps)
     grows = s > 0.0
-    moved = torch.where(grows, q, p) * -torch.expm1(-s.abs())  # |q - p| without overflow or cancellation
+    moved = torch.where(grows, q, p) * -expm1(-s.abs())  # |q - p| without overflow or cancellation
     # log((1-q)/(1-p)): relative change for small ones, the quotient where nearly all of the rest has gone.
     change = torch.where(s == 0.0, 0.0, torch.where(grows, -moved, moved) / c)
     t = torch.where(change < -0.5, torch.log(d / c), torch.log1p(change))
@@ -676,7 +685,7 @@ def coins(logps: Tensor, old_logps: Tensor) -> Coins:
     """
     new, old = logps.clamp(min=-HUGE), old_logps.clamp(min=-HUGE)
     p, q = torch.exp(old), torch.exp(new)
-    c, d = 0.0 - torch.expm1(old), 0.0 - torch.expm1(new)
+    c, d = 0.0 - expm1(old), 0.0 - expm1(new)
     # nan_to_num is SIMD on the CPU where `where` is a loop of branches.
     t = torch.nan_to_num(torch.log(d / c), nan=0.0, posinf=HUGE, neginf=-HUGE)
     return Coins(p, c, q, d, new - old, t, q - p)

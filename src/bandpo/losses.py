@@ -183,7 +183,8 @@ def _surrogate(
         log_ratio = work - old
         up = advantages > 0
         outward = torch.where(up, log_ratio > 0, log_ratio < 0) & (advantages != 0)
-        clipped = outward & ~rule.inside(work, old)
+        inside = rule.inside(work, old)
+        clipped = outward & ~inside
         held = _held_values(rule, old, up, clipped)
         dual = torch.zeros_like(clipped)
         if dual_clip is not None:
@@ -199,7 +200,7 @@ def _surrogate(
         token_loss = token_loss * torch.where(keep, weights.detach().to(work.dtype), zero)
     loss = aggregate(token_loss, keep, aggregation, horizon=horizon)
 
-    statistics = clip_statistics(work.detach(), old, advantages, keep, rule, entropy=entropy)
+    statistics = clip_statistics(work.detach(), old, advantages, keep, rule, entropy=entropy, inside=inside)
     metrics = statistics.metrics()
     if dual_clip is not None:
         metrics["dual_clip_fraction"] = dual.sum() / statistics.tokens.clamp(min=1)

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from .divergences import HUGE, TINY, BinaryForm, Coins, FDivergence, LogForm
+from .divergences import HUGE, TINY, BinaryForm, Coins, FDivergence, LogForm, expm1
 
 # Trips that reach the last digits for radius in [1e-8, 20]; tests/test_solvers.py checks.
 KL_TRIPS = {torch.float32: (torch.float32, torch.float64), torch.float64: (torch.float64,) * 3}
@@ -66,7 +66,7 @@ def solve_kl(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tenso
     back = scale / w
     for trip in KL_TRIPS[dtype]:
         u, scale, shrink, radius = u.to(trip), scale.to(trip), shrink.to(trip), radius.to(trip)
-        share = 0.0 - torch.expm1(-shrink)
+        share = 0.0 - expm1(-shrink)
         moved = scale * share
         grown = u + moved
         relative = (moved / u).clamp(max=1e30)
@@ -75,7 +75,7 @@ def solve_kl(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tenso
         bend = (0.5 - 0.5 * share) * u / (grown * share)
         shrink = shrink - step / (1.0 - step * bend)
     shrink = shrink.to(dtype) * back
-    return 0.0 - torch.expm1(-shrink), shrink
+    return 0.0 - expm1(-shrink), shrink
 
 
 def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, f: FDivergence) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, f: FDiverg
     start = radius / (w * form.curvature + TINY)
     start = start + torch.sqrt(2.0 * start * u)
     # The state is D itself or e^D - 1, moved by factors: relative accuracy at every size.
-    state = start if form.log_tail else torch.expm1(start.clamp(max=4.0))
+    state = start if form.log_tail else expm1(start.clamp(max=4.0))
     for _ in range(f.trips):
         state = state.clamp(min=TINY, max=HUGE)
         share, shrink, kept, speed = _coordinates(state, form.log_tail)
@@ -123,7 +123,7 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, f: FDiverg
 def _coordinates(state: Tensor, log_tail: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # (E, D, e^-D, dD/dlog state)
     if log_tail:
-        return 0.0 - torch.expm1(-state), state, torch.exp(-state), state
+        return 0.0 - expm1(-state), state, torch.exp(-state), state
     kept = (1.0 + state).reciprocal()
     share = state * kept
     return share, torch.log1p(state), kept, share
@@ -168,7 +168,7 @@ def solve_bracket(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: Log
 
     def residual(theta: Tensor) -> Tensor:
         shrink = torch.exp(theta)
-        g, _ = evaluate(-torch.expm1(-shrink), shrink, u, w, growth, form)
+        g, _ = evaluate(-expm1(-shrink), shrink, u, w, growth, form)
         return torch.log(g.clamp(min=1e-300) / radius).clamp(-1e3, 1e3)
 
     # a: newest point, b: the other end, c: the one before; f(a) and f(b) differ in sign.
@@ -192,7 +192,7 @@ def solve_bracket(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, form: Log
         t = torch.where(torch.isfinite(t), t, 0.5)
     best = torch.where(fa.abs() < fb.abs(), a, b)
     shrink = torch.where(torch.isnan(edge + radius), torch.nan, torch.exp(best))
-    return torch.where(saturated, 1.0, -torch.expm1(-shrink)), torch.where(saturated, torch.inf, shrink)
+    return torch.where(saturated, 1.0, -expm1(-shrink)), torch.where(saturated, torch.inf, shrink)
 
 
 def solve(divergence: FDivergence, u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
