@@ -58,6 +58,7 @@ def test_train_leaves_a_complete_run_directory(finished):
     assert "curves.png" in report
     assert list((run / "model").glob("*.safetensors"))
     assert "mean@2" in result.stdout
+    assert "update 4/4  reward" in result.stdout
     assert list((run / "checkpoints").rglob("events.out.tfevents*"))
 
 
@@ -76,6 +77,18 @@ def test_nothing_is_overwritten(finished):
     assert result.returncode == 1
     assert "already exists" in result.stderr
     assert (folder / "out" / "summary.json").read_bytes() == before
+
+
+def test_a_run_directory_is_never_taken_over(tmp_path):
+    from bandpo.training.run_dir import RunDirectory
+
+    RunDirectory.create(tmp_path / "run", {"a": 1}, [])
+    with pytest.raises(ValueError, match="already exists"):
+        RunDirectory.create(tmp_path / "run", {"a": 2}, [])
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="already exists"):
+        RunDirectory.create(tmp_path / "file", {}, [])
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_report_can_be_written_again(finished):

@@ -116,7 +116,7 @@ def test_weights_multiply_each_token():
 def test_metrics_count_what_happened():
     p = torch.tensor([[0.5, 0.5, 0.5, 0.5, 0.01]])
     ratio = torch.tensor([[1.5, 1.5, 0.5, 0.5, 5.0]])
-    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0]])
+    advantages = torch.tensor([[1.0, -1.0, -1.0, -1.0, 1.0]])
     old = p.log()
     result = policy_loss(
         (old + ratio.log()).requires_grad_(), old, advantages, torch.ones(1, 5), rule=Band(0.05, cap=4.0),
@@ -124,8 +124,8 @@ def test_metrics_count_what_happened():
     )  # fmt: skip
     found = {name: round(value.item(), 5) for name, value in result.metrics.items()}
     assert found["clip_fraction_high"] == 0.4  # p = .5 above 1.308 with A > 0, and p = .01 above the cap
-    assert found["clip_fraction_low"] == 0.2
-    assert found["clip_fraction"] == 0.6
+    assert found["clip_fraction_low"] == 0.4
+    assert found["clip_fraction"] == 0.8
     assert found["out_of_band_fraction"] == 1.0
     assert found["cap_fraction"] == 0.2
     assert found["ratio_max"] == 5.0

@@ -64,22 +64,40 @@ def text_of(message: Any) -> str:
 
 
 class ProgressDisplay(TrainerCallback):
-    """One line with the figures that matter."""
+    """One line with the figures that matter: reward of the rollout, and means over its updates so far."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.task: Any = None
-        self._latest: dict[str, str] = {}  # TRL logs a reward only with the first update after a rollout
+        self._updates: list[dict[str, Any]] = []  # of the current rollout
+        self._step = self._steps = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._steps = state.max_steps
         self.task = self.progress.add_task("training", total=state.max_steps, figures="")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not logs or "entropy" not in logs:
+            return
+        if "reward" in logs:  # TRL logs it with the first update after each rollout
+            self._print_rollout()
+            self._updates = []
+        self._updates.append(logs)
+        self._step = state.global_step
+        self.progress.update(self.task, completed=self._step, figures=self._figures())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._print_rollout()
+
+    def _figures(self) -> str:
+        shown = []
         for title, key, form in FIGURES:
-            if logs and logs.get(key) is not None:
-                self._latest[title] = f"{title} {form.format(logs[key])}"
-        figures = "  ".join(self._latest.values())
-        self.progress.update(self.task, completed=state.global_step, figures=figures)
-        if not self.progress.console.is_terminal and logs and "reward" in logs:
-            # A log file shows no moving bar: one line a rollout.
-            self.progress.console.print(f"update {state.global_step}/{state.max_steps}  {figures}", highlight=False)
+            values = [update[key] for update in self._updates if update.get(key) is not None]
+            if values:
+                shown.append(f"{title} {form.format(sum(values) / len(values))}")
+        return "  ".join(shown)
+
+    def _print_rollout(self) -> None:
+        """A log file shows no moving bar: one line a rollout there."""
+        if self._updates and not self.progress.console.is_terminal:
+            self.progress.console.print(f"update {self._step}/{self._steps}  {self._figures()}", highlight=False)
