@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -201,15 +200,16 @@ def peak_bytes(spec: tuple[str, str, str, int], device: str) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     # The resident set now against its peak: the inputs are touched, so only the call can raise the peak.
+    # getrusage would not do: a child starts with its parent's high-water mark.
     Path("/proc/self/clear_refs").write_text("5")
-    before = _resident()
+    before = _status_bytes("VmRSS")
     call(x)
-    return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    return max(0, _status_bytes("VmHWM") - before)
 
 
-def _resident() -> int:
+def _status_bytes(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
+        if line.startswith(field):
             return int(line.split()[1]) * 1024
     return 0
 

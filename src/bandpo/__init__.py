@@ -4,10 +4,13 @@ from bandpo.band import Certificate, RatioBounds, band, band_side, binary_diverg
 from bandpo.divergences import FDivergence
 from bandpo.losses import PolicyLoss, policy_loss
 from bandpo.rules import DCPO, Band, Clip, ClipRule, NoClip
+from bandpo.table import BandTable, BandTable2D, band_table
 
 __all__ = [
     "DCPO",
     "Band",
+    "BandTable",
+    "BandTable2D",
     "Certificate",
     "Clip",
     "ClipRule",
@@ -17,6 +20,7 @@ __all__ = [
     "RatioBounds",
     "band",
     "band_side",
+    "band_table",
     "binary_divergence",
     "certify",
     "inside",
