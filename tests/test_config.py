@@ -1,5 +1,8 @@
 """Recipes, overrides and what they say of mistakes."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from bandpo import Band, Clip
@@ -15,6 +18,13 @@ def test_every_recipe_is_valid(name):
     assert config.description
     check_train_settings(config.train)
     assert config.clip_rule() is not None
+
+
+def test_recipes_are_part_of_the_package():
+    root = Path(__file__).parent.parent
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["bandpo"]
+    packaged = {path for pattern in patterns for path in (root / "src/bandpo").glob(pattern)}
+    assert {path.stem for path in packaged if path.suffix == ".yaml"} == set(recipe_names())
 
 
 def test_overrides_are_yaml():
