@@ -74,31 +74,45 @@ def evaluate(
         raise ValueError("problems is empty; allowed is at least one problem")
     if samples < 1:
         raise ValueError(f"samples is {samples}, allowed is an integer >= 1")
-    prompts = [task.prompt(problem.question, tokenizer) for problem in problems]
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
         "seed": seed,
         "progress": progress,
     }
+    grades = grade(model, tokenizer, task, problems, samples=samples, temperature=temperature, **settings)
+    metrics = summarise(grades)
+    if greedy:
+        best = grade(model, tokenizer, task, problems, samples=1, temperature=0.0, **settings)
+        metrics["greedy"] = bootstrap_mean([g.rewards[0] for g in best])
+    return EvaluationResult(metrics, len(problems), samples, temperature, grades)
+
+
+def grade(
+    model: Any, tokenizer: Any, task: Task, problems: list[Problem], *, samples: int, **settings: Any
+) -> list[Grade]:
+    """Draw completions for each problem and reward them; `settings` are those of `sample`."""
     reward = task.reward_function()
-    drawn = sample(model, tokenizer, prompts, samples=samples, temperature=temperature, **settings)
-    grades = [
+    prompts = [task.prompt(problem.question, tokenizer) for problem in problems]
+    drawn = sample(model, tokenizer, prompts, samples=samples, **settings)
+    return [
         Grade(problem, completions, [reward(c.text, problem.answer) for c in completions])
         for problem, completions in zip(problems, drawn, strict=True)
     ]
-    metrics = {f"mean@{samples}": bootstrap_mean([_mean(grade.rewards) for grade in grades])}
-    correct = [sum(value >= 1 for value in grade.rewards) for grade in grades]
+
+
+def summarise(grades: list[Grade]) -> dict[str, Estimate]:
+    """Estimates over problems that all have the same number of completions."""
+    samples = len(grades[0].rewards)
+    metrics = {f"mean@{samples}": bootstrap_mean([_mean(g.rewards) for g in grades])}
+    correct = [sum(value >= 1 for value in g.rewards) for g in grades]
     k = 1
     while (k := 2 * k) <= samples:
         metrics[f"pass@{k}"] = bootstrap_mean([pass_at_k(samples, c, k) for c in correct])
     metrics["entropy"] = bootstrap_mean([_mean([c.entropy for c in g.completions]) for g in grades])
     metrics["length"] = bootstrap_mean([_mean([c.tokens for c in g.completions]) for g in grades])
     metrics["truncated"] = bootstrap_mean([_mean([c.truncated for c in g.completions]) for g in grades])
-    if greedy:
-        best = sample(model, tokenizer, prompts, samples=1, temperature=0.0, **settings)
-        metrics["greedy"] = bootstrap_mean([reward(c[0].text, p.answer) for c, p in zip(best, problems, strict=True)])
-    return EvaluationResult(metrics, len(problems), samples, temperature, grades)
+    return metrics
 
 
 def _mean(values: list[Any]) -> float:
