@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bandpo.evaluation import bootstrap_mean, evaluate, pass_at_k, sample
+from bandpo.evaluation.resumable import evaluate_into
 from bandpo.evaluation.sampling import encode
 from bandpo.tasks import Arithmetic
 
@@ -84,3 +85,63 @@ def test_evaluate_reports_what_the_rewards_say(tiny):
     for bad in ({"problems": []}, {"samples": 0}):
         with pytest.raises(ValueError, match="allowed is"):
             evaluate(model, tokenizer, task, **{"problems": problems, "samples": 1, "max_new_tokens": 2, **bad})
+
+
+def settings(**changes):
+    return {
+        "samples": 2,
+        "max_new_tokens": 4,
+        "temperature": 1.0,
+        "batch_size": 6,
+        "seed": 5,
+        "identity": {"model": "tiny"},
+        **changes,
+    }
+
+
+def test_an_interrupted_evaluation_goes_on_and_gives_the_same(tiny, tmp_path):
+    task = Arithmetic(low=1, high=4, heldout=10)
+    problems = task.problems()[1]
+    whole = evaluate_into(tmp_path / "whole", *tiny, task, problems, **settings())
+    assert len((tmp_path / "whole" / "samples.jsonl").read_text().splitlines()) == 4  # chunks of 3 problems
+
+    class StopError(Exception):
+        pass
+
+    def stop_after(limit):
+        seen = []
+
+        def count(n):
+            seen.append(n)
+            if sum(seen) > limit:
+                raise StopError
+
+        return count
+
+    for limit in (6, 12):  # the second time, six completions are restored and six more are made
+        with pytest.raises(StopError):
+            evaluate_into(tmp_path / "cut", *tiny, task, problems, **settings(progress=stop_after(limit)))
+    with (tmp_path / "cut" / "samples.jsonl").open("a") as log:
+        log.write('{"start": 6, "gra')  # a crash in the middle of a line
+    resumed = evaluate_into(tmp_path / "cut", *tiny, task, problems, **settings())
+    assert resumed == whole
+    for name in ("samples.jsonl", "result.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    again = evaluate_into(tmp_path / "cut", None, None, task, problems, **settings())
+    assert again == whole, "a finished evaluation needs no model"
+
+
+def test_another_evaluation_is_not_overwritten(tiny, tmp_path):
+    task = Arithmetic(low=1, high=4, heldout=4)
+    problems = task.problems()[1]
+    evaluate_into(tmp_path / "a", *tiny, task, problems, **settings())
+    with pytest.raises(ValueError, match="another seed"):
+        evaluate_into(tmp_path / "a", *tiny, task, problems, **settings(seed=6))
+    with pytest.raises(ValueError, match="another model"):
+        evaluate_into(tmp_path / "a", *tiny, task, problems, **settings(identity={"model": "other"}))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not an evaluation"):
+        evaluate_into(tmp_path / "b", *tiny, task, problems, **settings())
+    with pytest.raises(ValueError, match="empty"):
+        evaluate_into(tmp_path / "c", *tiny, task, [], **settings())

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from bandpo.training.run_dir import RunDirectory, read_lines, write_atomic
+from bandpo.files import read_lines, write_atomic
+from bandpo.training.run_dir import RunDirectory
 from bandpo.training.summary import label, show
 
 # Colour-blind safe (Okabe-Ito).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bandpo.cli import bounds, recipes, report, tasks, train
+from bandpo.cli import bounds, eval, recipes, report, tasks, train
 
 app = typer.Typer(
     name="bandpo",
@@ -15,6 +15,7 @@ app = typer.Typer(
     epilog="Add --debug to any command for a full traceback.",
 )
 app.command("train")(train.train)
+app.command("eval")(eval.evaluate)
 app.command("report")(report.report)
 app.command("bounds")(bounds.bounds)
 app.command("recipes")(recipes.recipes)

@@ -34,7 +34,7 @@ def train(
 
         typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
         return
-    _quiet_libraries()
+    quiet_libraries()
     from rich.console import Console
 
     from bandpo.training.job import run_training
@@ -47,7 +47,7 @@ def train(
     print_summary(summary, output, console)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Progress bars and notices of the libraries would bury the figures that matter."""
     import warnings
 

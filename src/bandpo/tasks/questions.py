@@ -35,19 +35,24 @@ class Questions(Task):
     heldout_data: str | None = None
 
     def problems(self) -> tuple[list[Problem], list[Problem]]:
-        train = self._read(self.data)
+        train = self.read(self.data)
         random.Random(self.seed).shuffle(train)
         if self.heldout_data is None:
             if self.heldout >= len(train):
                 raise ValueError(f"heldout is {self.heldout}, but {self.data!r} has only {len(train)} problems")
             heldout, train = train[: self.heldout], train[self.heldout :]
         else:
-            heldout = self._read(self.heldout_data)
+            heldout = self.read(self.heldout_data)
             random.Random(self.seed).shuffle(heldout)
             heldout = heldout[: self.heldout]
         return train[: self.limit], heldout
 
-    def _read(self, source: str) -> list[Problem]:
+    def read(self, source: str) -> list[Problem]:
+        """All problems of a file or data set, in its order.
+
+        Raises:
+            ValueError: If it does not exist, is empty, or a row lacks a question or an answer.
+        """
         path = Path(source).expanduser()
         if path.is_file():
             rows = _read_jsonl(path)

@@ -7,7 +7,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from bandpo.training.run_dir import RunDirectory, append_line
+from bandpo.files import append_line
+from bandpo.training.run_dir import RunDirectory
 from bandpo.training.trainer import micro_batches_per_rollout
 
 FIGURES = (

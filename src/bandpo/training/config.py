@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -13,6 +13,10 @@ from bandpo.rules import ClipRule, make_rule, nearest
 from bandpo.tasks import TASKS, Arithmetic, Questions
 
 RECIPES = resources.files("bandpo") / "recipes"
+
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+MODEL_DTYPES: tuple[str, ...] = get_args(Dtype)
 
 
 class _Strict(BaseModel):
@@ -33,7 +37,7 @@ class ModelConfig(_Strict):
 
     path: str | None = None
     scratch: ScratchConfig | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:

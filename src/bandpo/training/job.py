@@ -17,12 +17,13 @@ import torch
 from rich.console import Console
 
 from bandpo.evaluation import EvaluationResult, evaluate
+from bandpo.files import append_line, write_atomic
 from bandpo.rules import nearest
 from bandpo.tasks import Problem, Task
 from bandpo.training.callbacks import ProgressDisplay, RunRecorder, make_progress, text_of
 from bandpo.training.config import LoraConfig, RunConfig, WarmupConfig
 from bandpo.training.models import load_model, scratch_model
-from bandpo.training.run_dir import RunDirectory, append_line, write_atomic
+from bandpo.training.run_dir import RunDirectory
 from bandpo.training.trainer import BandGRPOConfig, BandGRPOTrainer, micro_batches_per_rollout
 
 # What differs from TRL's defaults, whatever the recipe says less.

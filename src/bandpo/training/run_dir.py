@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,33 +13,9 @@ from typing import Any
 
 import yaml
 
+from bandpo.files import write_atomic
+
 PACKAGES = ("bandpo", "torch", "trl", "transformers", "peft", "datasets", "accelerate", "math-verify", "vllm")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file under a temporary name and move it into place."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-
-
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a .jsonl file; a last line cut off by a crash is passed over."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            if line.endswith("\n") and line.strip():
-                yield json.loads(line)
 
 
 class RunDirectory:
