@@ -32,6 +32,7 @@ def evaluate(
 
     Every completion is kept. With the same --output an interrupted evaluation goes on where it was.
     """
+    import torch
     from pydantic import ValidationError
     from rich.console import Console
     from rich.table import Table
@@ -60,6 +61,7 @@ def evaluate(
         raise ValueError(f"two data sets have the same name: {', '.join(sorted(names))}")
     output = output or Path("eval") / f"{datetime.now():%Y%m%d-%H%M%S}"
     loaded, tokenizer = load_model(model, dtype)
+    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     console = Console()
     table = Table("", *names)
     with make_progress(console) as progress:
