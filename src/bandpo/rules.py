@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,11 +33,11 @@ class ClipRule(Protocol):
         ...
 
 
-class _BoundsRule:
+class _BoundsRule(ABC):
     """Rules whose bounds cost next to nothing decide membership by comparing with them."""
 
-    def bounds(self, old_logps: Tensor) -> RatioBounds:
-        raise NotImplementedError
+    @abstractmethod
+    def bounds(self, old_logps: Tensor) -> RatioBounds: ...
 
     def inside(self, logps: Tensor, old_logps: Tensor) -> Tensor:
         bounds = self.bounds(old_logps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ class Problem:
     solution: str | None = None
 
 
-class Task(BaseModel):
+class Task(BaseModel, ABC):
     """Settings that every task has. A new task subclasses this, sets `name` and implements `problems`.
 
     Attributes:
@@ -59,9 +60,9 @@ class Task(BaseModel):
             raise ValueError(f"unknown reward {value!r}{nearest(value, REWARDS)}; known: {', '.join(REWARDS)}")
         return value
 
+    @abstractmethod
     def problems(self) -> tuple[list[Problem], list[Problem]]:
         """Training problems and held-out problems, disjoint."""
-        raise NotImplementedError
 
     def reward_function(self) -> Reward:
         return REWARDS[self.reward]
