@@ -48,3 +48,13 @@ def test_the_core_needs_torch_alone():
     code = f"import sys, bandpo; print([m for m in '{heavy}'.split() if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_reports_and_recipes_do_without_trl():
+    code = (
+        "import sys, bandpo.report, bandpo.training.config, bandpo.training.models;"
+        "print([m for m in ('trl', 'transformers', 'datasets', 'peft') if m in sys.modules]);"
+        "from bandpo.training import BandGRPOConfig, BandGRPOTrainer; print('trl' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split("\n")[:2] == ["[]", "True"]

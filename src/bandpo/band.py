@@ -136,17 +136,22 @@ def check_radius(radius: Radius) -> tuple[float | Tensor, float | Tensor]:
     return radius, radius
 
 
+def check_broadcast(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    """ValueError with both shapes unless `x` broadcasts to the shape of `like`."""
+    try:
+        fits = torch.broadcast_shapes(x.shape, like.shape) == like.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} of shape {tuple(x.shape)} does not broadcast to {like_name} of shape {tuple(like.shape)}"
+        )
+
+
 def _place_radius(radius: float | Tensor, like: Tensor) -> Tensor:
     if not isinstance(radius, Tensor):
         return torch.full((), float(radius), dtype=like.dtype, device=like.device)
-    try:
-        shape = torch.broadcast_shapes(radius.shape, like.shape)
-    except RuntimeError:
-        shape = None
-    if shape != like.shape:
-        raise ValueError(
-            f"radius of shape {tuple(radius.shape)} does not broadcast to old_logps of shape {tuple(like.shape)}"
-        )
+    check_broadcast("radius", radius, "old_logps", like)
     return radius.to(device=like.device, dtype=like.dtype)
 
 

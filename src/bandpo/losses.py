@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bandpo import kernels
-from bandpo.band import POSITIVE_TOLERANCE, Radius, band_side, check_logps
+from bandpo.band import POSITIVE_TOLERANCE, Radius, band_side, check_broadcast, check_logps
 from bandpo.diagnostics import clip_statistics
 from bandpo.divergences import as_work_dtype
 from bandpo.rules import Band, ClipRule, nearest
@@ -89,7 +89,7 @@ def policy_loss(
     given = {"old_logps": old_logps, "advantages": advantages, "mask": mask}
     given |= {name: t for name, t in (("weights", weights), ("entropy", entropy)) if t is not None}
     for name, tensor in given.items():
-        _check_shape(name, tensor, logps)
+        check_broadcast(name, tensor, "logps", logps)
     for tensor in (logps, old_logps):
         if not tensor.dtype.is_floating_point:
             as_work_dtype(tensor)  # says what is allowed
@@ -294,14 +294,3 @@ def check_not_nan(**tensors: Tensor) -> None:
         if tensor.device.type == "cpu" and bool(torch.isnan(tensor).any()):
             count = int(torch.isnan(tensor).sum())
             raise ValueError(f"{name} holds {count} NaN among its unmasked values; allowed are numbers")
-
-
-def _check_shape(name: str, tensor: Tensor, logps: Tensor) -> None:
-    try:
-        fits = torch.broadcast_shapes(tensor.shape, logps.shape) == logps.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}, which does not broadcast to that of logps, {tuple(logps.shape)}"
-        )

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bandpo.band import check_radius
+from bandpo.band import check_broadcast, check_radius
 from bandpo.divergences import FDivergence, get_divergence
 from bandpo.rules import DCPO, Band, Clip, ClipRule, NoClip
 
@@ -541,14 +541,7 @@ def _place(radius: float | Tensor, like: Tensor) -> tuple[Tensor, float]:
     """(tensor or a stand-in, number or a stand-in) for one radius."""
     if not isinstance(radius, Tensor):
         return like, float(radius)
-    try:
-        fits = torch.broadcast_shapes(radius.shape, like.shape) == like.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"radius of shape {tuple(radius.shape)} does not broadcast to old_logps of shape {tuple(like.shape)}"
-        )
+    check_broadcast("radius", radius, "old_logps", like)
     return _as_rows(radius.to(device=like.device, non_blocking=True), like.shape), 0.0
 
 

@@ -32,9 +32,9 @@ def make_progress(console: Any) -> Progress:
 class RunRecorder(TrainerCallback):
     """Append each logging step to metrics.jsonl and each rollout to samples.jsonl."""
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, trainer: Any) -> None:
         self.run = run
-        self.trainer: Any = None
+        self.trainer = trainer
         self._seen = -1
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:

@@ -95,9 +95,7 @@ def _run(
     assert args.max_completion_length is not None
     max_new_tokens = args.max_completion_length
     trainer = build_trainer(config, args, model, tokenizer, train_problems)
-    recorder = RunRecorder(run)
-    recorder.trainer = trainer
-    trainer.add_callback(recorder)
+    trainer.add_callback(RunRecorder(run, trainer))
 
     with make_progress(console) as progress:
 

@@ -161,9 +161,10 @@ class BandGRPOTrainer(GRPOTrainer):
         tokens, *sums = self.accelerator.reduce(packed, reduction="sum").tolist()
         extremes = self.accelerator.gather(torch.stack(list(statistics.maxima.values())).unsqueeze(0)).amax(0)
         maxima = finish_maxima(dict(zip(statistics.maxima, extremes.unbind(), strict=True)))
+        values = torch.stack(list(maxima.values())).tolist()
         return {
             **{name: value / max(tokens, 1) for name, value in zip(names, sums, strict=True)},
-            **{name: value.item() for name, value in maxima.items()},
+            **dict(zip(maxima, values, strict=True)),
         }
 
 
