@@ -6,7 +6,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from bandpo.tasks import Arithmetic, Questions, last_integer_reward, math_reward
+from bandpo.tasks import Arithmetic, Problem, Questions, last_integer_reward, math_reward
 from bandpo.tasks.arithmetic import written_sum
 
 
@@ -112,13 +112,14 @@ def test_impossible_arithmetic(settings):
 def test_prompt_follows_the_tokenizer(tiny):
     _, tokenizer = tiny
     task = Arithmetic(template="What is {question}?", system="Be brief.")
-    assert task.prompt("1 + 2", tokenizer) == "What is 1 + 2?"
+    problem = Problem("1 + 2", "3")
+    assert task.prompt(problem, tokenizer) == "What is 1 + 2?"
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    assert task.prompt("1 + 2", tokenizer) == [
+    assert task.prompt(problem, tokenizer) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What is 1 + 2?"},
     ]
-    assert Arithmetic(chat=False).prompt("1 + 2", tokenizer) == "1 + 2"
+    assert Arithmetic(chat=False).prompt(problem, tokenizer) == "1 + 2"
 
 
 def test_nan_reward_stops_training():
@@ -128,6 +129,8 @@ def test_nan_reward_stops_training():
     REWARDS["broken"] = lambda completion, answer: math.nan
     try:
         with pytest.raises(ValueError, match="'broken' is nan"):
-            trl_reward(Arithmetic(reward="broken"))(completions=["1"], answer=["1"])
+            trl_reward(Arithmetic(reward="broken"), [Problem("1", "1")])(
+                completions=["1"], problem=[0], log_metric=lambda name, value: None
+            )
     finally:
         del REWARDS["broken"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from bandpo.evaluation.sampling import Completion, sample
@@ -13,11 +14,12 @@ from bandpo.tasks.base import Problem, Task
 
 @dataclass(frozen=True)
 class Grade:
-    """A problem with its completions and their rewards."""
+    """A problem with its completions, their rewards, and how many of them could not be graded in time."""
 
     problem: Problem
     completions: list[Completion]
     rewards: list[float]
+    timeouts: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,15 @@ def grade(
     model: Any, tokenizer: Any, task: Task, problems: list[Problem], *, samples: int, **settings: Any
 ) -> list[Grade]:
     """Draw completions for each problem and reward them; `settings` are those of `sample`."""
-    reward = task.reward_function()
-    prompts = [task.prompt(problem.question, tokenizer) for problem in problems]
+    prompts = [task.prompt(problem, tokenizer) for problem in problems]
     drawn = sample(model, tokenizer, prompts, samples=samples, **settings)
-    return [
-        Grade(problem, completions, [reward(c.text, problem.answer) for c in completions])
-        for problem, completions in zip(problems, drawn, strict=True)
-    ]
+    repeated = [problem for problem in problems for _ in range(samples)]
+    scores = iter(task.score(repeated, [c.text for completions in drawn for c in completions]))
+    grades = []
+    for problem, completions in zip(problems, drawn, strict=True):
+        own = list(islice(scores, samples))
+        grades.append(Grade(problem, completions, [s.value for s in own], sum(s.timed_out for s in own)))
+    return grades
 
 
 def summarise(grades: list[Grade]) -> dict[str, Estimate]:

@@ -1,7 +1,7 @@
 """Tasks: prompts with verifiable rewards (needs the `train` extra)."""
 
 from bandpo.tasks.arithmetic import Arithmetic
-from bandpo.tasks.base import Problem, Task
+from bandpo.tasks.base import Problem, Score, Task
 from bandpo.tasks.questions import Questions
 from bandpo.tasks.rewards import REWARDS, last_integer_reward, math_reward
 
@@ -13,6 +13,7 @@ __all__ = [
     "Arithmetic",
     "Problem",
     "Questions",
+    "Score",
     "Task",
     "last_integer_reward",
     "math_reward",

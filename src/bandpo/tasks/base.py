@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bandpo.rules import nearest
-from bandpo.tasks.rewards import REWARDS, Reward
+from bandpo.tasks.rewards import REWARDS
 
 Prompt = str | list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with its answer; `solution` is a worked-out text for supervised warm-up, if there is one."""
+    """A question with its answer.
+
+    Attributes:
+        solution: A worked-out text for supervised warm-up, if there is one.
+        origin: Which part of a mixture it comes from.
+        details: What its grader needs beyond the answer.
+    """
 
     question: str
     answer: str
     solution: str | None = None
+    origin: str = ""
+    details: Any = field(default=None, compare=False, repr=False)
+
+
+class Score(NamedTuple):
+    """What a completion is worth, and whether grading it ran into the time limit (it is then worth 0)."""
+
+    value: float
+    timed_out: bool = False
 
 
 class Task(BaseModel, ABC):
@@ -64,12 +80,14 @@ class Task(BaseModel, ABC):
     def problems(self) -> tuple[list[Problem], list[Problem]]:
         """Training problems and held-out problems, disjoint."""
 
-    def reward_function(self) -> Reward:
-        return REWARDS[self.reward]
+    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+        """Grade one completion a problem."""
+        reward = REWARDS[self.reward]
+        return [Score(reward(c, p.answer)) for p, c in zip(problems, completions, strict=True)]
 
-    def prompt(self, question: str, tokenizer: Any) -> Prompt:
+    def prompt(self, problem: Problem, tokenizer: Any) -> Prompt:
         """What the model completes: chat messages, or plain text where there is no chat template."""
-        text = self.template.replace("{question}", question)
+        text = self.template.replace("{question}", problem.question)
         if self.chat is False or (self.chat is None and not tokenizer.chat_template):
             return text
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]

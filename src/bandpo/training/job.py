@@ -200,10 +200,10 @@ def build_trainer(
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
 
-    rows = [{"prompt": config.task.prompt(p.question, tokenizer), "answer": p.answer} for p in problems]
+    rows = [{"prompt": config.task.prompt(p, tokenizer), "problem": i} for i, p in enumerate(problems)]
     trainer = BandGRPOTrainer(
         model=model,
-        reward_funcs=trl_reward(config.task),
+        reward_funcs=trl_reward(config.task, problems),
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -214,16 +214,19 @@ def build_trainer(
     return trainer
 
 
-def trl_reward(task: Task) -> Callable[..., list[float]]:
+def trl_reward(task: Task, problems: list[Problem]) -> Callable[..., list[float]]:
     """The task's reward in the form that TRL calls; a reward that is not a number stops the run."""
-    grade = task.reward_function()
 
-    def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-        values = [grade(text_of(c), a) for c, a in zip(completions, answer, strict=True)]
-        for completion, value in zip(completions, values, strict=True):
-            if not math.isfinite(value):
-                raise ValueError(f"reward {task.reward!r} is {value} for the completion {text_of(completion)!r}")
-        return values
+    def reward(
+        completions: list[Any], problem: list[int], log_metric: Callable[[str, float], None], **_: Any
+    ) -> list[float]:
+        texts = [text_of(c) for c in completions]
+        scores = task.score([problems[i] for i in problem], texts)
+        for text, score in zip(texts, scores, strict=True):
+            if not math.isfinite(score.value):
+                raise ValueError(f"reward {task.reward!r} is {score.value} for the completion {text!r}")
+        log_metric("grading/timed_out", sum(s.timed_out for s in scores) / len(scores))
+        return [s.value for s in scores]
 
     reward.__name__ = task.reward
     return reward
@@ -264,7 +267,7 @@ def warm_up(
         raise ValueError("warmup needs problems with a solution; this task has none")
     rows = []
     for problem in solved:
-        prompt = task.prompt(problem.question, tokenizer)
+        prompt = task.prompt(problem, tokenizer)
         completion: Any = problem.solution
         if not isinstance(prompt, str):
             completion = [{"role": "assistant", "content": problem.solution}]
