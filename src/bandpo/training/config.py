@@ -122,12 +122,20 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
     return validate_config(data)
 
 
-def read_recipe(recipe: str) -> dict[str, Any]:
-    """The recipe as written, not yet validated."""
+def read_recipe(recipe: str, _heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The recipe with everything it inherits, not yet validated.
+
+    A recipe with `base: NAME` (a recipe by name, or a .yaml file beside it) holds only what differs: mappings
+    are merged, lists and values replaced.
+
+    Raises:
+        ValueError: For a recipe that does not exist, is not a mapping, or inherits from itself.
+    """
     if recipe.endswith((".yaml", ".yml")):
         path = Path(recipe).expanduser()
         if not path.is_file():
             raise ValueError(f"recipe file {recipe!r} does not exist")
+        recipe = str(path.resolve())
         text = path.read_text(encoding="utf-8")
     elif recipe in recipe_names():
         text = (RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")
@@ -142,7 +150,33 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         raise ValueError(f"recipe {recipe!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ValueError(f"recipe {recipe!r} is a {type(data).__name__}, allowed is a mapping of keys to values")
-    return data
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise ValueError(
+            f"recipe {recipe!r}: base is {base!r}, allowed is a recipe's name or the path of a .yaml file"
+        )
+    if base.endswith((".yaml", ".yml")):
+        base = str((Path(recipe).parent / Path(base).expanduser()).resolve())
+    if base in (recipe, *_heirs):
+        raise ValueError(f"recipe {recipe!r} inherits from itself: {' <- '.join((base, recipe, *_heirs))}")
+    return merge(read_recipe(base, (recipe, *_heirs)), data)
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, mapping by mapping; a mapping of another `name` replaces the base's."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = base.get(key)
+        if (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and value.get("name", below.get("name")) == below.get("name")
+        ):
+            value = merge(below, value)
+        merged[key] = value
+    return merged
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
