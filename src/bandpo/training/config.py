@@ -72,6 +72,62 @@ class EvalConfig(_Strict):
     batch_size: int = Field(default=64, ge=1)
 
 
+ALARMS = (
+    "entropy_collapse",
+    "entropy_explosion",
+    "nothing_clips",
+    "cap_binds",
+    "sampler_drift",
+    "zero_variance",
+    "truncated",
+)
+
+
+class AlarmConfig(_Strict):
+    """When the alarms of docs/alarms.md fire, and which of them stop the run.
+
+    Attributes:
+        window: Log lines over which entropy, ratios and the cap are watched; the first as many are the start.
+        rollouts: Rollouts over which groups, lengths and the sampler are watched.
+        clear: An alarm clears once its figure has come back to this share of its limit.
+        entropy_low: Entropy collapses below this many nats a token and this share of the start.
+        entropy_low_share: See `entropy_low`.
+        entropy_high: Entropy explodes above this many nats a token and this multiple of the start.
+        entropy_high_factor: See `entropy_high`.
+        cap_fraction: Share of tokens beyond the rule's cap.
+        sampler_difference: Mean |log-prob of the trainer - log-prob of the sampler| in nats.
+        zero_variance: Share of groups whose rewards are all equal, in each of the rollouts.
+        truncated: Share of completions that ran into the length limit, in each of the rollouts.
+        stop: Whether an alarm stops the run, or the names of those that do.
+    """
+
+    window: int = Field(default=8, ge=1)
+    rollouts: int = Field(default=4, ge=1)
+    clear: float = Field(default=0.8, gt=0, le=1)
+    entropy_low: float = Field(default=0.1, gt=0)
+    entropy_low_share: float = Field(default=0.25, gt=0)
+    entropy_high: float = Field(default=1.0, gt=0)
+    entropy_high_factor: float = Field(default=3.0, gt=0)
+    cap_fraction: float = Field(default=0.01, gt=0)
+    sampler_difference: float = Field(default=0.1, gt=0)
+    zero_variance: float = Field(default=0.99, gt=0)
+    truncated: float = Field(default=0.95, gt=0)
+    stop: bool | list[str] = False
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _known_alarms(cls, value: Any) -> Any:
+        if not isinstance(value, bool | list):
+            raise ValueError(f"{value!r} is neither true, false nor a list of alarms: {', '.join(ALARMS)}")
+        for name in value if isinstance(value, list) else []:
+            if name not in ALARMS:
+                raise ValueError(f"unknown alarm {name!r}{nearest(name, ALARMS)}; known: {', '.join(ALARMS)}")
+        return value
+
+    def stops(self, name: str) -> bool:
+        return self.stop if isinstance(self.stop, bool) else name in self.stop
+
+
 class RunConfig(_Strict):
     """Everything that determines a run.
 
@@ -81,6 +137,7 @@ class RunConfig(_Strict):
         train: Any field of BandGRPOConfig, TRL's GRPOConfig included, except those set elsewhere here.
         lora: Adapters, or null to train all weights.
         warmup: Supervised warm-up, or null.
+        alarms: When a run that goes wrong says so, see docs/alarms.md.
     """
 
     description: str = ""
@@ -91,6 +148,7 @@ class RunConfig(_Strict):
     lora: LoraConfig | None = None
     warmup: WarmupConfig | None = None
     eval: EvalConfig = EvalConfig()
+    alarms: AlarmConfig = AlarmConfig()
     seed: int = 0
 
     @field_validator("rule")
