@@ -73,7 +73,7 @@ def test_questions_from_a_file(questions):
     assert (len(train), len(heldout)) == (10, 5)
     assert not {p.question for p in train} & {p.question for p in heldout}
     other, apart = Questions(data=str(questions), heldout=5, heldout_data=str(questions)).problems()
-    assert (len(other), len(apart)) == (20, 5)
+    assert (len(other), len(apart)) == (15, 5)
 
 
 @pytest.mark.parametrize(

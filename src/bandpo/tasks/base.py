@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bandpo.rules import nearest
 from bandpo.tasks.rewards import REWARDS
+from bandpo.tasks.templates import template_text
 
 Prompt = str | list[dict[str, str]]
 
@@ -43,8 +44,8 @@ class Task(BaseModel, ABC):
     """Settings that every task has. A new task subclasses this, sets `name` and implements `problems`.
 
     Attributes:
-        template: The user's message (or, for a model without a chat template, the whole prompt);
-            {question} stands for the question.
+        template: The user's message (or, for a model without a chat template, the whole prompt): a text with
+            {question}, or the name of a template.
         system: System message; None leaves the choice to the model's chat template.
         chat: Use the model's chat template; None uses it where the tokenizer has one.
         reward: Name of the reward that grades a completion.
@@ -55,7 +56,7 @@ class Task(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    template: str = "{question}"
+    template: str = "plain"
     system: str | None = None
     chat: bool | None = None
     reward: str = "math"
@@ -64,9 +65,8 @@ class Task(BaseModel, ABC):
 
     @field_validator("template")
     @classmethod
-    def _has_question(cls, value: str) -> str:
-        if "{question}" not in value:
-            raise ValueError(f"template is {value!r}; it must contain {{question}}")
+    def _known_template(cls, value: str) -> str:
+        template_text(value)
         return value
 
     @field_validator("reward")
@@ -87,7 +87,7 @@ class Task(BaseModel, ABC):
 
     def prompt(self, problem: Problem, tokenizer: Any) -> Prompt:
         """What the model completes: chat messages, or plain text where there is no chat template."""
-        text = self.template.replace("{question}", problem.question)
+        text = template_text(self.template).replace("{question}", problem.question)
         if self.chat is False or (self.chat is None and not tokenizer.chat_template):
             return text
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
