@@ -1,0 +1,305 @@
+"""Alarms: a run that goes wrong in a known way says so in words, while it can still be stopped.
+
+Every alarm turns the logged metrics into one number, its severity: 1 at the limit, more beyond it. It fires at 1
+and clears below `AlarmConfig.clear`, so it speaks once however long the trouble lasts. docs/alarms.md lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from transformers import TrainerCallback
+
+from bandpo.training.config import AlarmConfig
+
+Row = Mapping[str, Any]  # one log line of the trainer
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an alarm reads from the rows: its severity, and the figures it comes from."""
+
+    severity: float
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A kind of trouble.
+
+    Attributes:
+        name: As in `AlarmConfig.stop`.
+        keys: Metrics it needs; it sees the rows that have them all.
+        measure: Severity from these rows, oldest first (of a long run, its first and its last rows), or None
+            where it cannot be told, which leaves the alarm as it was.
+        meaning: One sentence on what the trouble is.
+        advice: What to try, most promising first.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    measure: Callable[[Sequence[Row], AlarmConfig], Reading | None]
+    meaning: str
+    advice: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Event:
+    """An alarm that fired or cleared at a step; `meaning` and `advice` are those of the alarm that fired."""
+
+    step: int
+    alarm: str
+    event: str  # "fired" or "cleared"
+    figures: dict[str, float]
+    meaning: str = ""
+    advice: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
+        head = f"alarm {self.alarm} {self.event} at update {self.step} ({figures})"
+        if not self.meaning:
+            return head
+        return "\n  ".join([f"{head}: {self.meaning}", *(f"- {advice}" for advice in self.advice)])
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return sum(row[key] for row in rows) / len(rows)
+
+
+def _entropies(rows: Sequence[Row], config: AlarmConfig) -> tuple[float, float] | None:
+    """Means of the first and of the last window, once they are apart."""
+    if len(rows) < 2 * config.window:
+        return None
+    return _mean(rows[: config.window], "entropy"), _mean(rows[-config.window :], "entropy")
+
+
+def entropy_collapse(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
+    """Entropy below an absolute level and below a share of its first values."""
+    entropies = _entropies(rows, config)
+    if entropies is None:
+        return None
+    start, now = entropies
+    limit = min(config.entropy_low, config.entropy_low_share * start)
+    return Reading(limit / max(now, 1e-12), {"entropy": now, "at the start": start})
+
+
+def entropy_explosion(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
+    """Entropy above an absolute level and above a multiple of its first values."""
+    entropies = _entropies(rows, config)
+    if entropies is None:
+        return None
+    start, now = entropies
+    limit = max(config.entropy_high, config.entropy_high_factor * start)
+    return Reading(now / limit, {"entropy": now, "at the start": start})
+
+
+def nothing_clips(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
+    """Share of log lines whose ratios are all exactly 1, once the weights were updated in half of them."""
+    last = rows[-config.window :]
+    # Where no group has a gradient, or the learning rate is still 0, a ratio of 1 says nothing.
+    moved = sum(row.get("grad_norm", 1.0) != 0 and row.get("learning_rate", 1.0) != 0 for row in last)
+    if len(last) < config.window or 2 * moved < len(last):
+        return None
+    still = sum(row["band/ratio_max"] == row["band/ratio_min"] == 1 for row in last)
+    return Reading(still / len(last), {"log lines with every ratio 1": still, "of": len(last)})
+
+
+def cap_binds(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
+    """Share of tokens beyond the cap."""
+    if len(rows) < config.window:
+        return None
+    share = _mean(rows[-config.window :], "band/cap_fraction")
+    return Reading(share / config.cap_fraction, {"share of tokens beyond the cap": share})
+
+
+def sampler_drift(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
+    """Mean distance between the trainer's and the sampler's log-probs of the same tokens."""
+    last = rows[-config.rollouts :]
+    if len(last) < config.rollouts:
+        return None
+    difference = _mean(last, "sampling/sampling_logp_difference/mean")
+    figures = {"mean difference in nats": difference}
+    if last[-1].get("sampling/importance_sampling_ratio/mean") is not None:
+        figures["mean importance weight"] = last[-1]["sampling/importance_sampling_ratio/mean"]
+    return Reading(difference / config.sampler_difference, figures)
+
+
+def zero_variance(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
+    """Smallest share, among the last rollouts, of groups whose rewards are all equal."""
+    last = rows[-config.rollouts :]
+    if len(last) < config.rollouts:
+        return None
+    share = min(row["frac_reward_zero_std"] for row in last)
+    return Reading(share / config.zero_variance, {"share of groups": share, "reward": _mean(last, "reward")})
+
+
+def truncated(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
+    """Smallest share, among the last rollouts, of truncated completions, less what the reward has gained.
+
+    A reward well above its first values shows that being cut off does no harm.
+    """
+    last = rows[-config.rollouts :]
+    if len(last) < config.rollouts:
+        return None
+    share = min(row["completions/clipped_ratio"] for row in last)
+    start, now = _mean(rows[: config.rollouts], "reward"), _mean(last, "reward")
+    gain = max(0.0, now - start) / max(abs(start), 1e-12)
+    figures = {"share of completions": share, "reward": now, "at the start": start}
+    return Reading(max(0.0, share / config.truncated - gain), figures)
+
+
+ALARM_KINDS: tuple[Alarm, ...] = (
+    Alarm(
+        "entropy_collapse",
+        ("entropy",),
+        entropy_collapse,
+        "the policy has become nearly deterministic, so groups repeat one answer and little is left to learn",
+        (
+            "rule.radius=[lower, upper] with a smaller lower or a larger upper radius (of clip: rule.low, "
+            "rule.high), since clipping below raises entropy and clipping above lowers it",
+            "a smaller train.learning_rate, or fewer updates a rollout",
+        ),
+    ),
+    Alarm(
+        "entropy_explosion",
+        ("entropy",),
+        entropy_explosion,
+        "the policy drifts towards random text",
+        (
+            "rule.radius=[lower, upper] with a smaller upper radius (of clip: rule.high), or rule.cap=10: the upper "
+            "side is where rare tokens grow",
+            "a smaller train.learning_rate, or a longer train.warmup_steps",
+        ),
+    ),
+    Alarm(
+        "nothing_clips",
+        ("band/ratio_max", "band/ratio_min"),
+        nothing_clips,
+        "the policy that is updated is always the one that sampled, so no clip rule can act",
+        (
+            "several updates a rollout: train.steps_per_generation or train.num_iterations above "
+            "train.gradient_accumulation_steps",
+            "where several updates do follow a rollout: a larger train.learning_rate, or model.dtype=float32, "
+            "since small updates of half-precision weights round to nothing",
+        ),
+    ),
+    Alarm(
+        "cap_binds",
+        ("band/cap_fraction",),
+        cap_binds,
+        "many tokens are beyond the cap, so it, not the radius, is the trust region of rare tokens",
+        (
+            "a larger rule.cap, or rule.cap=null",
+            "a smaller upper radius, rule.radius=[lower, upper], if the ratios are meant to stay below the cap",
+        ),
+    ),
+    Alarm(
+        "sampler_drift",
+        ("sampling/sampling_logp_difference/mean",),
+        sampler_drift,
+        "trainer and sampler disagree about the probability of the sampled tokens, so the data are off-policy "
+        "before the first update",
+        (
+            "the trust region around the sampler: train.anchor=sampler with "
+            "train.vllm_importance_sampling_correction=false",
+            "truncated importance weights: train.vllm_importance_sampling_mode=token_truncate",
+        ),
+    ),
+    Alarm(
+        "zero_variance",
+        ("frac_reward_zero_std", "reward"),
+        zero_variance,
+        "in every group all completions earn the same reward, so all advantages are 0 and nothing is learnt",
+        (
+            "problems of another difficulty: easier ones if the reward is near 0, harder ones if it is near 1 "
+            "(or a longer warmup)",
+            "a larger train.num_generations, or train.dynamic_sampling=true, which samples again for such groups",
+        ),
+    ),
+    Alarm(
+        "truncated",
+        ("completions/clipped_ratio", "reward"),
+        truncated,
+        "nearly all completions run into the length limit and the reward does not rise, so most answers are cut off",
+        (
+            "a larger train.max_completion_length",
+            "a prompt, or a warmup, that teaches the model to stop after its answer",
+        ),
+    ),
+)
+
+
+class Watch:
+    """Follows the log lines of one run and says which alarms fire and clear.
+
+    Args:
+        config: Limits.
+    """
+
+    def __init__(self, config: AlarmConfig) -> None:
+        self.config = config
+        self.firing: set[str] = set()
+        self._ends = max(config.window, config.rollouts)  # the first and the last so many rows are ever looked at
+        self._rows: dict[str, list[Row]] = {alarm.name: [] for alarm in ALARM_KINDS}
+
+    def add(self, row: Row) -> list[Event]:
+        """What changes with one more log line."""
+        events = []
+        for alarm in ALARM_KINDS:
+            if any(row.get(key) is None for key in alarm.keys):
+                continue
+            rows = self._rows[alarm.name]
+            rows.append(row)
+            if len(rows) > 4 * self._ends:
+                del rows[self._ends : -self._ends]
+            reading = alarm.measure(rows, self.config)
+            if reading is None:
+                continue
+            step = int(row.get("step", 0))
+            if alarm.name not in self.firing and reading.severity >= 1:
+                self.firing.add(alarm.name)
+                events.append(Event(step, alarm.name, "fired", reading.figures, alarm.meaning, alarm.advice))
+            elif alarm.name in self.firing and reading.severity < self.config.clear:
+                self.firing.remove(alarm.name)
+                events.append(Event(step, alarm.name, "cleared", reading.figures))
+        return events
+
+
+class Alarms(TrainerCallback):
+    """Warns of trouble on the console and in a record, and stops the run where the configuration says so.
+
+    A resumed run reads its past from the trainer's own log history, so it neither repeats an alarm nor forgets the
+    start of the run.
+
+    Args:
+        config: Limits, and which alarms stop the run.
+        console: Where to warn.
+        record: Called with each event as a dictionary, for example to append it to alarms.jsonl.
+    """
+
+    def __init__(self, config: AlarmConfig, console: Console, record: Callable[[dict[str, Any]], None]) -> None:
+        self.config = config
+        self.console = console
+        self.record = record
+        self.stopped_by: Event | None = None
+        self._watch = Watch(config)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._watch = Watch(self.config)
+        for row in state.log_history:
+            self._watch.add(row)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        events = self._watch.add({"step": state.global_step, **(logs or {})})
+        for event in events:
+            stops = event.event == "fired" and self.config.stops(event.alarm)
+            if stops:  # on every process, or the others would wait for this one
+                control.should_training_stop = True
+                self.stopped_by = self.stopped_by or event
+            if state.is_world_process_zero:
+                text = event.text() + "\n  The run stops here." * stops
+                self.console.print(text, style="yellow", markup=False, highlight=False)
+                self.record({**asdict(event), "stops": stops})
