@@ -1,0 +1,97 @@
+"""BandPO in verl: the registered policy loss `bandpo` and the configuration that carries its clip rule.
+
+verl finds this module through the entry point `verl.plugins`, and imports it wherever a configuration names
+`BandPolicyLossConfig` as the target of `actor_rollout_ref.actor.policy_loss` (docs/integrations/verl.md).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from verl.trainer.ppo.core_algos import get_policy_loss_fn, register_policy_loss
+from verl.workers.config import PolicyLossConfig
+
+from bandpo.divergences import as_work_dtype
+from bandpo.integrations.common import clip_metrics, clip_range, read_rule
+
+LOSS_MODE = "bandpo"
+METRIC_PREFIX = "actor/band/"
+
+
+@dataclass
+class BandPolicyLossConfig(PolicyLossConfig):
+    """verl's PolicyLossConfig plus the clip rule.
+
+    verl builds it on the driver before any worker starts, and again in every worker, so a wrong option ends
+    the run at once.
+
+    Args:
+        loss_mode: "bandpo"; verl's own configuration says "vanilla", so it must be set.
+        rule: `name` (band, clip, dcpo or none) and that rule's options, e.g. {name: band, radius: 0.05}.
+
+    Raises:
+        ValueError: For another loss mode, which would ignore the rule, or a rule or option that does not exist.
+    """
+
+    loss_mode: str = LOSS_MODE
+    rule: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.loss_mode != LOSS_MODE:
+            raise ValueError(
+                f"policy_loss.loss_mode is {self.loss_mode!r}, so the clip rule of {type(self).__name__} would be "
+                f"ignored; set policy_loss.loss_mode={LOSS_MODE}"
+            )
+        read_rule(self.rule)
+
+
+@register_policy_loss(LOSS_MODE)  # type: ignore[untyped-decorator, unused-ignore]
+def compute_policy_loss_bandpo(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """verl's vanilla (PPO) loss with the clip range of each token set by the rule.
+
+    Everything but the clip range is verl's: dual clip (`clip_ratio_c`), rollout importance weights, aggregation
+    over the global batch, metrics. The trust region is centred on `old_log_prob`: the trainer's recomputed policy,
+    or the rollout's with algorithm.rollout_correction.bypass_mode=True. Source: arXiv 2603.04918.
+
+    Args:
+        old_log_prob: Log-probs under the policy that the trust region is centred on, shape (B, T).
+        log_prob: Log-probs under the policy being trained, shape (B, T).
+        advantages: Shape (B, T).
+        response_mask: 1 for tokens that count, shape (B, T).
+        loss_agg_mode: verl's aggregation mode.
+        config: verl's ActorConfig; `policy_loss.rule` is the rule, Band with its defaults if absent.
+        rollout_is_weights: Importance weights of verl's rollout correction, shape (B, T).
+
+    Returns:
+        Loss, and verl's metrics with those of docs/metrics.md under actor/band/.
+    """
+    if config is None:
+        raise ValueError("config is None, allowed is verl's ActorConfig")
+    rule = read_rule(config.policy_loss.get("rule"))
+    old_log_prob, log_prob = as_work_dtype(old_log_prob), as_work_dtype(log_prob)
+    low, high = clip_range(rule, old_log_prob, response_mask)
+    # A shallow copy: verl fills `global_batch_info`, which both share, and freezes the other fields.
+    config = copy.copy(config)
+    object.__setattr__(config, "clip_ratio_low", low)
+    object.__setattr__(config, "clip_ratio_high", high)
+    loss, metrics = get_policy_loss_fn("vanilla")(
+        old_log_prob=old_log_prob,
+        log_prob=log_prob,
+        advantages=advantages,
+        response_mask=response_mask,
+        loss_agg_mode=loss_agg_mode,
+        config=config,
+        rollout_is_weights=rollout_is_weights,
+    )
+    return loss, metrics | clip_metrics(log_prob, old_log_prob, advantages, response_mask, rule, METRIC_PREFIX)
