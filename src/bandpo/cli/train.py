@@ -24,6 +24,9 @@ def train(
         typer.Option(help="Run directory to create; default runs/RECIPE-DATE-TIME.", show_default=False),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the resolved configuration and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Load everything, say what the run would do and need, train nothing.")
+    ] = False,
 ) -> None:
     """Train a model by a recipe, evaluate it before and after, and write a run directory with a report."""
     from bandpo.training.config import load_config
@@ -36,6 +39,15 @@ def train(
         return
     quiet_libraries()
     from rich.console import Console
+
+    if dry_run:
+        from bandpo.training.plan import make_plan, print_plan
+
+        plan = make_plan(config)
+        print_plan(plan, Console())
+        if plan.obstacles:
+            raise typer.Exit(1)
+        return
 
     from bandpo.training.job import run_training
     from bandpo.training.summary import print_summary
