@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bandpo.cli import bounds, eval, recipes, report, tasks, train
+from bandpo.cli import bounds, doctor, eval, recipes, report, tasks, train
 
 app = typer.Typer(
     name="bandpo",
@@ -20,3 +20,4 @@ app.command("report")(report.report)
 app.command("bounds")(bounds.bounds)
 app.command("recipes")(recipes.recipes)
 app.command("tasks")(tasks.tasks)
+app.command("doctor")(doctor.doctor)

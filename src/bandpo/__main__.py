@@ -1,0 +1,5 @@
+"""`python -m bandpo` is `bandpo`."""
+
+from bandpo.cli import main
+
+main()
