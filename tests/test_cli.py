@@ -41,8 +41,10 @@ def test_train_leaves_a_complete_run_directory(finished):
     assert summary["rollouts"] == 1
     for when in ("before", "after"):
         assert {"mean@2", "pass@2", "greedy", "entropy"} <= set(summary[when]["metrics"])
-        samples = (run / f"eval_{when}_samples.jsonl").read_text().splitlines()
-        assert len(samples) == 8 * 2
+        samples = [json.loads(line) for line in (run / "eval" / when / "samples.jsonl").read_text().splitlines()]
+        assert [len(row["completions"]) for row in samples] == [2] * 8
+        result_file = json.loads((run / "eval" / when / "result.json").read_text())
+        assert result_file["metrics"] == summary[when]["metrics"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all("band/clip_fraction" in row and "entropy" in row for row in rows)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from bandpo.evaluation import bootstrap_mean, evaluate, pass_at_k, sample
-from bandpo.evaluation.resumable import evaluate_into
+from bandpo.evaluation import bootstrap_mean, evaluate_into, pass_at_k, sample
 from bandpo.evaluation.sampling import encode
-from bandpo.tasks import Arithmetic
+from bandpo.evaluation.store import read_grades
+from bandpo.tasks import Arithmetic, Problem, Score
 
 
 def test_pass_at_k_equals_enumeration():
@@ -72,21 +72,6 @@ def test_padding_does_not_change_a_completion(tiny):
     assert alone.text == beside.text
 
 
-def test_evaluate_reports_what_the_rewards_say(tiny):
-    model, tokenizer = tiny
-    task = Arithmetic(low=1, high=3, heldout=4)
-    problems = task.problems()[1]
-    result = evaluate(model, tokenizer, task, problems, samples=4, max_new_tokens=6)
-    assert set(result.metrics) == {"mean@4", "pass@2", "pass@4", "entropy", "length", "truncated", "greedy"}
-    means = [sum(g.rewards) / 4 for g in result.grades]
-    assert result.metrics["mean@4"].mean == pytest.approx(sum(means) / 4)
-    assert result.metrics["pass@4"].mean == pytest.approx(sum(max(g.rewards) for g in result.grades) / 4)
-    assert model.training == tiny[0].training
-    for bad in ({"problems": []}, {"samples": 0}):
-        with pytest.raises(ValueError, match="allowed is"):
-            evaluate(model, tokenizer, task, **{"problems": problems, "samples": 1, "max_new_tokens": 2, **bad})
-
-
 def settings(**changes):
     return {
         "samples": 2,
@@ -99,49 +84,134 @@ def settings(**changes):
     }
 
 
+def test_result_reports_what_the_rewards_say(tiny, tmp_path):
+    model, tokenizer = tiny
+    task = Arithmetic(low=1, high=3, heldout=4)
+    problems = task.problems()[1]
+    result = evaluate_into(tmp_path, model, tokenizer, task, problems, **settings(samples=4, greedy=True))
+    assert set(result.metrics) == {"mean@4", "pass@2", "pass@4", "entropy", "length", "truncated", "greedy"}
+    means = [sum(g.rewards) / 4 for g in result.grades]
+    assert result.metrics["mean@4"].mean == pytest.approx(sum(means) / 4)
+    assert result.metrics["pass@4"].mean == pytest.approx(sum(max(g.rewards) for g in result.grades) / 4)
+    prompts = [task.prompt(p, tokenizer) for p in problems]
+    best = sample(model, tokenizer, prompts, samples=1, max_new_tokens=4, temperature=0)
+    assert [g.completions for g in result.greedy] == best
+    assert result.metrics["greedy"].mean == sum(g.rewards[0] for g in result.greedy) / 4
+    assert list(read_grades(tmp_path / "greedy.jsonl")) == result.greedy
+    assert model.training
+
+
+@pytest.mark.parametrize("bad", [{"problems": []}, {"samples": 0}])
+def test_nothing_to_evaluate(tiny, tmp_path, bad):
+    task = Arithmetic(low=1, high=3, heldout=4)
+    arguments = {"problems": task.problems()[1], **settings(), **bad}
+    with pytest.raises(ValueError, match="allowed is"):
+        evaluate_into(tmp_path / "out", *tiny, task, **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_after(limit):
+    seen = []
+
+    def count(n):
+        seen.append(n)
+        if sum(seen) > limit:
+            raise StopError
+
+    return count
+
+
 def test_an_interrupted_evaluation_goes_on_and_gives_the_same(tiny, tmp_path):
     task = Arithmetic(low=1, high=4, heldout=10)
     problems = task.problems()[1]
-    whole = evaluate_into(tmp_path / "whole", *tiny, task, problems, **settings())
-    assert len((tmp_path / "whole" / "samples.jsonl").read_text().splitlines()) == 4  # chunks of 3 problems
-
-    class StopError(Exception):
-        pass
-
-    def stop_after(limit):
-        seen = []
-
-        def count(n):
-            seen.append(n)
-            if sum(seen) > limit:
-                raise StopError
-
-        return count
-
-    for limit in (6, 12):  # the second time, six completions are restored and six more are made
+    whole = evaluate_into(tmp_path / "whole", *tiny, task, problems, **settings(greedy=True))
+    assert len((tmp_path / "whole" / "samples.jsonl").read_text().splitlines()) == 10
+    for limit in (6, 12, 26):  # chunks of 3 problems: 2 are done; 1 restored and 1 made; all, and 1 greedy chunk
         with pytest.raises(StopError):
-            evaluate_into(tmp_path / "cut", *tiny, task, problems, **settings(progress=stop_after(limit)))
-    with (tmp_path / "cut" / "samples.jsonl").open("a") as log:
-        log.write('{"start": 6, "gra')  # a crash in the middle of a line
-    resumed = evaluate_into(tmp_path / "cut", *tiny, task, problems, **settings())
+            evaluate_into(
+                tmp_path / "cut", *tiny, task, problems, **settings(greedy=True, progress=stop_after(limit))
+            )
+        with (tmp_path / "cut" / ("greedy.jsonl" if limit > 20 else "samples.jsonl")).open("ab") as log:
+            log.write('{"question": "½'.encode()[:-1])  # a crash in the middle of a character
+    resumed = evaluate_into(tmp_path / "cut", *tiny, task, problems, **settings(greedy=True))
     assert resumed == whole
-    for name in ("samples.jsonl", "result.json"):
+    for name in ("samples.jsonl", "greedy.jsonl", "result.json", "settings.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    again = evaluate_into(tmp_path / "cut", None, None, task, problems, **settings())
+    again = evaluate_into(tmp_path / "cut", None, tiny[1], task, problems, **settings(greedy=True))
     assert again == whole, "a finished evaluation needs no model"
+
+
+def test_a_chunk_counts_only_as_a_whole(tiny, tmp_path):
+    task = Arithmetic(low=1, high=4, heldout=10)
+    problems = task.problems()[1]
+    whole = evaluate_into(tmp_path, *tiny, task, problems, **settings())
+    log = tmp_path / "samples.jsonl"
+    data = log.read_bytes()
+    for kept in (2, 4, 9):
+        log.write_bytes(b"".join(data.splitlines(keepends=True)[:kept]))
+        assert evaluate_into(tmp_path, *tiny, task, problems, **settings()) == whole
+        assert log.read_bytes() == data
 
 
 def test_another_evaluation_is_not_overwritten(tiny, tmp_path):
     task = Arithmetic(low=1, high=4, heldout=4)
     problems = task.problems()[1]
     evaluate_into(tmp_path / "a", *tiny, task, problems, **settings())
-    with pytest.raises(ValueError, match="another seed"):
-        evaluate_into(tmp_path / "a", *tiny, task, problems, **settings(seed=6))
-    with pytest.raises(ValueError, match="another model"):
-        evaluate_into(tmp_path / "a", *tiny, task, problems, **settings(identity={"model": "other"}))
+    for words, changes in (
+        ("another seed", {"seed": 6}),
+        ("another model", {"identity": {"model": "other"}}),
+        ("another model", {"identity": {}}),
+        ("another greedy", {"greedy": True}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            evaluate_into(tmp_path / "a", *tiny, task, problems, **settings(**changes))
+    with pytest.raises(ValueError, match="line 1 belongs to another problem"):
+        evaluate_into(tmp_path / "a", *tiny, task, problems[::-1], **settings())
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not an evaluation"):
-        evaluate_into(tmp_path / "b", *tiny, task, problems, **settings())
-    with pytest.raises(ValueError, match="empty"):
-        evaluate_into(tmp_path / "c", *tiny, task, [], **settings())
+    (tmp_path / "c").write_text("mine")
+    for taken in "bc":
+        with pytest.raises(ValueError, match="not an evaluation"):
+            evaluate_into(tmp_path / taken, *tiny, task, problems, **settings())
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / ".settings.json.partial").write_text("{")  # a crash in the first moment
+    evaluate_into(tmp_path / "d", *tiny, task, problems, **settings())
+
+
+@pytest.mark.parametrize("damaged", [b"{", b"[]", b'{"question": "x"}', b"\xff\xfe", b"\0\0"])
+@pytest.mark.parametrize("name", ["settings.json", "samples.jsonl", "greedy.jsonl"])
+def test_a_damaged_file_is_named_and_kept(tiny, tmp_path, name, damaged):
+    task = Arithmetic(low=1, high=4, heldout=4)
+    problems = task.problems()[1]
+    evaluate_into(tmp_path, *tiny, task, problems, **settings(greedy=True))
+    lines = (tmp_path / name).read_bytes().splitlines(keepends=True)
+    (tmp_path / name).write_bytes(lines[0] + damaged + b"\n" + b"".join(lines[2:]))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=f"{name}(, line 2)? is"):
+        evaluate_into(tmp_path, *tiny, task, problems, **settings(greedy=True))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class Lookup(Arithmetic):
+    """A task whose grader needs details that JSON cannot hold."""
+
+    def score(self, problems, completions):
+        return [Score(p.details(c), timed_out=not c) for p, c in zip(problems, completions, strict=True)]
+
+
+def test_details_of_a_grader_stay_out_of_the_files(tiny, tmp_path):
+    task = Lookup(low=1, high=3, heldout=4)
+    problems = [Problem(f"q{i}", "a", "solution", f"part{i}", details=lambda text: 0.5) for i in range(3)]
+    result = evaluate_into(tmp_path, *tiny, task, problems, **settings())
+    assert evaluate_into(tmp_path, None, tiny[1], task, problems, **settings()) == result
+    assert all(grade.problem is problem for grade, problem in zip(result.grades, problems, strict=True))
+    (first, *_) = read_grades(tmp_path / "samples.jsonl")
+    assert first.problem == Problem("q0", "a", origin="part0")
+    assert first.rewards == [0.5, 0.5]
+    other = [Problem(p.question, p.answer, origin="elsewhere", details=p.details) for p in problems]
+    with pytest.raises(ValueError, match="another problem"):
+        evaluate_into(tmp_path, None, tiny[1], task, other, **settings())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bandpo.evaluation.store import SAMPLES, read_grades
 from bandpo.files import read_lines, write_atomic
 from bandpo.training.run_dir import RunDirectory
 from bandpo.training.summary import label, show
@@ -108,17 +110,13 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
 def _sample_lines(run: RunDirectory, count: int = 5) -> list[str]:
     lines = []
     for when in ("before", "after"):
-        seen: dict[str, dict[str, Any]] = {}
-        for sample in read_lines(run.eval_samples(when)):
-            seen.setdefault(sample["question"], sample)
-            if len(seen) == count:
-                break
-        if seen:
+        grades = list(islice(read_grades(run.evaluation(when) / SAMPLES), count))
+        if grades:
             lines += [f"## Held-out completions {when} training", "", "| question | answer | completion | reward |"]
             lines.append("|---|---|---|---|")
-            for sample in seen.values():
-                cells = (_cell(str(sample[key])) for key in ("question", "answer", "text"))
-                lines.append(f"| {' | '.join(cells)} | {sample['reward']:g} |")
+            for grade in grades:
+                cells = map(_cell, (grade.problem.question, grade.problem.answer, grade.completions[0].text))
+                lines.append(f"| {' | '.join(cells)} | {grade.rewards[0]:g} |")
             lines.append("")
     return lines
 

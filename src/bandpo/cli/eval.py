@@ -38,9 +38,9 @@ def evaluate(
     from rich.table import Table
 
     from bandpo.cli.train import quiet_libraries
-    from bandpo.evaluation.resumable import evaluate_into
+    from bandpo.evaluation import evaluate_into
+    from bandpo.progress import make_progress
     from bandpo.tasks import Questions
-    from bandpo.training.callbacks import make_progress
     from bandpo.training.config import MODEL_DTYPES
     from bandpo.training.models import load_model
     from bandpo.training.summary import label

@@ -1,8 +1,9 @@
 """Evaluation: sample completions, grade them, summarise with intervals (needs the `train` extra)."""
 
-from bandpo.evaluation.evaluate import EvaluationResult, Grade, evaluate
+from bandpo.evaluation.evaluate import EvaluationResult, evaluate_into
 from bandpo.evaluation.sampling import Completion, sample
 from bandpo.evaluation.statistics import Estimate, bootstrap_mean, pass_at_k
+from bandpo.evaluation.store import Grade
 
 __all__ = [
     "Completion",
@@ -10,7 +11,7 @@ __all__ = [
     "EvaluationResult",
     "Grade",
     "bootstrap_mean",
-    "evaluate",
+    "evaluate_into",
     "pass_at_k",
     "sample",
 ]

@@ -1,38 +1,34 @@
-"""Grade a model on held-out problems."""
+"""Grade a model on problems into a directory, so that an interrupted evaluation goes on where it was."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from bandpo.evaluation.sampling import Completion, sample
+import numpy as np
+
+from bandpo.evaluation.sampling import sample
 from bandpo.evaluation.statistics import Estimate, bootstrap_mean, pass_at_k
+from bandpo.evaluation.store import GREEDY, RESULT, SAMPLES, Grade, append, claim, restore
+from bandpo.files import write_atomic
 from bandpo.tasks.base import Problem, Task
 
 
 @dataclass(frozen=True)
-class Grade:
-    """A problem with its completions, their rewards, and how many of them could not be graded in time."""
-
-    problem: Problem
-    completions: list[Completion]
-    rewards: list[float]
-    timeouts: int = 0
-
-
-@dataclass(frozen=True)
 class EvaluationResult:
-    """Estimates over held-out prompts, and what they rest on.
+    """Estimates over prompts, and what they rest on.
 
     Attributes:
-        metrics: Name -> estimate: mean@n, pass@k for k = 1, 2, 4, ... up to n, entropy (nats a token),
-            length (tokens), truncated (share), and greedy (success without sampling) where asked for.
+        metrics: Name -> estimate, see docs/evaluation.md.
         prompts: Number of prompts.
         samples: Completions a prompt at the sampling temperature.
         temperature: The sampling temperature.
         grades: Every sampled completion with its reward.
+        greedy: The same for the completions without sampling; empty where not asked for.
     """
 
     metrics: dict[str, Estimate]
@@ -40,6 +36,7 @@ class EvaluationResult:
     samples: int
     temperature: float
     grades: list[Grade]
+    greedy: list[Grade]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, without the completions."""
@@ -51,7 +48,8 @@ class EvaluationResult:
         }
 
 
-def evaluate(
+def evaluate_into(
+    directory: Path,
     model: Any,
     tokenizer: Any,
     task: Task,
@@ -59,35 +57,83 @@ def evaluate(
     *,
     samples: int,
     max_new_tokens: int,
-    temperature: float = 1.0,
-    greedy: bool = True,
-    batch_size: int = 64,
-    seed: int = 0,
+    temperature: float,
+    greedy: bool = False,
+    batch_size: int,
+    seed: int,
+    identity: dict[str, Any],
     progress: Callable[[int], None] | None = None,
 ) -> EvaluationResult:
-    """Success on `problems`: mean@n and pass@k at `temperature`, and greedily.
+    """Sample and grade `problems` chunk by chunk, keep every completion, and write the estimates.
 
-    A completion counts as correct for pass@k when its reward is at least 1.
+    A chunk is appended to samples.jsonl (greedy.jsonl) once it is done, and its seed depends on `seed` and its
+    place alone. So an evaluation that was interrupted leaves the same files as one that was not, and one that is
+    finished is only read back. A completion is correct for pass@k when its reward is at least 1.
+
+    Args:
+        directory: Where to write; made if missing. If it holds an evaluation with the same settings, that one
+            is continued.
+        greedy: Also draw one completion a problem without sampling.
+        batch_size: Completions generated at a time.
+        identity: What besides the settings here tells evaluations apart, e.g. the model's path.
+        progress: Called with the number of completions that have just been finished.
 
     Raises:
-        ValueError: If `problems` is empty or `samples` is below 1.
+        ValueError: If there is no problem, `samples` is below 1, or `directory` holds something else, another
+            evaluation, or damaged files; nothing is changed then.
     """
     if not problems:
         raise ValueError("problems is empty; allowed is at least one problem")
     if samples < 1:
         raise ValueError(f"samples is {samples}, allowed is an integer >= 1")
-    settings: dict[str, Any] = {
+    settings = {
+        **identity,
+        "task": task.model_dump(mode="json"),
+        "prompts": len(problems),
+        "samples": samples,
         "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "greedy": greedy,
         "batch_size": batch_size,
         "seed": seed,
-        "progress": progress,
     }
-    grades = grade(model, tokenizer, task, problems, samples=samples, temperature=temperature, **settings)
+    claim(directory, settings)
+
+    def grade_all(log: Path, samples: int, temperature: float) -> list[Grade]:
+        chunk = max(1, batch_size // samples)
+        grades = restore(log, problems, chunk)
+        if progress is not None and grades:
+            progress(len(grades) * samples)
+        for start in range(len(grades), len(problems), chunk):
+            done = grade(
+                model,
+                tokenizer,
+                task,
+                problems[start : start + chunk],
+                samples=samples,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                batch_size=batch_size,
+                seed=chunk_seed(seed, start),
+                progress=progress,
+            )
+            append(log, done)
+            grades += done
+        return grades
+
+    grades = grade_all(directory / SAMPLES, samples, temperature)
+    best = grade_all(directory / GREEDY, 1, 0.0) if greedy else []
     metrics = summarise(grades)
     if greedy:
-        best = grade(model, tokenizer, task, problems, samples=1, temperature=0.0, **settings)
         metrics["greedy"] = bootstrap_mean([g.rewards[0] for g in best])
-    return EvaluationResult(metrics, len(problems), samples, temperature, grades)
+    result = EvaluationResult(metrics, len(problems), samples, temperature, grades, best)
+    write_atomic(directory / RESULT, json.dumps({**settings, **result.as_dict()}, indent=2) + "\n")
+    return result
+
+
+def chunk_seed(seed: int, start: int) -> int:
+    """Seed of the chunk that begins with problem `start`; no two chunks or seeds share one by being neighbours."""
+    return int(np.random.SeedSequence((seed, start)).generate_state(1)[0])
 
 
 def grade(
@@ -101,7 +147,7 @@ def grade(
     grades = []
     for problem, completions in zip(problems, drawn, strict=True):
         own = list(islice(scores, samples))
-        grades.append(Grade(problem, completions, [s.value for s in own], sum(s.timed_out for s in own)))
+        grades.append(Grade(problem, completions, [s.value for s in own], [s.timed_out for s in own]))
     return grades
 
 

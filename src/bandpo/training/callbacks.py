@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from transformers import TrainerCallback
 
 from bandpo.files import append_line
@@ -16,17 +16,6 @@ FIGURES = (
     ("entropy", "entropy", "{:.2f}"),
     ("clipped", "band/clip_fraction", "{:.1%}"),
 )
-
-
-def make_progress(console: Any) -> Progress:
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 class RunRecorder(TrainerCallback):

@@ -9,18 +9,19 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from bandpo.evaluation import EvaluationResult, evaluate
-from bandpo.files import append_line, write_atomic
+from bandpo.evaluation import EvaluationResult, evaluate_into
+from bandpo.files import write_atomic
+from bandpo.progress import make_progress
 from bandpo.rules import nearest
 from bandpo.tasks import Problem, Task
-from bandpo.training.callbacks import ProgressDisplay, RunRecorder, make_progress, text_of
+from bandpo.training.callbacks import ProgressDisplay, RunRecorder, text_of
 from bandpo.training.config import LoraConfig, RunConfig, WarmupConfig
 from bandpo.training.models import load_model, scratch_model
 from bandpo.training.run_dir import RunDirectory
@@ -102,7 +103,8 @@ def _run(
         def grade(when: str) -> EvaluationResult:
             total = len(heldout) * (config.eval.samples + config.eval.greedy)
             bar = progress.add_task(f"eval {when}", total=total, figures="")
-            result = evaluate(
+            result = evaluate_into(
+                run.evaluation(when),
                 trainer.model,
                 tokenizer,
                 config.task,
@@ -113,11 +115,11 @@ def _run(
                 greedy=config.eval.greedy,
                 batch_size=config.eval.batch_size,
                 seed=config.seed,
+                identity={"when": when, "step": trainer.state.global_step},
                 progress=lambda n: progress.advance(bar, n),
             )
             figures = f"success {result.metrics[f'mean@{config.eval.samples}'].mean:.3f}"
             progress.update(bar, figures=figures)
-            _write_evaluation(run, when, result)
             return result
 
         before = grade("before")
@@ -139,21 +141,6 @@ def _run(
     write_atomic(run.summary, json.dumps(summary, indent=2) + "\n")
     write_run_report(run.path)
     return summary
-
-
-def _write_evaluation(run: RunDirectory, when: str, result: EvaluationResult) -> None:
-    write_atomic(run.eval_result(when), json.dumps(result.as_dict(), indent=2) + "\n")
-    for grade in result.grades:
-        for completion, reward in zip(grade.completions, grade.rewards, strict=True):
-            append_line(
-                run.eval_samples(when),
-                {
-                    "question": grade.problem.question,
-                    "answer": grade.problem.answer,
-                    **asdict(completion),
-                    "reward": reward,
-                },
-            )
 
 
 def build_model(config: RunConfig) -> tuple[Any, Any]:

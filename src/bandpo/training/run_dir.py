@@ -22,8 +22,8 @@ class RunDirectory:
     """Paths and files of one run.
 
     Layout: config.yaml (resolved), environment.json (versions, commit, hardware, command), status.json,
-    metrics.jsonl, samples.jsonl, eval_before.json and eval_after.json with their *_samples.jsonl,
-    checkpoints/, model/, summary.json, report.md with its pictures.
+    metrics.jsonl, samples.jsonl, eval/before and eval/after (see bandpo.evaluation), checkpoints/, model/,
+    summary.json, report.md with its pictures.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,11 +38,8 @@ class RunDirectory:
         self.model = path / "model"
         self.report = path / "report.md"
 
-    def eval_result(self, when: str) -> Path:
-        return self.path / f"eval_{when}.json"
-
-    def eval_samples(self, when: str) -> Path:
-        return self.path / f"eval_{when}_samples.jsonl"
+    def evaluation(self, when: str) -> Path:
+        return self.path / "eval" / when
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any], command: list[str]) -> RunDirectory:

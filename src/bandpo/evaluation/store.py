@@ -1,0 +1,143 @@
+"""An evaluation's directory: settings.json, one line a problem in samples.jsonl (and greedy.jsonl), result.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bandpo.evaluation.sampling import Completion
+from bandpo.files import append_line, write_atomic
+from bandpo.tasks.base import Problem
+
+SETTINGS = "settings.json"
+SAMPLES = "samples.jsonl"
+GREEDY = "greedy.jsonl"
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A problem with its completions, and for each of them the reward and whether grading it took too long.
+
+    What is stored of a problem is its question, answer and origin; a grader's details stay out.
+    """
+
+    problem: Problem
+    completions: list[Completion]
+    rewards: list[float]
+    timed_out: list[bool]
+
+    def as_row(self) -> dict[str, Any]:
+        """JSON-ready: {question, answer, origin, completions: [{text, tokens, ..., reward, timed_out}]}."""
+        graded = zip(self.completions, self.rewards, self.timed_out, strict=True)
+        return {
+            **identify(self.problem),
+            "completions": [{**asdict(c), "reward": value, "timed_out": late} for c, value, late in graded],
+        }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Grade:
+        """The inverse of `as_row`, but for the problem's details and solution."""
+        completions, rewards, timed_out = [], [], []
+        for item in row["completions"]:
+            rest = dict(item)
+            rewards.append(rest.pop("reward"))
+            timed_out.append(rest.pop("timed_out"))
+            completions.append(Completion(**rest))
+        return cls(Problem(row["question"], row["answer"], origin=row["origin"]), completions, rewards, timed_out)
+
+
+def identify(problem: Problem) -> dict[str, str]:
+    return {"question": problem.question, "answer": problem.answer, "origin": problem.origin}
+
+
+def claim(directory: Path, settings: dict[str, Any]) -> None:
+    """Make `directory` an evaluation with these settings, or check that it already is one.
+
+    Raises:
+        ValueError: If it holds something else, or an evaluation with other settings, or settings.json cannot be
+            read; nothing is changed then.
+    """
+    path = directory / SETTINGS
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        found = _parse(path.read_bytes(), str(path))
+        different = [key for key in {**settings, **found} if found.get(key) != settings.get(key)]
+        if different:
+            raise ValueError(
+                f"{str(directory)!r} holds an evaluation with another {', '.join(different)}; choose another --output"
+            )
+        return
+    if directory.exists() and (
+        not directory.is_dir() or any(p.name != f".{SETTINGS}.partial" for p in directory.iterdir())
+    ):
+        raise ValueError(f"{str(directory)!r} already exists and is not an evaluation; choose another --output")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(settings, indent=2) + "\n")
+
+
+def append(log: Path, grades: list[Grade]) -> None:
+    for grade in grades:
+        append_line(log, grade.as_row())
+
+
+def restore(log: Path, problems: list[Problem], chunk: int) -> list[Grade]:
+    """Grades of the chunks that are complete, with the given problems in place of the stored ones.
+
+    The rows of a chunk that a crash cut off are removed from the file, so that appending is safe.
+
+    Raises:
+        ValueError: If a line is damaged, or belongs to another problem; the file is left as it is.
+    """
+    if not log.exists():
+        return []
+    data = log.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    lines = whole.splitlines(keepends=True)
+    grades = []
+    for number, line in enumerate(lines, 1):
+        grade = _read_row(line, f"{log}, line {number}")
+        if number > len(problems) or identify(grade.problem) != identify(problems[number - 1]):
+            raise ValueError(f"{log}, line {number} belongs to another problem; choose another --output")
+        grades.append(Grade(problems[number - 1], grade.completions, grade.rewards, grade.timed_out))
+    if len(grades) < len(problems):
+        grades = grades[: len(grades) - len(grades) % chunk]
+    kept = b"".join(lines[: len(grades)])
+    if kept != data:
+        write_atomic(log, kept.decode("utf-8"))
+    return grades
+
+
+def read_grades(log: Path) -> Iterator[Grade]:
+    """The grades of samples.jsonl or greedy.jsonl, one problem at a time; an unfinished last line is passed over.
+
+    Raises:
+        ValueError: If a line is damaged.
+    """
+    if not log.exists():
+        return
+    with log.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.endswith(b"\n"):
+                yield _read_row(line, f"{log}, line {number}")
+
+
+def _read_row(line: bytes, where: str) -> Grade:
+    row = _parse(line, where)
+    try:
+        return Grade.from_row(row)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{where} is not a graded problem ({type(error).__name__}: {error})") from error
+
+
+def _parse(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(data.decode("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is damaged: it holds a {type(found).__name__}, not an object")
+    return found
