@@ -1,10 +1,11 @@
 """Tasks: prompts with verifiable rewards (needs the `train` extra)."""
 
 from bandpo.tasks.arithmetic import Arithmetic
-from bandpo.tasks.base import Problem, Score, Task
+from bandpo.tasks.base import Problem, Task
 from bandpo.tasks.datasets import DATASETS
+from bandpo.tasks.grading import Grader, Score
 from bandpo.tasks.questions import Questions, benchmark
-from bandpo.tasks.rewards import REWARDS, last_integer_reward, math_reward
+from bandpo.tasks.rewards import REWARDS, exact_reward, last_integer_reward, math_reward
 from bandpo.tasks.templates import TEMPLATES
 
 TASKS: dict[str, type[Task]] = {"arithmetic": Arithmetic, "questions": Questions}
@@ -15,11 +16,13 @@ __all__ = [
     "TASKS",
     "TEMPLATES",
     "Arithmetic",
+    "Grader",
     "Problem",
     "Questions",
     "Score",
     "Task",
     "benchmark",
+    "exact_reward",
     "last_integer_reward",
     "math_reward",
 ]

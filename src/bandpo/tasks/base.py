@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from bandpo.rules import nearest
-from bandpo.tasks.rewards import REWARDS
+from bandpo.tasks.grading import DEFAULT_TIME_LIMIT, Score
+from bandpo.tasks.rewards import resolve_reward, scores
 from bandpo.tasks.templates import template_text
 
 Prompt = str | list[dict[str, str]]
@@ -33,13 +33,6 @@ class Problem:
     details: Any = field(default=None, compare=False, repr=False)
 
 
-class Score(NamedTuple):
-    """What a completion is worth, and whether grading it ran into the time limit (it is then worth 0)."""
-
-    value: float
-    timed_out: bool = False
-
-
 class Task(BaseModel, ABC):
     """Settings that every task has. A new task subclasses this, sets `name` and implements `problems`.
 
@@ -48,7 +41,8 @@ class Task(BaseModel, ABC):
             {question}, or the name of a template.
         system: System message; None leaves the choice to the model's chat template.
         chat: Use the model's chat template; None uses it where the tokenizer has one.
-        reward: Name of the reward that grades a completion.
+        reward: Name of the reward that grades a completion, or the user's own as 'module:function'.
+        time_limit: Seconds to grade one completion; what needs longer is wrong.
         heldout: Number of problems held out for evaluation.
         seed: Seed of the split and of procedural problems.
     """
@@ -60,6 +54,7 @@ class Task(BaseModel, ABC):
     system: str | None = None
     chat: bool | None = None
     reward: str = "math"
+    time_limit: float = Field(default=DEFAULT_TIME_LIMIT, gt=0)
     heldout: int = Field(default=100, ge=1)
     seed: int = 0
 
@@ -72,8 +67,7 @@ class Task(BaseModel, ABC):
     @field_validator("reward")
     @classmethod
     def _known_reward(cls, value: str) -> str:
-        if value not in REWARDS:
-            raise ValueError(f"unknown reward {value!r}{nearest(value, REWARDS)}; known: {', '.join(REWARDS)}")
+        resolve_reward(value)
         return value
 
     @abstractmethod
@@ -82,8 +76,7 @@ class Task(BaseModel, ABC):
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Grade one completion a problem."""
-        reward = REWARDS[self.reward]
-        return [Score(reward(c, p.answer)) for p, c in zip(problems, completions, strict=True)]
+        return scores(self.reward, completions, [p.answer for p in problems], self.time_limit)
 
     def prompt(self, problem: Problem, tokenizer: Any) -> Prompt:
         """What the model completes: chat messages, or plain text where there is no chat template."""

@@ -45,7 +45,7 @@ class Columns:
         Raises:
             ValueError: If the row lacks a question or an answer; the message says where it stands.
         """
-        values = []
+        values: list[str] = []
         for column, read in ((self.question, self.read_question), (self.answer, self.read_answer)):
             cell = row.get(column)
             if cell is None or not str(cell).strip():
