@@ -1,0 +1,1 @@
+"""Recipes: one YAML a run, holding only what differs from the defaults."""
