@@ -10,6 +10,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from bandpo import Band, Clip, policy_loss
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
+from bandpo.training.durable import TrainingDivergedError
 
 
 def reward(completions, **_):
@@ -204,5 +205,5 @@ def test_nan_log_probs_stop_the_run(tmp_path, tiny):
                 next(iter(self.model.parameters())).fill_(float("nan"))
             return loss
 
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(TrainingDivergedError, match="NaN"):
         run(Poisoned, BandGRPOConfig(**settings(tmp_path)), tiny)

@@ -11,7 +11,9 @@ import typer
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Recipe by name (see `bandpo recipes`) or path of a .yaml file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe by name (see `bandpo recipes`), path of a .yaml file, or run directory.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -23,14 +25,26 @@ def train(
         Path | None,
         typer.Option(help="Run directory to create; default runs/RECIPE-DATE-TIME.", show_default=False),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --output, or in the run directory RECIPE."),
+    ] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the resolved configuration and stop.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Load everything, say what the run would do and need, train nothing.")
     ] = False,
 ) -> None:
-    """Train a model by a recipe, evaluate it before and after, and write a run directory with a report."""
+    """Train a model by a recipe, evaluate it before and after, and write a run directory with a report.
+
+    A run that was interrupted goes on from its last good checkpoint by `bandpo train RUN --resume`, and ends like
+    one that was not. The same command line with --output and --resume starts a run or goes on with it.
+    """
     from bandpo.training.config import load_config
 
+    if (Path(recipe) / "config.yaml").is_file():
+        recipe, output = _run_to_resume(recipe, overrides, output, resume)
+    elif resume and output is None:
+        raise ValueError("--resume needs to know the run: give its directory as RECIPE or as --output")
     config = load_config(recipe, overrides)
     if show:
         import yaml
@@ -55,8 +69,21 @@ def train(
     console = Console()
     if output is None:
         output = Path("runs") / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    summary = run_training(config, output, console)
-    print_summary(summary, output, console)
+    summary = run_training(config, output, console, resume=resume)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print_summary(summary, output, console)
+
+
+def _run_to_resume(run: str, overrides: list[str] | None, output: Path | None, resume: bool) -> tuple[str, Path]:
+    config = f"{Path(run) / 'config.yaml'}"
+    if not resume:
+        raise ValueError(
+            f"{run!r} is a run: go on with it by --resume, or start a new one with its settings by {config}"
+        )
+    if overrides or output is not None:
+        given = overrides[0] if overrides else f"--output {output}"
+        raise ValueError(f"a run goes on with its own settings in its own directory, so {given!r} cannot be given")
+    return config, Path(run)
 
 
 def quiet_libraries() -> None:

@@ -253,8 +253,7 @@ class Watch:
                 continue
             rows = self._rows[alarm.name]
             rows.append(row)
-            if len(rows) > 4 * self._ends:
-                del rows[self._ends : -self._ends]
+            del rows[self._ends : -self._ends]
             reading = alarm.measure(rows, self.config)
             if reading is None:
                 continue
@@ -295,7 +294,7 @@ class Alarms(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         events = self._watch.add({"step": state.global_step, **(logs or {})})
         for event in events:
-            stops = event.event == "fired" and self.config.stops(event.alarm)
+            stops = self.config.stops(event.alarm)
             if stops:  # on every process, or the others would wait for this one
                 control.should_training_stop = True
                 self.stopped_by = self.stopped_by or event

@@ -9,7 +9,6 @@ from transformers import TrainerCallback
 
 from bandpo.files import append_line
 from bandpo.training.run_dir import RunDirectory
-from bandpo.training.trainer import micro_batches_per_rollout
 
 FIGURES = (
     ("reward", "reward", "{:.2f}"),
@@ -24,20 +23,16 @@ class RunRecorder(TrainerCallback):
     def __init__(self, run: RunDirectory, trainer: Any) -> None:
         self.run = run
         self.trainer = trainer
-        self._seen = -1
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
             return
         append_line(self.run.metrics, {"step": state.global_step, **logs})
-        self._write_samples(state.global_step)
+        if "reward" in logs:  # TRL logs it with the first update after each rollout
+            self._write_samples(state.global_step)
 
     def _write_samples(self, step: int) -> None:
         logs = self.trainer._logs
-        rollout = (self.trainer._step - 1) // micro_batches_per_rollout(self.trainer.args)
-        if rollout == self._seen:
-            return
-        self._seen = rollout
         names = list(logs["rewards"])
         rows = zip(logs["prompt"], logs["completion"], logs["advantages"], *logs["rewards"].values(), strict=True)
         for prompt, completion, advantage, *rewards in rows:
@@ -64,12 +59,12 @@ class ProgressDisplay(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._steps = state.max_steps
-        self.task = self.progress.add_task("training", total=state.max_steps, figures="")
+        self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step, figures="")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not logs or "entropy" not in logs:
             return
-        if "reward" in logs:  # TRL logs it with the first update after each rollout
+        if "reward" in logs:
             self._print_rollout()
             self._updates = []
         self._updates.append(logs)

@@ -137,6 +137,7 @@ class RunConfig(_Strict):
         train: Any field of BandGRPOConfig, TRL's GRPOConfig included, except those set elsewhere here.
         lora: Adapters, or null to train all weights.
         warmup: Supervised warm-up, or null.
+        eval: Evaluation before and after training, or null.
         alarms: When a run that goes wrong says so, see docs/alarms.md.
     """
 
@@ -147,7 +148,7 @@ class RunConfig(_Strict):
     train: dict[str, Any] = Field(default_factory=dict)
     lora: LoraConfig | None = None
     warmup: WarmupConfig | None = None
-    eval: EvalConfig = EvalConfig()
+    eval: EvalConfig | None = EvalConfig()
     alarms: AlarmConfig = AlarmConfig()
     seed: int = 0
 

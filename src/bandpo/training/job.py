@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
+from rich.progress import Progress
 
-from bandpo.evaluation import EvaluationResult, evaluate_into
-from bandpo.files import write_atomic
+from bandpo.evaluation import evaluate_into
+from bandpo.files import append_line, write_atomic
 from bandpo.progress import make_progress
 from bandpo.rules import nearest
 from bandpo.tasks import Problem, Task
+from bandpo.training.alarms import Alarms
 from bandpo.training.callbacks import ProgressDisplay, RunRecorder, text_of
-from bandpo.training.config import LoraConfig, RunConfig, WarmupConfig
+from bandpo.training.checkpoints import find_checkpoint, set_aside_newer, step_of
+from bandpo.training.config import EvalConfig, LoraConfig, RunConfig, WarmupConfig
 from bandpo.training.models import load_model, scratch_model
 from bandpo.training.run_dir import RunDirectory
 from bandpo.training.trainer import BandGRPOConfig, BandGRPOTrainer, micro_batches_per_rollout
@@ -51,9 +59,16 @@ SET_ELSEWHERE = {
 
 
 def run_training(
-    config: RunConfig, output: Path, console: Console, command: list[str] | None = None
+    config: RunConfig, output: Path, console: Console, command: list[str] | None = None, resume: bool = False
 ) -> dict[str, Any]:
     """Run a recipe from beginning to end and leave a run directory.
+
+    Under `accelerate launch` every process calls this; the first one writes the run directory and evaluates.
+
+    Args:
+        output: The run directory.
+        resume: If `output` holds a run with these settings, go on with it from its last good checkpoint; the
+            result is that of a run that was never interrupted.
 
     Returns:
         The summary that is also written to summary.json.
@@ -62,19 +77,103 @@ def run_training(
         ValueError: For settings or data that cannot work; the run directory is made only once all is loaded.
     """
     started = time.monotonic()
+    command = command or sys.argv
+    processes = start_processes()
+    if not processes.is_main_process:
+        console = Console(quiet=True)
     train_problems, heldout = config.task.problems()
     train_settings = check_train_settings(config.train)
-    RunDirectory.refuse_existing(output)
-    model, tokenizer = build_model(config)
-    run = RunDirectory.create(output, config.model_dump(mode="json"), command or sys.argv)
+    settings = config.model_dump(mode="json")
+    going_on = resume and output.exists() and any(output.iterdir())
+    run = RunDirectory(output)
+    if going_on:
+        RunDirectory.open(output).check_config(settings)
+        if run.finished():
+            return json.loads(run.summary.read_text(encoding="utf-8"))
+    else:
+        RunDirectory.refuse_existing(output)
+    model, tokenizer = (
+        load_model(str(run.initial), config.model.dtype) if run.initial.exists() else build_model(config)
+    )
+    processes.wait_for_everyone()
+    checkpoint = find_resume_point(run, console, command, processes) if going_on else None
+    if processes.is_main_process and not going_on:
+        run = RunDirectory.create(output, settings, command)
+    processes.wait_for_everyone()
     try:
-        summary = _run(config, run, train_settings, model, tokenizer, train_problems, heldout, console, started)
+        model, tokenizer = prepare_initial(config, run, model, tokenizer, train_problems, processes)
+        summary = _run(
+            config, run, train_settings, model, tokenizer, train_problems, heldout, checkpoint, console, started
+        )
     except BaseException as error:
-        run.set_status("failed", error=f"{type(error).__name__}: {error}")
-        write_atomic(run.path / "error.log", traceback.format_exc())
+        if processes.is_main_process:
+            with suppress(OSError):  # a full disk must not hide what happened
+                run.set_status("failed", error=f"{type(error).__name__}: {error}")
+                write_atomic(run.path / "error.log", traceback.format_exc())
         raise
-    run.set_status("finished")
+    if processes.is_main_process:
+        run.set_status("finished")
     return summary
+
+
+def start_processes() -> Any:
+    """The processes of this run, one unless `accelerate launch` started more."""
+    from accelerate import PartialState
+
+    # Others wait while the first one evaluates, for longer than the default half hour.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+
+
+def find_resume_point(run: RunDirectory, console: Console, command: list[str], processes: Any) -> Path | None:
+    """The checkpoint to go on from, after clearing away what was recorded behind it.
+
+    Raises:
+        ValueError: If there are checkpoints, but none can be used.
+    """
+    chosen: list[Any] = [None]
+    if processes.is_main_process:
+        found = find_checkpoint(run.checkpoints)
+        for reason in found.refused:
+            console.print(f"{reason}: not used", style="yellow", markup=False, highlight=False)
+        if found.path is None and found.was_sealed:
+            raise ValueError(
+                f"no checkpoint of {str(run.path)!r} can be used ({'; '.join(found.refused)}); "
+                "remove its checkpoints to begin it anew"
+            )
+        set_aside_newer(run.checkpoints, found.path)
+        step = 0 if found.path is None else step_of(found.path)
+        run.rewind(step, command)
+        console.print(f"going on after update {step}", highlight=False)
+        chosen = [found.path]
+    return broadcast_object_list(chosen)[0]
+
+
+def prepare_initial(
+    config: RunConfig, run: RunDirectory, model: Any, tokenizer: Any, problems: list[Problem], processes: Any
+) -> tuple[Any, Any]:
+    """The weights that training starts from; those that this run makes itself are kept in its directory."""
+    if run.initial.exists() or (config.warmup is None and config.model.scratch is None):
+        return model, tokenizer
+    if config.warmup is not None:
+        warm_up(model, tokenizer, config.task, problems, config.warmup, config.seed, run.path / "warmup")
+    save_model(lambda folder: model.save_pretrained(folder), tokenizer, run.initial, processes)
+    # Loaded anew, it knows where it came from: TRL takes the reference model from there.
+    return load_model(str(run.initial), config.model.dtype)
+
+
+def save_model(save: Callable[[str], Any], tokenizer: Any, target: Path, processes: Any) -> None:
+    """Save a model so that the directory appears under its name only when it is complete."""
+    unfinished = target.with_name(f".{target.name}.partial")
+    if processes.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    processes.wait_for_everyone()
+    save(str(unfinished))
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        tokenizer.save_pretrained(unfinished)
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.rename(target)
+    processes.wait_for_everyone()
 
 
 def _run(
@@ -85,62 +184,87 @@ def _run(
     tokenizer: Any,
     train_problems: list[Problem],
     heldout: list[Problem],
+    checkpoint: Path | None,
     console: Console,
     started: float,
 ) -> dict[str, Any]:
     from bandpo.report import write_run_report
 
-    if config.warmup is not None:
-        warm_up(model, tokenizer, config.task, train_problems, config.warmup, config.seed, run.path / "warmup")
     args = build_args(config, train_settings, run)
-    assert args.max_completion_length is not None
-    max_new_tokens = args.max_completion_length
     trainer = build_trainer(config, args, model, tokenizer, train_problems)
+    processes = trainer.accelerator
+    if config.eval is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError(
+            "a model that is spread over processes cannot be evaluated within the run; set eval=null and use "
+            "`bandpo eval` on the saved model"
+        )
     trainer.add_callback(RunRecorder(run, trainer))
-
+    alarms = Alarms(config.alarms, console, partial(append_line, run.alarms))
+    trainer.add_callback(alarms)
     with make_progress(console) as progress:
 
-        def grade(when: str) -> EvaluationResult:
-            total = len(heldout) * (config.eval.samples + config.eval.greedy)
-            bar = progress.add_task(f"eval {when}", total=total, figures="")
-            result = evaluate_into(
-                run.evaluation(when),
-                trainer.model,
-                tokenizer,
-                config.task,
-                heldout,
-                samples=config.eval.samples,
-                max_new_tokens=max_new_tokens,
-                temperature=config.eval.temperature,
-                greedy=config.eval.greedy,
-                batch_size=config.eval.batch_size,
-                seed=config.seed,
-                identity={"when": when, "step": trainer.state.global_step},
-                progress=lambda n: progress.advance(bar, n),
-            )
-            figures = f"success {result.metrics[f'mean@{config.eval.samples}'].mean:.3f}"
-            progress.update(bar, figures=figures)
+        def grade(when: str) -> dict[str, Any] | None:
+            result = None
+            if config.eval is not None and processes.is_main_process:
+                unwrapped = processes.unwrap_model(trainer.model)
+                result = grade_heldout(config.eval, config, run, when, unwrapped, tokenizer, heldout, args, progress)
+            processes.wait_for_everyone()
             return result
 
         before = grade("before")
         trainer.add_callback(ProgressDisplay(progress))
-        trainer.train()
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        save_model(trainer.save_model, tokenizer, run.model, processes)
         after = grade("after")
-    trainer.save_model(str(run.model))
-    tokenizer.save_pretrained(run.model)
+    stopped = alarms.stopped_by
     summary = {
         "rule": config.rule,
         "steps": trainer.state.global_step,
         "rollouts": math.ceil(
             trainer.state.global_step * args.gradient_accumulation_steps / micro_batches_per_rollout(args)
         ),
-        "before": before.as_dict(),
-        "after": after.as_dict(),
+        "before": before,
+        "after": after,
+        "stopped_by": None if stopped is None else stopped.alarm,
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_atomic(run.summary, json.dumps(summary, indent=2) + "\n")
-    write_run_report(run.path)
+    if processes.is_main_process:
+        write_atomic(run.summary, json.dumps(summary, indent=2) + "\n")
+        write_run_report(run.path)
     return summary
+
+
+def grade_heldout(
+    settings: EvalConfig,
+    config: RunConfig,
+    run: RunDirectory,
+    when: str,
+    model: Any,
+    tokenizer: Any,
+    heldout: list[Problem],
+    args: BandGRPOConfig,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Evaluate on the held-out problems into RUN/eval/WHEN, going on where an interrupted evaluation was."""
+    assert args.max_completion_length is not None
+    bar = progress.add_task(f"eval {when}", total=len(heldout) * (settings.samples + settings.greedy), figures="")
+    result = evaluate_into(
+        run.evaluation(when),
+        model,
+        tokenizer,
+        config.task,
+        heldout,
+        samples=settings.samples,
+        max_new_tokens=args.max_completion_length,
+        temperature=settings.temperature,
+        greedy=settings.greedy,
+        batch_size=settings.batch_size,
+        seed=config.seed,
+        identity={"when": when},
+        progress=lambda n: progress.advance(bar, n),
+    )
+    progress.update(bar, figures=f"success {result.metrics[f'mean@{settings.samples}'].mean:.3f}")
+    return result.as_dict()
 
 
 def build_model(config: RunConfig) -> tuple[Any, Any]:
@@ -163,6 +287,12 @@ def check_train_settings(settings: dict[str, Any]) -> dict[str, Any]:
             )
     if settings.get("max_completion_length", 1) is None:
         raise ValueError("train.max_completion_length is null, allowed is an integer >= 1")
+    limit = settings.get("save_total_limit")
+    if limit is not None and limit < 2:
+        raise ValueError(
+            f"train.save_total_limit is {limit}, allowed is an integer >= 2: the last checkpoint is kept until the "
+            "next one is complete"
+        )
     return settings
 
 

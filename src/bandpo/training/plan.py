@@ -38,7 +38,7 @@ from bandpo.training.memory import (
     resident_memory,
     show_bytes,
 )
-from bandpo.training.models import resolve
+from bandpo.training.models import convert_gguf, load_model, resolve
 from bandpo.training.run_dir import RunDirectory
 from bandpo.training.trainer import BandGRPOConfig, BandGRPOTrainer, can_clip
 
@@ -134,6 +134,10 @@ def make_plan(config: RunConfig) -> Plan:
             _plan_without_weights(plan, args, train, told=True)
         else:
             model, tokenizer = loaded
+            if config.model.scratch is not None:  # loaded anew as in a run, so that a reference model can be too
+                for part in loaded:
+                    part.save_pretrained(f"{folder}/initial")
+                model, tokenizer = load_model(f"{folder}/initial", config.model.dtype)
             if train:
                 trainer = build_trainer(config, args, model, tokenizer, train)
                 data: Any = trainer.train_dataset
@@ -256,8 +260,11 @@ def read_architecture(config: RunConfig) -> Architecture:
         model = build_model(config)[0]
     else:
         assert config.model.path is not None
+        source = resolve(config.model.path)
+        if source.endswith(".gguf"):
+            source = str(convert_gguf(Path(source)))
         try:
-            sizes = AutoConfig.from_pretrained(resolve(config.model.path))
+            sizes = AutoConfig.from_pretrained(source)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"the configuration of {config.model.path!r} cannot be read: {reason}") from error
@@ -293,15 +300,26 @@ def _probe(plan: Plan, trainer: BandGRPOTrainer, rows: list[dict[str, Any]], hel
     # Every completion runs to the limit, and none may be masked for it: that is the largest shape.
     trainer.generation_config.min_new_tokens = plan.completion_tokens
     trainer.mask_truncated_completions = False
+    args.dynamic_sampling = 0  # which draws more rollouts, but no larger ones
     trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps
     model = trainer.model
     assert model is not None
     model.train()
     loading = peak_memory()
     reset_peak_memory()
+    generate, generating = trainer._generate_single_turn, [0.0]
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        begun = time.perf_counter()
+        try:
+            return generate(*arguments, **options)
+        finally:
+            generating[0] = time.perf_counter() - begun
+
+    trainer._generate_single_turn = timed  # type: ignore[method-assign]
     started = time.perf_counter()
     batch = trainer._prepare_inputs(rows)
-    generated = time.perf_counter()
+    rollout = time.perf_counter() - started
     rollout_peak = peak_memory()
     for _ in range(2):
         begun = time.perf_counter()
@@ -334,11 +352,10 @@ def _probe(plan: Plan, trainer: BandGRPOTrainer, rows: list[dict[str, Any]], hel
         peak=peak,
         measured=True,
     )
-    rollout = generated - started
     assert steps.updates is not None
     assert steps.rollouts is not None
-    graded = heldout * (config.eval.samples + config.eval.greedy)
-    evaluation = 2 * graded * rollout / steps.completions
+    graded = 0 if config.eval is None else heldout * (config.eval.samples + config.eval.greedy)
+    evaluation = 2 * graded * generating[0] / steps.completions
     warmup = (
         config.warmup.steps * config.warmup.batch_size / steps.micro_batch * micro_batch if config.warmup else 0.0
     )

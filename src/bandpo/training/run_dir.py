@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import secrets
+import shutil
 import subprocess
 import sys
 from datetime import datetime
@@ -13,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from bandpo.files import write_atomic
+from bandpo.files import append_line, read_lines, write_atomic
 
 PACKAGES = ("bandpo", "torch", "trl", "transformers", "peft", "datasets", "accelerate", "math-verify", "vllm")
 
@@ -22,8 +24,9 @@ class RunDirectory:
     """Paths and files of one run.
 
     Layout: config.yaml (resolved), environment.json (versions, commit, hardware, command), status.json,
-    metrics.jsonl, samples.jsonl, eval/before and eval/after (see bandpo.evaluation), checkpoints/, model/,
-    summary.json, report.md with its pictures.
+    resumes.jsonl (each time the run went on), metrics.jsonl, samples.jsonl, alarms.jsonl, eval/before and
+    eval/after (see bandpo.evaluation), initial/ (weights made for this run: from scratch or warmed up),
+    checkpoints/, model/, summary.json, report.md with its pictures.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,6 +36,9 @@ class RunDirectory:
         self.status = path / "status.json"
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
+        self.alarms = path / "alarms.jsonl"
+        self.resumes = path / "resumes.jsonl"
+        self.initial = path / "initial"
         self.summary = path / "summary.json"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
@@ -49,18 +55,27 @@ class RunDirectory:
             ValueError: If it already holds something; nothing is overwritten.
         """
         cls.refuse_existing(path)
-        path.mkdir(parents=True, exist_ok=True)
-        run = cls(path)
-        write_atomic(run.config, yaml.safe_dump(config, sort_keys=False))
-        write_atomic(run.environment, json.dumps(describe_environment(command), indent=2) + "\n")
-        run.set_status("running")
-        return run
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = cls(path.with_name(f".{path.name}-{secrets.token_hex(4)}"))
+        new.path.mkdir()
+        write_atomic(new.config, yaml.safe_dump(config, sort_keys=False))
+        write_atomic(new.environment, json.dumps(describe_environment(command), indent=2) + "\n")
+        new.set_status("running")
+        try:
+            new.path.rename(path)  # replaces an empty directory, fails on one that another run has just made
+        except OSError:
+            shutil.rmtree(new.path)
+            cls.refuse_existing(path)
+            raise
+        return cls(path)
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
         """Raise ValueError if there is something at `path` that a new run would overwrite."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"run directory {str(path)!r} already exists; choose another --output or remove it")
+            raise ValueError(
+                f"run directory {str(path)!r} already exists; go on with it by --resume, or choose another --output"
+            )
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -74,6 +89,32 @@ class RunDirectory:
             raise ValueError(f"{str(path)!r} is not a run directory: it has no config.yaml")
         return run
 
+    def check_config(self, config: dict[str, Any]) -> None:
+        """Raise ValueError if the run was started with other settings."""
+        found = _flat(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        given = _flat(config)
+        different = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
+        if different:
+            key = different[0]
+            raise ValueError(
+                f"run {str(self.path)!r} was started with {key}={found.get(key)!r}, not {given.get(key)!r}"
+                f"{f' (and {len(different) - 1} more settings differ)' if different[1:] else ''}; a run goes on with "
+                "its own settings, another --output starts a new one"
+            )
+
+    def finished(self) -> bool:
+        return json.loads(self.status.read_text(encoding="utf-8"))["status"] == "finished"
+
+    def rewind(self, step: int, command: list[str]) -> None:
+        """Make ready to go on after update `step`: what was recorded later is going to happen again."""
+        for file in (self.metrics, self.samples, self.alarms):
+            if file.exists():
+                kept = [line for line in read_lines(file) if line["step"] <= step]
+                write_atomic(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        append_line(self.resumes, {"time": now, "step": step, **describe_environment(command)})
+        self.set_status("running")
+
     def set_status(self, status: str, **details: Any) -> None:
         record = {
             "status": status,
@@ -81,6 +122,13 @@ class RunDirectory:
             **details,
         }
         write_atomic(self.status, json.dumps(record, indent=2) + "\n")
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {dotted key: value}."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {k: v for key, child in node.items() for k, v in _flat(child, f"{prefix}.{key}".lstrip(".")).items()}
 
 
 def describe_environment(command: list[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ LABELS = {
     "entropy": "entropy (nats/token)",
     "length": "length (tokens)",
     "truncated": "truncated",
+    "timed_out": "not graded in time",
 }
 
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from bandpo.band import DEFAULT_RADIUS
 from bandpo.diagnostics import ClipStatistics, clip_statistics, finish_maxima
 from bandpo.rules import Clip, ClipRule, make_rule, nearest
+from bandpo.training.durable import DurableGRPOTrainer, TrainingDivergedError
+from bandpo.training.dynamic_sampling import check_dynamic_sampling, replace_uniform_groups
 
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 ANCHORS = ("old", "sampler")
@@ -37,6 +39,8 @@ class BandGRPOConfig(GRPOConfig):
         anchor: Policy on which the trust region is centred: "old" (the trainer's own log-probs at the
             time of the rollout, as in the paper) or "sampler" (the log-probs reported by vLLM, as DPPO
             does).
+        dynamic_sampling: In how many rounds at most the groups whose rewards are all equal are replaced by
+            groups of other prompts (DAPO); 0 leaves them in.
     """
 
     clip_rule: str = field(default="band", metadata={"help": "band, clip, dcpo or none"})
@@ -47,6 +51,7 @@ class BandGRPOConfig(GRPOConfig):
     band_cap: float | None = field(default=None, metadata={"help": "largest ratio allowed"})
     band_floor: float | None = field(default=None, metadata={"help": "smallest lower bound"})
     anchor: str = field(default="old", metadata={"help": "old (recomputed) or sampler (vLLM's log-probs)"})
+    dynamic_sampling: int = field(default=0, metadata={"help": "rounds at most to replace groups of equal reward"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +91,7 @@ def _refuse_ignored(config: BandGRPOConfig, names: list[str]) -> None:
         raise ValueError(f"{values} would be ignored by clip_rule={config.clip_rule!r}; remove it or change the rule")
 
 
-class BandGRPOTrainer(GRPOTrainer):
+class BandGRPOTrainer(DurableGRPOTrainer):
     """GRPOTrainer whose clip interval depends on each token's old probability (arXiv 2603.04918).
 
     Args:
@@ -107,6 +112,13 @@ class BandGRPOTrainer(GRPOTrainer):
         self.rule = self.args.make_clip_rule() if rule is None else rule
         self._last_logps: Tensor | None = None
         _check_settings(self)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        if self.args.dynamic_sampling and self.model.training:  # type: ignore[union-attr]
+            generate = super()._generate_and_score_completions
+            batch = replace_uniform_groups(self, batch, generate, self.args.dynamic_sampling)
+        return batch
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -147,8 +159,9 @@ class BandGRPOTrainer(GRPOTrainer):
         self._last_logps = None
         metrics = self._reduce(statistics)
         if math.isnan(metrics["divergence"]):
-            raise ValueError(
-                f"NaN log-probabilities at step {self.state.global_step}: the model or its last update diverged"
+            raise TrainingDivergedError(
+                f"NaN log-probabilities at step {self.state.global_step}: the model or its last update "
+                f"diverged.{self._last_good()}"
             )
         mode = "train" if self.model.training else "eval"  # type: ignore[union-attr]
         for name, value in metrics.items():
@@ -177,6 +190,7 @@ def _sampler_logps(inputs: dict[str, Any]) -> Tensor:
 
 def _check_settings(trainer: BandGRPOTrainer) -> None:
     args = trainer.args
+    check_dynamic_sampling(trainer)
     if args.loss_type not in CLIPPED_LOSSES:
         raise ValueError(
             f"loss_type {args.loss_type!r} does not clip the ratio to an interval, so a clip rule would have no "

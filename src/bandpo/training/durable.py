@@ -1,0 +1,105 @@
+"""TRL's GRPOTrainer with checkpoints from which a run goes on exactly as if it had not been interrupted."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+from bandpo.training.checkpoints import find_checkpoint, seal
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The loss or its gradient is no longer a number."""
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written."""
+
+
+class DurableGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer whose checkpoints also hold the current rollout and what has not been logged yet.
+
+    A checkpoint of TRL's own starts a new rollout when training goes on, and an epoch's order of prompts anew.
+    Here each one is sealed when it is complete (bandpo.training.checkpoints).
+
+    Raises:
+        TrainingDivergedError: Before an update whose gradient is not finite; the weights are then still good.
+        CheckpointError: If a checkpoint cannot be written, e.g. to a full disk; what was written of it is removed.
+    """
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _run_epoch(self, **arguments: Any) -> None:  # type: ignore[override]
+        checkpoint = arguments["resume_from_checkpoint"]
+        if checkpoint is not None and arguments["epoch"] == arguments["epochs_trained"]:
+            self._replay_epochs(arguments["epochs_trained"])
+            self._load_rollout(Path(checkpoint))
+        super()._run_epoch(**arguments)
+
+    def _replay_epochs(self, epochs: int) -> None:
+        """TRL's sampler draws the order of each epoch from a generator that starts anew with the process."""
+        sampler = getattr(self, "_train_sampler", None)
+        if sampler is not None and sampler.shuffle:
+            for _ in range(epochs):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # A gradient scaler (float16) meets infinite gradients as a matter of course and skips the update.
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
+            raise TrainingDivergedError(
+                f"the gradient's norm is {float(norm)} in update {self.state.global_step + 1}; the weights are as "
+                f"before it.{self._last_good()} Try a lower learning_rate or a longer warm-up of it."
+            )
+        return norm
+
+    def _last_good(self) -> str:
+        found = find_checkpoint(Path(str(self.args.output_dir)))
+        return "" if found.path is None else f" The last good checkpoint is {found.path}."
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            torch.save(self._rollout_state(), folder / _rollout_file(self.args))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(folder)
+        except Exception as error:  # torch, safetensors and the file system each have their own kind
+            shutil.rmtree(folder, ignore_errors=True)
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"cannot write the checkpoint of update {self.state.global_step}: {reason}.{self._last_good()}"
+            ) from error
+
+    def _rollout_state(self) -> dict[str, Any]:
+        return {
+            "micro_step": self._step,
+            "rollout": self._buffered_inputs,
+            "metrics": dict(self._metrics["train"]),
+            "loss": self._tr_loss,
+            "last_logged": self._globalstep_last_logged,
+        }
+
+    def _load_rollout(self, checkpoint: Path) -> None:
+        file = checkpoint / _rollout_file(self.args)
+        if not file.exists():  # another number of processes wrote it, or TRL's own trainer
+            return
+        state = torch.load(file, map_location=self.args.device, weights_only=True)
+        self._step = state["micro_step"]
+        self._buffered_inputs = state["rollout"]
+        self._metrics["train"] = defaultdict(list, state["metrics"])
+        self._tr_loss = state["loss"]
+        self._globalstep_last_logged = state["last_logged"]
+
+
+def _rollout_file(args: Any) -> str:
+    return f"rollout_{args.process_index}_of_{args.world_size}.pt"
