@@ -69,6 +69,16 @@ def test_fires_once_clears_and_fires_again(name):
     assert found[2][0] == 15
 
 
+@pytest.mark.parametrize("name", ALARMS)
+def test_waits_for_a_full_window(name):
+    assert events([update(**SICK[name])]) == []
+
+
+def test_entropy_waits_until_its_windows_are_apart():
+    rows = [update(entropy=e) for e in (2.0, 0.01, 0.01, 0.01)]
+    assert events(rows) == [(4, "entropy_collapse", "fired")]
+
+
 def test_a_healthy_run_is_quiet():
     assert events([update()] * 50, AlarmConfig()) == []
 
@@ -133,6 +143,7 @@ def test_truncation_that_the_reward_does_not_suffer_from_is_quiet():
     # Rewards below 0 count as gained when they rise, too.
     start = [update(reward=-1.0)] * 2
     assert events(start + [update(reward=-0.5, **SICK["truncated"])] * 6) == []
+    assert [e[1] for e in events(start + [update(reward=-0.99, **SICK["truncated"])] * 6)] == ["truncated"]
 
 
 def test_rows_without_the_metric_are_passed_over():
@@ -203,8 +214,11 @@ def test_advice_names_settings_that_exist():
 )
 def test_stops_the_run_where_told(stop, stops):
     config = AlarmConfig(window=2, rollouts=2, stop=stop)
-    alarms, text, records, control = follow([update(**SICK["zero_variance"])] * 3, config)
+    rows = [update(**SICK["zero_variance"])] * 3 + [update()] * 2
+    alarms, text, records, control = follow(rows, config)
     assert control.should_training_stop is stops
+    assert [r["event"] for r in records] == ["fired", "cleared"]
+    assert not records[1]["stops"]
     assert ("The run stops here" in text) is stops
     assert records[0]["stops"] is stops
     assert (alarms.stopped_by.alarm if alarms.stopped_by else None) == ("zero_variance" if stops else None)

@@ -294,7 +294,7 @@ class Alarms(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         events = self._watch.add({"step": state.global_step, **(logs or {})})
         for event in events:
-            stops = self.config.stops(event.alarm)
+            stops = event.event == "fired" and self.config.stops(event.alarm)
             if stops:  # on every process, or the others would wait for this one
                 control.should_training_stop = True
                 self.stopped_by = self.stopped_by or event
