@@ -13,9 +13,6 @@ date; rows that would not fit in --max-seconds are left out and named.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,15 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import RESULTS, ROOT, environment
 from torch import Tensor
 
 import bandpo
 from bandpo.band import band, band_side, inside
 from bandpo.divergences import get_divergence
+from bandpo.files import append_line, read_lines
 from bandpo.table import band_table
 
-ROOT = Path(__file__).resolve().parent.parent
-ROWS = Path(__file__).resolve().parent / "results" / "speed.jsonl"
+ROWS = RESULTS / "speed.jsonl"
 PAGE = ROOT / "docs" / "benchmarks.md"
 IMAGES = ROOT / "docs" / "images"
 RADIUS = 0.05
@@ -225,39 +223,6 @@ def _memory_row(spec: tuple[str, str, str, int], device: str, threads: int) -> i
         return None
 
 
-def environment(device: str) -> dict[str, Any]:
-    hardware = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
-    return {
-        "device": device,
-        "hardware": hardware,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "bandpo": bandpo.__version__ if hasattr(bandpo, "__version__") else "",
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "src") else ""),
-    }
-
-
-def _git(*arguments: str) -> str:
-    try:
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def _available_bytes(device: str) -> int:
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
@@ -267,10 +232,6 @@ def _available_bytes(device: str) -> int:
     return 4 << 30
 
 
-def read_rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def run(device: str, sizes: list[int], max_seconds: float, budget: float, resume: bool, memory: bool) -> None:
     """Measure the plan, appending a row at a time."""
     here = environment(device)
@@ -278,7 +239,7 @@ def run(device: str, sizes: list[int], max_seconds: float, budget: float, resume
     now = datetime.now(UTC).isoformat(timespec="seconds")
     done: dict[tuple[str, str, str, int], dict[str, Any]] = {}
     if resume:
-        mine = [r for r in read_rows() if all(r.get(k) == v for k, v in here.items())]
+        mine = [r for r in read_lines(ROWS) if all(r.get(k) == v for k, v in here.items())]
         if mine:
             now = mine[-1]["run"]
             done = {_key(r): r for r in mine if r["run"] == now}
@@ -332,7 +293,7 @@ def run(device: str, sizes: list[int], max_seconds: float, budget: float, resume
             "peak_bytes": None,
             **here,
         }
-        _append(row)
+        append_line(ROWS, row)
         figures = f"{1e3 * taken:11.3f} ms {1e9 * taken / tokens:9.2f} ns/token"
         print(f"{kind:10} {name:12} {backend:8} {tokens:>11,} {figures}", flush=True)
     if memory:
@@ -347,7 +308,8 @@ def run(device: str, sizes: list[int], max_seconds: float, budget: float, resume
                     continue
                 peak = _memory_row((kind, name, backend, tokens), device, here["threads"])
                 if peak is not None:
-                    _append(
+                    append_line(
+                        ROWS,
                         {
                             "run": now,
                             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -358,18 +320,13 @@ def run(device: str, sizes: list[int], max_seconds: float, budget: float, resume
                             "seconds": 0.0,
                             "peak_bytes": peak,
                             **here,
-                        }
+                        },
                     )
                     print(f"{spec[0]:13} {name:9} {backend:8} {tokens:>11,} {peak / tokens:9.1f} bytes/token")
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, str, int]:
     return row["operation"], row["divergence"], row["backend"], row["tokens"]
-
-
-def _append(row: dict[str, Any]) -> None:
-    with ROWS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 # --- reporting ----------------------------------------------------------------------------------------------
@@ -530,7 +487,7 @@ def draw_error(path: Path) -> None:
 
 def report() -> None:
     """Redraw the pictures and rewrite the generated part of docs/benchmarks.md."""
-    runs = latest_runs(read_rows())
+    runs = latest_runs(list(read_lines(ROWS)))
     if not runs:
         print("no rows yet")
         return
