@@ -82,6 +82,8 @@ def run_training(
     if not processes.is_main_process:
         console = Console(quiet=True)
     train_problems, heldout = config.task.problems()
+    if config.warmup is not None and not any(p.solution for p in train_problems):
+        raise ValueError("warmup needs problems with a solution; this task has none")
     train_settings = check_train_settings(config.train)
     settings = config.model_dump(mode="json")
     going_on = resume and output.exists() and any(output.iterdir())
@@ -110,6 +112,10 @@ def run_training(
             with suppress(OSError):  # a full disk must not hide what happened
                 run.set_status("failed", error=f"{type(error).__name__}: {error}")
                 write_atomic(run.path / "error.log", traceback.format_exc())
+            if not isinstance(error, ValueError):  # those would only come again
+                console.print(
+                    f"to go on: bandpo train {run.path} --resume", markup=False, highlight=False, soft_wrap=True
+                )
         raise
     if processes.is_main_process:
         run.set_status("finished")
@@ -370,20 +376,13 @@ def warm_up(
     seed: int,
     directory: Path,
 ) -> None:
-    """Supervised training on the problems' solutions, through TRL's SFTTrainer.
-
-    Raises:
-        ValueError: If the task's problems carry no solutions.
-    """
+    """Supervised training on the problems' solutions, through TRL's SFTTrainer."""
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    solved = [p for p in problems if p.solution]
-    if not solved:
-        raise ValueError("warmup needs problems with a solution; this task has none")
     rows = []
-    for problem in solved:
+    for problem in (p for p in problems if p.solution):
         prompt = task.prompt(problem, tokenizer)
         completion: Any = problem.solution
         if not isinstance(prompt, str):
