@@ -9,6 +9,7 @@ import torch
 from bandpo.evaluation import bootstrap_mean, evaluate_into, pass_at_k, sample
 from bandpo.evaluation.sampling import encode
 from bandpo.evaluation.store import read_grades
+from bandpo.evaluation.voting import canonical, extractor, final_answer, majority
 from bandpo.tasks import Arithmetic, Problem, Score
 
 
@@ -37,6 +38,63 @@ def test_bootstrap_interval_covers_the_mean():
     assert bootstrap_mean([1.0, 1.0]) == bootstrap_mean([1.0])
     with pytest.raises(ValueError, match="empty"):
         bootstrap_mean([])
+
+
+@pytest.mark.parametrize(
+    ("finals", "rewards", "value"),
+    [
+        (["3", "3", "4"], [1, 1, 0], 1.0),
+        (["3", "4", "4"], [1, 0, 0], 0.0),
+        (["3", "4"], [1, 0], 0.5),
+        (["3", "4", "5", "5", "3", "6"], [1, 0, 0, 0, 1, 0], 0.5),
+        (["3", None, None, None], [1, 0, 0, 0], 1.0),
+        ([None, None], [0, 0], 0.0),
+        (["a", "a"], [0.5, 1.0], 0.75),
+    ],
+)
+def test_majority(finals, rewards, value):
+    assert majority(finals, rewards) == value
+    assert majority(finals[::-1], rewards[::-1]) == value
+
+
+def test_equal_numbers_have_one_writing():
+    for group in (
+        ["1000", "x = 1000", "1,000", "1000.0", "$1000$", "01000"],
+        ["0.5", ".5", "1/2", r"\frac{1}{2}", r"\dfrac{2}{4}"],
+        ["-1/2", r"-\frac{1}{2}", "-0.50"],
+        [r"(1, 2)", r"\left(1,2\right)"],
+    ):
+        assert len({canonical(answer) for answer in group}) == 1, group
+    apart = ["1,2", "12", "1/0", "2/1/2", "x", "X", "9" * 5000, "9" * 4999, "1e3", "1000"]
+    assert len({canonical(answer) for answer in apart}) == len(apart)
+
+
+@pytest.mark.parametrize(
+    ("text", "final"),
+    [
+        (r"First 7, so \boxed{\frac{1}{2}}.", "1/2"),
+        ("2 + 2 gives\nthe answer is 4 apples, not 5", "5"),
+        ("1 + 2 = 3\nthen 3 + 1,000 = 1,003.", "1003"),
+        (r"\boxed{10\text{ cm}^2}", "10"),
+        (r"\boxed{\text{Evelyn}}", "Evelyn"),
+        ("-3", "-3"),
+        ("no number here", None),
+        ("", None),
+    ],
+)
+def test_final_answer(text, final):
+    assert final_answer(text) == final
+
+
+def test_only_a_task_that_grades_final_answers_votes(tiny, tmp_path):
+    assert extractor(Arithmetic())("1 + 2 = 03") == "3"
+    assert extractor(Arithmetic(reward="math"))("x = 1/2\n") == "1/2"
+    task = Lookup(low=1, high=3, heldout=4)
+    assert extractor(task) is None
+    problems = [Problem("q", "a", details=lambda text: 0.5)]
+    result = evaluate_into(tmp_path, *tiny, task, problems, **settings())
+    assert "maj@2" not in result.metrics
+    assert result.grades[0].finals == [None, None]
 
 
 def test_sampling_entropy_length_and_order(tiny):
@@ -89,9 +147,14 @@ def test_result_reports_what_the_rewards_say(tiny, tmp_path):
     task = Arithmetic(low=1, high=3, heldout=4)
     problems = task.problems()[1]
     result = evaluate_into(tmp_path, model, tokenizer, task, problems, **settings(samples=4, greedy=True))
-    assert set(result.metrics) == {"mean@4", "pass@2", "pass@4", "entropy", "length", "truncated", "greedy"}
+    assert list(result.metrics) == [
+        *("mean@4", "maj@4", "pass@2", "pass@4"),
+        *("entropy", "length", "truncated", "timed_out", "greedy"),
+    ]
     means = [sum(g.rewards) / 4 for g in result.grades]
     assert result.metrics["mean@4"].mean == pytest.approx(sum(means) / 4)
+    votes = [majority(g.finals, g.rewards) for g in result.grades]
+    assert result.metrics["maj@4"].mean == pytest.approx(sum(votes) / 4)
     assert result.metrics["pass@4"].mean == pytest.approx(sum(max(g.rewards) for g in result.grades) / 4)
     prompts = [task.prompt(p, tokenizer) for p in problems]
     best = sample(model, tokenizer, prompts, samples=1, max_new_tokens=4, temperature=0)

@@ -1,10 +1,10 @@
-"""Sample completions from a model with transformers."""
+"""Sample completions from a model, with transformers or vLLM."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,13 +20,33 @@ class Completion:
         text: Decoded text without special tokens.
         tokens: Number of tokens, the end-of-sequence token included.
         truncated: It ran into the length limit.
-        entropy: Mean entropy of the next-token distribution over its tokens, in nats.
+        entropy: Mean entropy of the next-token distribution (at temperature 1) over its tokens, in nats; None
+            where it is not known.
     """
 
     text: str
     tokens: int
     truncated: bool
-    entropy: float
+    entropy: float | None
+
+
+class Sampler(Protocol):
+    """Draws completions; `model` and `tokenizer` are what the backend's `load` gave."""
+
+    def __call__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        prompts: list[Prompt],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        batch_size: int,
+        seed: int,
+        progress: Callable[[int], None] | None,
+    ) -> list[list[Completion]]: ...
 
 
 class _EntropyRecorder:
@@ -59,11 +79,15 @@ def sample(
     samples: int,
     max_new_tokens: int,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Completion]]:
-    """Draw `samples` completions for each prompt; temperature 0 is greedy.
+    """Draw `samples` completions for each prompt with transformers; temperature 0 is greedy.
+
+    The model's own generation settings (penalties, truncations) do not apply: completions come from the model's
+    distribution as it is, at the temperature, within its nucleus `top_p`.
 
     Args:
         progress: Called with the number of completions that have just been finished.
@@ -81,7 +105,11 @@ def sample(
         do_sample=not greedy,
         temperature=None if greedy else temperature,
         top_k=None if greedy else 0,
-        top_p=None if greedy else 1.0,
+        top_p=None if greedy else top_p,
+        min_p=None if greedy else 0.0,
+        typical_p=None if greedy else 1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +20,38 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Grade:
-    """A problem with its completions, and for each of them the reward and whether grading it took too long.
+    """A problem with its completions, and for each of them the reward and more.
 
     What is stored of a problem is its question, answer and origin; a grader's details stay out.
+
+    Attributes:
+        timed_out: Grading it ran into a limit, so that it counts as wrong.
+        finals: Its final answer in one writing, None where none can be told.
     """
 
     problem: Problem
     completions: list[Completion]
     rewards: list[float]
     timed_out: list[bool]
+    finals: list[str | None]
 
     def as_row(self) -> dict[str, Any]:
-        """JSON-ready: {question, answer, origin, completions: [{text, tokens, ..., reward, timed_out}]}."""
-        graded = zip(self.completions, self.rewards, self.timed_out, strict=True)
+        """JSON-ready: {question, answer, origin, completions: [{text, tokens, ..., reward, timed_out, final}]}."""
+        graded = zip(self.completions, self.rewards, self.timed_out, self.finals, strict=True)
         return {
             **identify(self.problem),
-            "completions": [{**asdict(c), "reward": value, "timed_out": late} for c, value, late in graded],
+            "completions": [
+                {**asdict(c), "reward": value, "timed_out": late, "final": final} for c, value, late, final in graded
+            ],
         }
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Grade:
         """The inverse of `as_row`, but for the problem's details and solution."""
-        completions, rewards, timed_out = [], [], []
-        for item in row["completions"]:
-            rest = dict(item)
-            rewards.append(rest.pop("reward"))
-            timed_out.append(rest.pop("timed_out"))
-            completions.append(Completion(**rest))
-        return cls(Problem(row["question"], row["answer"], origin=row["origin"]), completions, rewards, timed_out)
+        problem = Problem(row["question"], row["answer"], origin=row["origin"])
+        items = [dict(item) for item in row["completions"]]
+        rewards, timed_out, finals = ([item.pop(key) for item in items] for key in ("reward", "timed_out", "final"))
+        return cls(problem, [Completion(**item) for item in items], rewards, timed_out, finals)
 
 
 def identify(problem: Problem) -> dict[str, str]:
@@ -102,7 +106,7 @@ def restore(log: Path, problems: list[Problem], chunk: int) -> list[Grade]:
         grade = _read_row(line, f"{log}, line {number}")
         if number > len(problems) or identify(grade.problem) != identify(problems[number - 1]):
             raise ValueError(f"{log}, line {number} belongs to another problem; choose another --output")
-        grades.append(Grade(problems[number - 1], grade.completions, grade.rewards, grade.timed_out))
+        grades.append(replace(grade, problem=problems[number - 1]))
     if len(grades) < len(problems):
         grades = grades[: len(grades) - len(grades) % chunk]
     kept = b"".join(lines[: len(grades)])

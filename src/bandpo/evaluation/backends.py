@@ -1,0 +1,129 @@
+"""What generates the completions: vLLM where it is installed, transformers everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bandpo.evaluation.sampling import Completion, Sampler, encode, sample
+from bandpo.rules import nearest
+from bandpo.tasks.base import Prompt
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to generate completions.
+
+    Attributes:
+        load: Model's path or name, data type of the weights and seed -> what `sample` takes, and the tokenizer.
+        sample: Draws completions.
+        entropy: What the entropy of its completions rests on.
+        batch_size: Completions at a time, unless told otherwise.
+    """
+
+    name: str
+    load: Callable[[str, str, int], tuple[Any, Any]]
+    sample: Sampler
+    entropy: str
+    batch_size: int
+
+
+def choose_backend(name: str, path: str) -> Backend:
+    """A backend by name; 'auto' is vLLM where it is installed and can load the model, else transformers.
+
+    Raises:
+        ValueError: For an unknown name, or vLLM where it is not installed or `path` is an adapter.
+    """
+    known = ("auto", *BACKENDS)
+    if name not in known:
+        raise ValueError(f"unknown backend {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+    adapter = (Path(path) / "adapter_config.json").exists()
+    if name == "auto":
+        name = "vllm" if find_spec("vllm") and not adapter else "transformers"
+    if name == "vllm":
+        if not find_spec("vllm"):
+            raise ValueError("backend 'vllm' is not installed: pip install vllm, or choose 'transformers'")
+        if adapter:
+            raise ValueError(f"{path!r} is an adapter, which backend 'vllm' does not load; choose 'transformers'")
+    return BACKENDS[name]
+
+
+def _load_transformers(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
+    import torch
+
+    from bandpo.training.models import load_model
+
+    model, tokenizer = load_model(path, dtype)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def _load_vllm(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
+    from vllm import LLM
+
+    from bandpo.training.models import convert_gguf, resolve
+
+    source = resolve(path)
+    if source.endswith(".gguf"):
+        source = str(convert_gguf(Path(source)))
+    model = LLM(model=source, dtype=dtype, seed=seed)
+    return model, model.get_tokenizer()
+
+
+def sample_vllm(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Prompt],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int], None] | None,
+) -> list[list[Completion]]:
+    """`sample` with a vLLM engine, which batches by itself; each prompt has a seed of its own.
+
+    vLLM does not tell the entropy. At temperature 1 without truncation, the mean negative log-prob of the sampled
+    tokens estimates it without bias; elsewhere it is left out.
+    """
+    from vllm import SamplingParams
+
+    # The log-probs are those before temperature and truncation, so only then is a token drawn from them.
+    known = temperature == 1 and top_p == 1
+    seeds = np.random.SeedSequence(seed).generate_state(len(prompts))
+    parameters = [
+        SamplingParams(
+            n=samples,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=-1,
+            max_tokens=max_new_tokens,
+            seed=int(own),
+            logprobs=0 if known else None,
+        )
+        for own in seeds
+    ]
+    inputs = [{"prompt_token_ids": encode(prompt, tokenizer)} for prompt in prompts]
+    result = []
+    for request in model.generate(inputs, parameters, use_tqdm=False):
+        completions = []
+        for output in sorted(request.outputs, key=lambda o: o.index):
+            length = len(output.token_ids)
+            entropy = -output.cumulative_logprob / length if known else None
+            completions.append(Completion(output.text, length, output.finish_reason == "length", entropy))
+        result.append(completions)
+        if progress is not None:
+            progress(len(completions))
+    return result
+
+
+BACKENDS = {
+    "transformers": Backend("transformers", _load_transformers, sample, "distribution", 64),
+    "vllm": Backend("vllm", _load_vllm, sample_vllm, "sampled tokens", 1024),
+}

@@ -1,0 +1,80 @@
+"""Majority vote: final answers, and what the answer that most completions give is worth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from bandpo.tasks.answers import holds_words, plain, stated_answer
+from bandpo.tasks.base import Task
+
+Extractor = Callable[[str], str | None]
+
+_INTEGER = re.compile(r"-?[0-9][0-9,]*")
+# Not an exponent or index: those come behind ^ or _.
+_NUMBER = re.compile(r"(?<![0-9.^_])(?<![\^_]\{)-?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+)")
+_DECIMAL = re.compile(r"-?(?:[0-9]{1,40}(?:\.[0-9]{1,40})?|\.[0-9]{1,40})")
+_RATIO = re.compile(r"(-?)\\frac\{([0-9]{1,40})\}\{([0-9]{1,40})\}|(-?)([0-9]{1,40})/([0-9]{1,40})")
+
+
+def canonical(answer: str) -> str:
+    r"""One writing for equal numbers (1,000 and 1000.0; 0.5, 1/2 and \frac{1}{2}); anything else
+    without layout and without the `x =` before it."""
+    answer = re.sub(r"^[A-Za-z]=", "", plain(answer))
+    number = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", answer)
+    if _DECIMAL.fullmatch(number):
+        return str(Fraction(number))
+    ratio = _RATIO.fullmatch(number)
+    if ratio is not None:
+        sign, top, bottom = (group for group in ratio.groups() if group is not None)
+        if int(bottom):
+            return str(Fraction(int(sign + top), int(bottom)))
+    return answer
+
+
+def final_answer(text: str) -> str | None:
+    """The final answer of a completion in one writing, None if there is none.
+
+    It is what the text marks as its answer (`stated_answer`); where that holds words, or nothing is marked, the
+    last number in it. Words alone are an answer where they are marked as one.
+    """
+    stated = stated_answer(text)
+    if stated is not None and not holds_words(stated):
+        return canonical(stated) or None
+    numbers = _NUMBER.findall(text if stated is None else stated)
+    if numbers:
+        return canonical(numbers[-1])
+    if stated is None or (stated == text.strip() and " " in stated):
+        return None
+    return plain(stated) or None
+
+
+def _last_integer(text: str) -> str | None:
+    numbers = _INTEGER.findall(text)
+    return canonical(numbers[-1]) if numbers else None
+
+
+_EXTRACTORS: dict[str, Extractor] = {"math": final_answer, "exact": stated_answer, "last_integer": _last_integer}
+
+
+def extractor(task: Task) -> Extractor | None:
+    """How a task's completions state their final answer; None for a task that grades whole texts its own way."""
+    return _EXTRACTORS.get(task.reward) if type(task).score is Task.score else None
+
+
+def majority(finals: Sequence[str | None], rewards: Sequence[float]) -> float:
+    """Expected reward of answering with the most frequent final answer, ties broken at random.
+
+    Completions without a final answer do not vote; without any vote it is 0. Equal answers that were rewarded
+    differently count with their mean.
+    """
+    groups: dict[str, list[float]] = {}
+    for final, value in zip(finals, rewards, strict=True):
+        if final is not None:
+            groups.setdefault(final, []).append(value)
+    if not groups:
+        return 0.0
+    most = max(map(len, groups.values()))
+    winners = [sum(group) / most for group in groups.values() if len(group) == most]
+    return sum(winners) / len(winners)
