@@ -146,6 +146,11 @@ def test_truncation_that_the_reward_does_not_suffer_from_is_quiet():
     assert [e[1] for e in events(start + [update(reward=-0.99, **SICK["truncated"])] * 6)] == ["truncated"]
 
 
+def test_groups_that_dynamic_sampling_replaced_do_not_count():
+    sick = {**update(**SICK["zero_variance"]), "dynamic_sampling/uniform_after": 0.2}
+    assert events([sick] * 6) == []
+
+
 def test_rows_without_the_metric_are_passed_over():
     later = {k: v for k, v in update().items() if k not in ("reward", "frac_reward_zero_std")}
     sick = update(frac_reward_zero_std=1.0)
@@ -199,7 +204,7 @@ def test_says_what_it_means_and_what_to_try(name):
 
 def test_advice_names_settings_that_exist():
     known = {
-        "train": {*BandGRPOConfig.__dataclass_fields__, "dynamic_sampling"},
+        "train": set(BandGRPOConfig.__dataclass_fields__),
         "rule": {*Band.__dataclass_fields__, *Clip.__dataclass_fields__},
         "model": set(ModelConfig.model_fields),
     }

@@ -132,7 +132,8 @@ def zero_variance(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
     last = rows[-config.rollouts :]
     if len(last) < config.rollouts:
         return None
-    share = min(row["frac_reward_zero_std"] for row in last)
+    # Where dynamic sampling replaces groups, what counts is what the update sees.
+    share = min(row.get("dynamic_sampling/uniform_after", row["frac_reward_zero_std"]) for row in last)
     return Reading(share / config.zero_variance, {"share of groups": share, "reward": _mean(last, "reward")})
 
 
@@ -216,7 +217,7 @@ ALARM_KINDS: tuple[Alarm, ...] = (
         (
             "problems of another difficulty: easier ones if the reward is near 0, harder ones if it is near 1 "
             "(or a longer warmup)",
-            "a larger train.num_generations, or train.dynamic_sampling=true, which samples again for such groups",
+            "a larger train.num_generations, or train.dynamic_sampling=2: up to two rounds that replace such groups",
         ),
     ),
     Alarm(
