@@ -14,7 +14,7 @@ import yaml
 from bandpo.evaluation.store import SAMPLES, read_grades
 from bandpo.files import read_lines, write_atomic
 from bandpo.training.run_dir import RunDirectory
-from bandpo.training.summary import label, show
+from bandpo.training.summary import metric_rows
 
 # Colour-blind safe (Okabe-Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -94,17 +94,17 @@ def _portable(command: list[str]) -> list[str]:
 
 def _summary_lines(summary: dict[str, Any]) -> list[str]:
     before, after = summary["before"], summary["after"]
-    lines = [
-        f"{summary['steps']} updates from {summary['rollouts']} rollouts, {summary['seconds']:.0f} s in all. "
-        f"{before['prompts']} held-out problems, {before['samples']} samples each; 95% intervals over problems.",
+    steps = f"{summary['steps']} updates from {summary['rollouts']} rollouts, {summary['seconds']:.0f} s in all."
+    if not (before and after):
+        return [steps, ""]
+    return [
+        f"{steps} {before['prompts']} held-out problems, {before['samples']} samples each; 95% intervals over problems.",
         "",
         "| | before | after |",
         "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in metric_rows([before, after])),
+        "",
     ]
-    for name in before["metrics"]:
-        figures = " | ".join(show(result["metrics"][name]) for result in (before, after))
-        lines.append(f"| {label(name, before['temperature'])} | {figures} |")
-    return [*lines, ""]
 
 
 def _sample_lines(run: RunDirectory, count: int = 5) -> list[str]:

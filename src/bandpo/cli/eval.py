@@ -107,6 +107,7 @@ def evaluate(
     output = output or Path("eval") / f"{datetime.now():%Y%m%d-%H%M%S}"
     loaded, tokenizer = engine.load(path, dtype, seed)
     console = Console()
+    console.print(f"writing {output}", soft_wrap=True, markup=False, highlight=False)
     with make_progress(console) as progress:
         results = []
         for name, (task, problems) in zip(names, chosen, strict=True):
@@ -135,23 +136,19 @@ def evaluate(
                 progress=partial(progress.advance, bar),
             )
             progress.update(bar, figures=f"success {result.metrics[f'mean@{samples}'].mean:.3f}")
-            results.append(result)
+            results.append(result.as_dict())
     print_results(console, names, results)
-    console.print(f"wrote {output}", soft_wrap=True)
 
 
-def print_results(console: Any, names: Sequence[str], results: Sequence[Any]) -> None:
+def print_results(console: Any, names: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
     """One table: a row a metric, a column a data set."""
     from rich.table import Table
 
-    from bandpo.training.summary import label
+    from bandpo.training.summary import metric_rows
 
-    table = Table("", *(f"{name} ({result.prompts})" for name, result in zip(names, results, strict=True)))
-    for metric in dict.fromkeys(metric for result in results for metric in result.metrics):
-        if metric == "timed_out" and not any(result.metrics[metric].mean for result in results):
-            continue
-        cells = [str(result.metrics.get(metric, "-")) for result in results]
-        table.add_row(label(metric, results[0].temperature), *cells)
+    table = Table("", *(f"{name} ({result['prompts']})" for name, result in zip(names, results, strict=True)))
+    for row in metric_rows(results):
+        table.add_row(*row)
     # In a file, figures must not be cut off for want of room.
     console.print(table, width=None if console.is_terminal else 1000)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,35 @@ LABELS = {
 
 
 def print_summary(summary: dict[str, Any], output: Path, console: Console) -> None:
-    """Held-out figures before and after, with 95% intervals over prompts."""
+    """Held-out figures before and after, with 95% intervals over prompts, where the run was evaluated."""
     before, after = summary["before"], summary["after"]
-    table = Table(title=f"{before['prompts']} held-out problems, {before['samples']} samples each")
-    for title in ("", "before", "after"):
-        table.add_column(title, justify="left" if not title else "right")
-    for name in before["metrics"]:
-        table.add_row(label(name, before["temperature"]), *(show(r["metrics"][name]) for r in (before, after)))
-    console.print(table)
+    if before and after:
+        table = Table(title=f"{before['prompts']} held-out problems, {before['samples']} samples each")
+        for title in ("", "before", "after"):
+            table.add_column(title, justify="left" if not title else "right")
+        for row in metric_rows([before, after]):
+            table.add_row(*row)
+        console.print(table)
     console.print(
         f"{summary['steps']} updates from {summary['rollouts']} rollouts in {summary['seconds']:.0f} s; "
         f"report: {output / 'report.md'}",
         soft_wrap=True,
     )
+
+
+def metric_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A row a metric: its label, and its estimate in each result ('-' where it has none).
+
+    The share that was not graded in time appears only where there was one.
+    """
+    metrics = [result["metrics"] for result in results]
+    names = dict.fromkeys(name for own in metrics for name in own)
+    if not any(own["timed_out"]["mean"] for own in metrics):
+        del names["timed_out"]
+    temperature = results[0]["temperature"]
+    return [
+        [label(name, temperature), *(show(own[name]) if name in own else "-" for own in metrics)] for name in names
+    ]
 
 
 def label(name: str, temperature: float) -> str:
