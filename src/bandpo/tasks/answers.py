@@ -25,11 +25,10 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_tagged(text: str) -> str | None:
-    """The contents of the last <answer>...</answer>, None if there is none."""
-    _, found, rest = text.rpartition("<answer>")
-    if not found or "</answer>" not in rest:
-        return None
-    return rest.partition("</answer>")[0].strip()
+    """The contents of the last complete <answer>...</answer>, None if there is none."""
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(end, 0))
+    return None if start < 0 else text[start + len("<answer>") : end].strip()
 
 
 def after_hashes(text: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,11 @@ class Task(BaseModel, ABC):
         resolve_reward(value)
         return value
 
+    @property
+    def label(self) -> str:
+        """A short name for where the problems come from."""
+        return self.name
+
     @abstractmethod
     def problems(self) -> tuple[list[Problem], list[Problem]]:
         """Training problems and held-out problems, disjoint."""
@@ -85,3 +90,12 @@ class Task(BaseModel, ABC):
             return text
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*messages, {"role": "user", "content": text}]
+
+
+def without(problems: Iterable[Problem], seen: Collection[str]) -> list[Problem]:
+    """The problems whose question is not in `seen`, each question once."""
+    kept: dict[str, Problem] = {}
+    for problem in problems:
+        if problem.question not in seen:
+            kept.setdefault(problem.question, problem)
+    return list(kept.values())

@@ -28,7 +28,7 @@ MEMORY_LIMIT = 4 << 30
 """Bytes of address space of a worker."""
 MAX_WORKERS = 8
 
-_GRACE = 1.0  # seconds past the limit until a worker that ignores it is killed
+_GRACE = 0.5  # seconds past the limit until a worker that ignores it is killed
 _START_LIMIT = 120.0  # seconds for a worker's imports, on a busy disk
 _WORKER = Path(__file__).with_name("grading_worker.py")
 _NEEDS: dict[str, str] = {"math": "bandpo[train]", "reasoning-gym": "bandpo[gym]"}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
 from bandpo.rules import nearest
-from bandpo.tasks.base import Problem, Task
+from bandpo.tasks.base import Problem, Task, without
 from bandpo.tasks.datasets import DATASETS, Columns, is_file_name, keep_levels, known_dataset, read_file, read_hub
 
 Purpose = Literal["train", "test"]
@@ -48,8 +49,12 @@ class Questions(Task):
             known_dataset(value)
         return value
 
+    @property
+    def label(self) -> str:
+        return self.data if self.data in DATASETS else Path(self.data).stem
+
     def problems(self) -> tuple[list[Problem], list[Problem]]:
-        train = _without(self.read(self.data), set())
+        train = without(self.read(self.data), set())
         random.Random(self.seed).shuffle(train)
         if self.heldout_data is None:
             if self.heldout >= len(train):
@@ -59,7 +64,7 @@ class Questions(Task):
             heldout = self.read(self.heldout_data, "test")
             random.Random(self.seed).shuffle(heldout)
             heldout = heldout[: self.heldout]
-            train = _without(train, {p.question for p in heldout})
+            train = without(train, {p.question for p in heldout})
             if not train:
                 raise ValueError(f"every problem of {self.data!r} is also held out")
         return train[: self.limit], heldout
@@ -96,15 +101,6 @@ class Questions(Task):
         if self.columns is not None:
             return DATASETS[self.columns].columns
         return Columns(self.question_key, self.answer_key, self.solution_key)
-
-
-def _without(problems: list[Problem], seen: set[str]) -> list[Problem]:
-    """Each question once, and none of `seen`."""
-    kept: dict[str, Problem] = {}
-    for problem in problems:
-        if problem.question not in seen:
-            kept.setdefault(problem.question, problem)
-    return list(kept.values())
 
 
 def benchmark(source: str, **settings: Any) -> tuple[Questions, list[Problem]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bandpo.rules import ClipRule, make_rule, nearest
-from bandpo.tasks import TASKS, Arithmetic, Questions
+from bandpo.tasks import SHAPING, TASKS, AnyTask, Shaping, make_shaping
 
 RECIPES = resources.files("bandpo") / "recipes"
 
@@ -134,6 +135,7 @@ class RunConfig(_Strict):
     Attributes:
         description: One line for `bandpo recipes`.
         rule: `name` (band, clip, dcpo, none) and that rule's options.
+        shaping: Additional training rewards, each with a `name`, a `weight` and that reward's options.
         train: Any field of BandGRPOConfig, TRL's GRPOConfig included, except those set elsewhere here.
         lora: Adapters, or null to train all weights.
         warmup: Supervised warm-up, or null.
@@ -143,7 +145,8 @@ class RunConfig(_Strict):
 
     description: str = ""
     model: ModelConfig
-    task: Annotated[Arithmetic | Questions, Field(discriminator="name")]
+    task: AnyTask
+    shaping: list[dict[str, Any]] = Field(default_factory=list)
     rule: dict[str, Any] = Field(default_factory=lambda: {"name": "band"})
     train: dict[str, Any] = Field(default_factory=dict)
     lora: LoraConfig | None = None
@@ -159,6 +162,19 @@ class RunConfig(_Strict):
             raise ValueError("rule has no name")
         make_rule(**value)
         return value
+
+    @model_validator(mode="after")
+    def _valid_shaping(self) -> RunConfig:
+        if self.shaping:  # no limit given: only TRL knows its default, and the job checks again
+            self.shaping_rewards(self.train.get("max_completion_length") or sys.maxsize)
+        return self
+
+    def shaping_rewards(self, max_completion_length: int) -> list[Shaping]:
+        """The additional training rewards; `max_completion_length` in tokens."""
+        for i, one in enumerate(self.shaping):
+            if "name" not in one:
+                raise ValueError(f"shaping.{i} has no name; known: {', '.join(SHAPING)}, or module:function")
+        return [make_shaping(max_completion_length, **one) for one in self.shaping]
 
     def clip_rule(self) -> ClipRule:
         return make_rule(**self.rule)
@@ -288,18 +304,22 @@ def _numbers(node: Any) -> Any:
 
 def _explain(error: ValidationError, data: dict[str, Any]) -> str:
     first = error.errors()[0]
-    # Behind "task", pydantic names the task that was chosen.
-    location = [str(part) for i, part in enumerate(first["loc"]) if not (i == 1 and first["loc"][0] == "task")]
+    loc = first["loc"]
+    # Behind "task" and behind a part of a mixture, pydantic names the task that was chosen.
+    chosen = [i for i, part in enumerate(loc) if part in TASKS and (loc[i - 1] == "task" or type(loc[i - 1]) is int)]
+    location = [str(part) for i, part in enumerate(loc) if i not in chosen]
     kind, key = first["type"], ".".join(location)
     if kind == "extra_forbidden":
-        known = _known_keys([str(part) for part in first["loc"][:-1]])
+        known = _known_keys([str(part) for part in (loc[chosen[-1] :] if chosen else loc)[:-1]])
         return f"unknown key {key!r}{nearest(location[-1], known)}; allowed here: {', '.join(known)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        known = list(TASKS)
-        given = (data.get("task") or {}).get("name") if isinstance(data.get("task"), dict) else None
-        return f"unknown task {given!r}{nearest(str(given), known)}; known tasks: {', '.join(known)}"
+        known = [name for name in TASKS if name != "mixture" or key == "task"]
+        if kind == "union_tag_not_found":
+            return f"{key} has no name; known tasks: {', '.join(known)}"
+        where, given = "" if key == "task" else f" in {key}", first["ctx"]["tag"]
+        return f"unknown task {given!r}{where}{nearest(given, known)}; known tasks: {', '.join(known)}"
     if kind == "missing":
-        return f"key {key!r} is missing; give it as {key}=VALUE"
+        return f"key {key!r} is missing" + ("" if len(chosen) > 1 else f"; give it as {key}=VALUE")
     message = first["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return message if not key or key in ("rule", "model") else f"{key}: {message}"
@@ -309,10 +329,8 @@ def _explain(error: ValidationError, data: dict[str, Any]) -> str:
 def _known_keys(location: list[str]) -> list[str]:
     model: type[BaseModel] = RunConfig
     for part in location:
-        if part in TASKS and model is RunConfig:  # pydantic puts the task's name behind "task"
+        if part in TASKS:
             return list(TASKS[part].model_fields)
-        if part == "task":
-            continue
         annotation = model.model_fields[part].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

@@ -26,7 +26,7 @@ from bandpo.evaluation import evaluate_into
 from bandpo.files import append_line, write_atomic
 from bandpo.progress import make_progress
 from bandpo.rules import nearest
-from bandpo.tasks import Problem, Task
+from bandpo.tasks import Problem, Shaping, Task
 from bandpo.training.alarms import Alarms
 from bandpo.training.callbacks import ProgressDisplay, RunRecorder, text_of
 from bandpo.training.checkpoints import find_checkpoint, set_aside_newer, step_of
@@ -55,6 +55,7 @@ SET_ELSEWHERE = {
     "band_floor": "rule.floor",
     "epsilon": "rule.low",
     "epsilon_high": "rule.high",
+    "reward_weights": "shaping",
 }
 
 
@@ -312,6 +313,8 @@ def build_args(config: RunConfig, settings: dict[str, Any], run: RunDirectory) -
         "dataloader_pin_memory": False,
     }
     merged = {**TRAIN_DEFAULTS, **(machine if on_cpu else {}), **settings}
+    if config.shaping:
+        merged["reward_weights"] = [1.0, *(one.get("weight", 1.0) for one in config.shaping)]
     # The rule object reaches the trainer as it is; TRL's own copy of these settings is then unused.
     return BandGRPOConfig(output_dir=str(run.checkpoints), seed=config.seed, **merged)
 
@@ -323,10 +326,12 @@ def build_trainer(
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
 
+    assert args.max_completion_length is not None
+    shaping = config.shaping_rewards(args.max_completion_length)
     rows = [{"prompt": config.task.prompt(p, tokenizer), "problem": i} for i, p in enumerate(problems)]
     trainer = BandGRPOTrainer(
         model=model,
-        reward_funcs=trl_reward(config.task, problems),
+        reward_funcs=[trl_reward(config.task, problems), *map(trl_shaping, shaping)],
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -352,6 +357,16 @@ def trl_reward(task: Task, problems: list[Problem]) -> Callable[..., list[float]
         return [s.value for s in scores]
 
     reward.__name__ = task.reward
+    return reward
+
+
+def trl_shaping(shaping: Shaping) -> Callable[..., list[float]]:
+    """A shaping reward in the form that TRL calls."""
+
+    def reward(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return shaping.function([text_of(c) for c in completions], completion_ids)
+
+    reward.__name__ = f"shaping_{shaping.name}"
     return reward
 
 
