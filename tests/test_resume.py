@@ -4,6 +4,7 @@ BANDPO_KILLS sets how often it is killed (2 if unset); `BANDPO_KILLS=20 python -
 long form.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -68,6 +69,14 @@ def assert_same_run(run, other):
     assert all(weights[name].equal(others[name]) for name in weights)
 
 
+def wait_for_update(run, process, update):
+    while process.poll() is None:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] >= update:
+                return
+        time.sleep(0.02)
+
+
 def test_the_comparison_means_something(undisturbed):
     """Rewards differ, weights move, tokens are clipped: an error in resuming would show."""
     metrics = rows(undisturbed[0] / "metrics.jsonl")
@@ -82,15 +91,19 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, undisturbed):
     whole, seconds = undisturbed
     dice = random.Random(int(os.environ.get("BANDPO_KILL_SEED", "0")))
     arguments = [*SETTINGS, "--output", "out", "--resume"]
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         process = subprocess.Popen(
             [*COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        try:
-            process.wait(dice.uniform(0.2, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        # One kill in four comes at any time since the start, the others spread over the updates of the run.
+        if dice.random() < 0.25:
+            time.sleep(dice.uniform(0, 0.7) * seconds)
+        else:
+            wait_for_update(tmp_path / "out", process, int(23 * (kill + dice.random()) / KILLS))
+            time.sleep(dice.uniform(0, 0.3))
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     result = bandpo(*arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert_same_run(tmp_path / "out", whole)
