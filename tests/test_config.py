@@ -24,7 +24,8 @@ def test_recipes_are_part_of_the_package():
     root = Path(__file__).parent.parent
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["bandpo"]
     packaged = {path for pattern in patterns for path in (root / "src/bandpo").glob(pattern)}
-    assert {path.stem for path in packaged if path.suffix == ".yaml"} == set(recipe_names())
+    assert packaged >= set((root / "src/bandpo/recipes").rglob("*.yaml"))
+    assert {path.stem for path in packaged if path.match("recipes/*.yaml")} == set(recipe_names())
 
 
 def test_overrides_are_yaml():

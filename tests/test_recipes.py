@@ -1,8 +1,22 @@
 """Recipes: what they inherit, the batches they make, and the commands that start them."""
 
-import pytest
+import re
+import shlex
+from pathlib import Path
 
-from bandpo.training.config import load_config, read_recipe
+import pytest
+import trl
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from trl.scripts import vllm_serve
+from typer.main import get_command
+
+from bandpo.cli.app import app
+from bandpo.training.config import load_config, read_recipe, recipe_names
+from bandpo.training.job import build_args, check_train_settings
+from bandpo.training.plan import plan_steps
+from bandpo.training.run_dir import RunDirectory
+from bandpo.training.trainer import can_clip
 
 
 def write(folder, **recipes):
@@ -54,3 +68,138 @@ def test_mistakes_in_inheritance_are_named(tmp_path, recipes, words):
         read_recipe(path)
     for word in words:
         assert word in str(caught.value)
+
+
+# The packaged recipes
+
+ROOT = Path(__file__).parent.parent
+PAPER = ("qwen2.5-3b", "qwen2.5-7b", "llama-3-8b", "qwen2.5-3b-dapo")
+NEEDS = {"word-problems": ["task.data=problems.jsonl"]}
+
+
+def args_of(config, folder):
+    return build_args(config, check_train_settings(config.train), RunDirectory(folder))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_builds_the_trainers_configuration(name, tmp_path):
+    config = load_config(name, NEEDS.get(name))
+    args = args_of(config, tmp_path)
+    assert can_clip(args), "a recipe under which no rule can act"
+    processes = 4 if name in PAPER else 1
+    assert plan_steps(args, None, processes).updates_per_rollout == 4
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_batches(name, tmp_path):
+    args = args_of(load_config(name), tmp_path)
+    assert args.learning_rate == 1e-6
+    assert args.max_completion_length == 4096
+    assert args.num_train_epochs == 10
+    assert (args.bf16, args.gradient_checkpointing, args.use_vllm, args.vllm_mode) == (True, True, True, "server")
+    assert args.scale_rewards == "group"
+    for processes, accumulation in ((4, 64), (8, 32), (16, 16)):  # the table of docs/scale.md
+        config = load_config(name, [f"train.gradient_accumulation_steps={accumulation}"])
+        steps = plan_steps(args_of(config, tmp_path), None, processes)
+        assert (steps.prompts, steps.completions, steps.updates_per_rollout) == (256, 4096, 4)
+        each = steps.micro_batch * steps.micro_batches
+        assert each % args.num_generations == 0, "dynamic sampling wants whole groups on each process"
+
+
+def test_dapo_differs_from_its_base_where_it_says(tmp_path):
+    base, dapo = (args_of(load_config(name), tmp_path) for name in ("qwen2.5-3b", "qwen2.5-3b-dapo"))
+    differ = {key for key, value in vars(base).items() if vars(dapo)[key] != value}
+    assert differ - {"distributed_state", "reward_weights"} == {
+        "loss_type", "beta", "dynamic_sampling", "mask_truncated_completions",
+    }  # fmt: skip
+    assert (base.loss_type, base.beta) == ("grpo", 0.001)
+    assert (dapo.loss_type, dapo.beta, dapo.dynamic_sampling) == ("dapo", 0.0, 10)
+    (overlong,) = load_config("qwen2.5-3b-dapo").shaping
+    assert overlong["name"] == "overlong"
+    assert overlong["buffer"] == 512
+
+
+def test_the_papers_data(monkeypatch):
+    """What is trained on and held out, with rows in the place of the hub's."""
+    from bandpo.tasks import questions
+
+    sizes = {"DAPO-Math-17k": 50, "hendrycks_math": 40, "aime_2024": 30, "aime25": 30, "amc23": 40}
+
+    def rows(source, subsets, split):
+        (name,) = [key for key in sizes if key in source]
+        one = {"question": "q", "problem": "q", "prompt": "q", "answer": "1", "solution": "\\boxed{1}"}
+        return [
+            {key: f"{name} {i}" if value == "q" else value for key, value in one.items()}
+            | {"reward_model": {"ground_truth": "1"}, "level": f"Level {i % 5 + 1}"}
+            for i in range(sizes[name])
+        ]
+
+    monkeypatch.setattr(questions, "read_hub", rows)
+    train, heldout = load_config("qwen2.5-3b").task.problems()
+    assert {p.question.split()[0] for p in train} == {"DAPO-Math-17k", "hendrycks_math"}
+    assert len([p for p in train if "DAPO" in p.question]) == 50
+    levels = {int(p.question.split()[1]) % 5 + 1 for p in train if "hendrycks" in p.question}
+    assert levels == {3, 4, 5}
+    assert {name: len([p for p in heldout if name in p.question]) for name in sizes} == {
+        "DAPO-Math-17k": 0, "hendrycks_math": 0, "aime_2024": 30, "aime25": 30, "amc23": 40,
+    }  # fmt: skip
+
+
+# The commands of docs/scale.md
+
+TRL_FILES = Path(trl.__file__).parent / "accelerate_configs"
+FOLDERS = {"TRL": TRL_FILES, "BANDPO": ROOT / "src/bandpo/recipes/accelerate"}
+
+
+def commands():
+    """Every command of the page as words, shell variables and settings of the environment replaced."""
+    text = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith(("TRL=", "BANDPO=")):
+                continue
+            for name, folder in FOLDERS.items():
+                line = line.replace(f"${name}", str(folder))
+            words = shlex.split(line)
+            while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words = words[1:]
+            yield words
+
+
+def parse_bandpo(words):
+    """Let the real command line parse the options; recipe and overrides are then resolved."""
+    command = get_command(app).commands[words[0]]
+    parsed = command.make_context(words[0], list(words[1:])).params
+    if words[0] == "train":
+        return load_config(parsed["recipe"], parsed["overrides"])
+    return None
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: words[-1])
+def test_every_command_of_the_page_parses(words, tmp_path):
+    program, *rest = words
+    if program == "bandpo":
+        parse_bandpo(rest)
+    elif program == "trl":
+        assert rest[0] == "vllm-serve"
+        served, *_, unknown = vllm_serve.make_parser().parse_args_and_config(rest[1:], return_remaining_strings=True)
+        assert unknown == []
+        models = {load_config(name).model.path for name in PAPER}
+        assert served.model in models
+        assert served.max_model_len >= 1024 + 4096
+    else:
+        assert (program, rest[0]) == ("accelerate", "launch")
+        launch = launch_command_parser().parse_args(rest[1:])
+        assert launch.module
+        assert launch.training_script == "bandpo"
+        file = load_config_from_file(launch.config_file)
+        processes = launch.num_processes or file.num_processes
+        config = parse_bandpo(launch.training_script_args)
+        assert plan_steps(args_of(config, tmp_path), None, processes).updates_per_rollout == 4
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "zero3", "multi_gpu", "cpu"])
+def test_accelerate_reads_its_files(name):
+    kinds = {"fsdp2": "FSDP", "zero3": "DEEPSPEED", "multi_gpu": "MULTI_GPU", "cpu": "MULTI_CPU"}
+    folder = FOLDERS["BANDPO" if name == "cpu" else "TRL"]
+    assert load_config_from_file(str(folder / f"{name}.yaml")).distributed_type == kinds[name]
