@@ -8,6 +8,7 @@ docs/scale.md states the formulas.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import tempfile
 import time
@@ -93,7 +94,7 @@ class Plan:
     architecture: Architecture | None = None
     dtype: str = "float32"
     memory: Memory | None = None
-    per_process: dict[int, Memory] = field(default_factory=dict)
+    per_process: dict[int, Memory | None] = field(default_factory=dict)
     seconds: Seconds | None = None
     device: str = "cpu"
     processes: int = 1
@@ -128,6 +129,8 @@ def make_plan(config: RunConfig) -> Plan:
             processes=args.world_size,
             obstacles=obstacles,
         )
+        if args.use_vllm and importlib.util.find_spec("vllm") is None:
+            obstacles.append("train.use_vllm needs vLLM, which is not installed: pip install 'trl[vllm]'")
         if args.use_vllm or args.world_size > 1:
             _plan_without_weights(plan, args, train)
         elif (loaded := _attempt(lambda: build_model(config), obstacles)) is None:
@@ -239,12 +242,10 @@ def _plan_without_weights(plan: Plan, args: BandGRPOConfig, train: list[Problem]
         with suppress(OSError, ValueError):
             tokenizer = AutoTokenizer.from_pretrained(resolve(path))
             _describe_prompts(plan, tokenizer, [plan.config.task.prompt(p, tokenizer) for p in train])
-    if plan.architecture is None:
-        return
-    assert args.generation_batch_size is not None
-    fits = [n for n in PROCESS_COUNTS if args.generation_batch_size % (args.per_device_train_batch_size * n) == 0]
+    shape = plan.architecture
+    fits = [n for n in PROCESS_COUNTS if plan.steps.completions % (plan.steps.micro_batch * n) == 0]
     for n in sorted({*fits, args.world_size}):
-        plan.per_process[n] = estimate_memory(plan.architecture, **_sizes(plan, args, n))
+        plan.per_process[n] = None if shape is None else estimate_memory(shape, **_sizes(plan, args, n))
     plan.memory = plan.per_process[args.world_size]
 
 
@@ -387,10 +388,11 @@ def print_plan(plan: Plan, console: Console) -> None:
     table.add_row(
         "rollout", f"{steps.prompts} prompts x {steps.completions // steps.prompts} = {steps.completions} completions"
     )
+    together = f" ({plan.processes} process{'es' * (plan.processes > 1)})" if plan.per_process else ""
     table.add_row(
         "updates",
-        f"{steps.updates_per_rollout:g} a rollout, each of {steps.accumulation} micro-batches of {steps.micro_batch} "
-        "on each process",
+        f"{steps.updates_per_rollout:g} a rollout{together}, each of {steps.accumulation} micro-batches of "
+        f"{steps.micro_batch} on each process",
     )
     if steps.updates is not None:
         epochs = "" if steps.epochs is None else f" = {steps.epochs:.2f} epochs"
@@ -439,7 +441,7 @@ def _processes_table(plan: Plan) -> Table:
     table = Table("training processes", "updates a rollout", "peak memory of each", title="sharded (FSDP, ZeRO-3)")
     for processes, memory in plan.per_process.items():
         updates = plan.steps.updates_per_rollout * plan.processes / processes
-        table.add_row(str(processes), f"{updates:g}", show_bytes(memory.peak))
+        table.add_row(str(processes), f"{updates:g}", "unknown" if memory is None else show_bytes(memory.peak))
     return table
 
 
