@@ -66,8 +66,9 @@ def undisturbed(tmp_path_factory):
     return tiny, results
 
 
-# 8 updates a rollout, 16 an epoch: within a rollout, between two, between two epochs, within the second epoch.
-@pytest.mark.parametrize(("step", "logging_steps"), [(3, 1), (8, 1), (16, 1), (18, 1), (7, 3)])
+# 8 updates a rollout, 16 an epoch: within a rollout, between two, between two epochs, within the second epoch, at
+# the end.
+@pytest.mark.parametrize(("step", "logging_steps"), [(3, 1), (8, 1), (16, 1), (18, 1), (20, 1), (7, 3)])
 def test_going_on_gives_the_run_that_was_not_interrupted(tmp_path, undisturbed, step, logging_steps):
     tiny, results = undisturbed
     path, whole = results[logging_steps]

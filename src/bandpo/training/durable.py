@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from trl import GRPOTrainer
 
 from bandpo.training.checkpoints import find_checkpoint, seal
@@ -33,6 +34,21 @@ class DurableGRPOTrainer(GRPOTrainer):
         CheckpointError: If a checkpoint cannot be written, e.g. to a full disk; what was written of it is removed.
     """
 
+    # (logps, entropies) of the latest forward pass over completions, both (B, T) and detached, and the inputs of
+    # the latest loss: `TokenBatch.of_trainer` reads them.
+    last_forward: tuple[Tensor, Tensor | None] | None = None
+    last_inputs: dict[str, Any] | None = None
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        logps, entropies = result[:2]
+        self.last_forward = logps.detach(), None if entropies is None else entropies.detach()
+        return result
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self.last_inputs = inputs
+        return super()._compute_loss(model, inputs)
+
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._train_sampler = super()._get_train_sampler(dataset)
         return self._train_sampler
@@ -42,6 +58,8 @@ class DurableGRPOTrainer(GRPOTrainer):
         if checkpoint is not None and arguments["epoch"] == arguments["epochs_trained"]:
             self._replay_epochs(arguments["epochs_trained"])
             self._load_rollout(Path(checkpoint))
+        if self.state.global_step >= self.state.max_steps:  # transformers would make one more update
+            return
         super()._run_epoch(**arguments)
 
     def _replay_epochs(self, epochs: int) -> None:
