@@ -18,6 +18,7 @@ RECIPES = resources.files("bandpo") / "recipes"
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 MODEL_DTYPES: tuple[str, ...] = get_args(Dtype)
+TRL_RULE = "trl"  # no clip rule of ours: TRL's own loss as `train` describes it
 
 
 class _Strict(BaseModel):
@@ -129,18 +130,26 @@ class AlarmConfig(_Strict):
         return self.stop if isinstance(self.stop, bool) else name in self.stop
 
 
+class RecordConfig(_Strict):
+    """What a run keeps of single tokens: at so many updates, spread evenly, a micro-batch (docs/report.md)."""
+
+    batches: int = Field(default=4, ge=1, le=32)
+
+
 class RunConfig(_Strict):
     """Everything that determines a run.
 
     Attributes:
         description: One line for `bandpo recipes`.
-        rule: `name` (band, clip, dcpo, none) and that rule's options.
+        rule: `name` (band, clip, dcpo, none) and that rule's options; or trl, which leaves the loss to TRL: CISPO,
+            GSPO and SAPO are then settings of `train` (loss_type, importance_sampling_level, epsilon, ...).
         shaping: Additional training rewards, each with a `name`, a `weight` and that reward's options.
         train: Any field of BandGRPOConfig, TRL's GRPOConfig included, except those set elsewhere here.
         lora: Adapters, or null to train all weights.
         warmup: Supervised warm-up, or null.
         eval: Evaluation before and after training, or null.
         alarms: When a run that goes wrong says so, see docs/alarms.md.
+        record: Per-token records of some updates, or null.
     """
 
     description: str = ""
@@ -153,6 +162,7 @@ class RunConfig(_Strict):
     warmup: WarmupConfig | None = None
     eval: EvalConfig | None = EvalConfig()
     alarms: AlarmConfig = AlarmConfig()
+    record: RecordConfig | None = None
     seed: int = 0
 
     @field_validator("rule")
@@ -160,7 +170,13 @@ class RunConfig(_Strict):
     def _valid_rule(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "name" not in value:
             raise ValueError("rule has no name")
-        make_rule(**value)
+        if value["name"] != TRL_RULE:
+            make_rule(**value)
+        elif len(value) > 1:
+            option = next(key for key in value if key != "name")
+            raise ValueError(
+                f"rule {TRL_RULE!r} has no option {option!r}: TRL's loss is set by train.loss_type and others"
+            )
         return value
 
     @model_validator(mode="after")
@@ -176,8 +192,9 @@ class RunConfig(_Strict):
                 raise ValueError(f"shaping.{i} has no name; known: {', '.join(SHAPING)}, or module:function")
         return [make_shaping(max_completion_length, **one) for one in self.shaping]
 
-    def clip_rule(self) -> ClipRule:
-        return make_rule(**self.rule)
+    def clip_rule(self) -> ClipRule | None:
+        """The rule that bounds the ratio; None where TRL's own loss is left alone."""
+        return None if self.rule["name"] == TRL_RULE else make_rule(**self.rule)
 
 
 def recipe_names() -> list[str]:
@@ -303,7 +320,8 @@ def _numbers(node: Any) -> Any:
 
 
 def _explain(error: ValidationError, data: dict[str, Any]) -> str:
-    first = error.errors()[0]
+    # A misspelt key is the reason why another is missing.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     loc = first["loc"]
     # Behind "task" and behind a part of a mixture, pydantic names the task that was chosen.
     chosen = [i for i, part in enumerate(loc) if part in TASKS and (loc[i - 1] == "task" or type(loc[i - 1]) is int)]
