@@ -19,9 +19,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from rich.console import Console
-from rich.progress import Progress
-
 from bandpo.evaluation import evaluate_into
 from bandpo.files import append_line, write_atomic
 from bandpo.progress import make_progress
@@ -30,9 +27,14 @@ from bandpo.tasks import Problem, Shaping, Task
 from bandpo.training.alarms import Alarms
 from bandpo.training.callbacks import ProgressDisplay, RunRecorder, text_of
 from bandpo.training.checkpoints import find_checkpoint, set_aside_newer, step_of
-from bandpo.training.config import EvalConfig, LoraConfig, RunConfig, WarmupConfig
+from bandpo.training.durable import DurableGRPOTrainer
 from bandpo.training.models import load_model, scratch_model
 from bandpo.training.run_dir import RunDirectory
+from rich.console import Console
+from rich.progress import Progress
+from trl import GRPOConfig
+
+from bandpo.training.config import EvalConfig, LoraConfig, RunConfig, WarmupConfig
 from bandpo.training.trainer import BandGRPOConfig, BandGRPOTrainer, micro_batches_per_rollout
 
 # What differs from TRL's defaults, whatever the recipe says less.
@@ -85,7 +87,7 @@ def run_training(
     train_problems, heldout = config.task.problems()
     if config.warmup is not None and not any(p.solution for p in train_problems):
         raise ValueError("warmup needs problems with a solution; this task has none")
-    train_settings = check_train_settings(config.train)
+    train_settings = check_train_settings(config.train, config_class(config))
     settings = config.model_dump(mode="json")
     going_on = resume and output.exists() and any(output.iterdir())
     run = RunDirectory(output)
@@ -249,7 +251,7 @@ def grade_heldout(
     model: Any,
     tokenizer: Any,
     heldout: list[Problem],
-    args: BandGRPOConfig,
+    args: GRPOConfig,
     progress: Progress,
 ) -> dict[str, Any]:
     """Evaluate on the held-out problems into RUN/eval/WHEN, going on where an interrupted evaluation was."""
@@ -282,12 +284,22 @@ def build_model(config: RunConfig) -> tuple[Any, Any]:
     return load_model(config.model.path, config.model.dtype)
 
 
-def check_train_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Refuse keys that BandGRPOConfig does not have, or that belong elsewhere in a recipe."""
-    known = [f.name for f in fields(BandGRPOConfig) if f.init and f.name not in SET_ELSEWHERE]
+def config_class(config: RunConfig) -> type[GRPOConfig]:
+    """TRL's configuration where its own loss is left alone, else ours."""
+    return GRPOConfig if config.clip_rule() is None else BandGRPOConfig
+
+
+def check_train_settings(settings: dict[str, Any], config_class: type[GRPOConfig] = BandGRPOConfig) -> dict[str, Any]:
+    """Refuse keys that `config_class` does not have, or that belong elsewhere in a recipe."""
+    elsewhere = {
+        key: home
+        for key, home in SET_ELSEWHERE.items()
+        if config_class is BandGRPOConfig or not home.startswith("rule.")
+    }
+    known = [f.name for f in fields(config_class) if f.init and f.name not in elsewhere]
     for key in settings:
-        if key in SET_ELSEWHERE:
-            raise ValueError(f"train.{key} is set by {SET_ELSEWHERE[key]}; use that instead")
+        if key in elsewhere:
+            raise ValueError(f"train.{key} is set by {elsewhere[key]}; use that instead")
         if key not in known:
             raise ValueError(
                 f"unknown key 'train.{key}'{nearest(key, known)}; allowed is any field of TRL's GRPOConfig"
@@ -303,7 +315,7 @@ def check_train_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def build_args(config: RunConfig, settings: dict[str, Any], run: RunDirectory) -> BandGRPOConfig:
+def build_args(config: RunConfig, settings: dict[str, Any], run: RunDirectory) -> GRPOConfig:
     """TRL's configuration for this recipe on this machine."""
     on_cpu = not torch.cuda.is_available()
     machine = {
@@ -316,12 +328,12 @@ def build_args(config: RunConfig, settings: dict[str, Any], run: RunDirectory) -
     if config.shaping:
         merged["reward_weights"] = [1.0, *(one.get("weight", 1.0) for one in config.shaping)]
     # The rule object reaches the trainer as it is; TRL's own copy of these settings is then unused.
-    return BandGRPOConfig(output_dir=str(run.checkpoints), seed=config.seed, **merged)
+    return config_class(config)(output_dir=str(run.checkpoints), seed=config.seed, **merged)
 
 
 def build_trainer(
-    config: RunConfig, args: BandGRPOConfig, model: Any, tokenizer: Any, problems: list[Problem]
-) -> BandGRPOTrainer:
+    config: RunConfig, args: GRPOConfig, model: Any, tokenizer: Any, problems: list[Problem]
+) -> DurableGRPOTrainer:
     """The trainer with data, reward and rule in place, printing nothing of its own."""
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
@@ -329,14 +341,15 @@ def build_trainer(
     assert args.max_completion_length is not None
     shaping = config.shaping_rewards(args.max_completion_length)
     rows = [{"prompt": config.task.prompt(p, tokenizer), "problem": i} for i, p in enumerate(problems)]
-    trainer = BandGRPOTrainer(
+    rule = config.clip_rule()
+    trainer_class: Any = DurableGRPOTrainer if rule is None else partial(BandGRPOTrainer, rule=rule)
+    trainer = trainer_class(
         model=model,
         reward_funcs=[trl_reward(config.task, problems), *map(trl_shaping, shaping)],
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=None if config.lora is None else peft_config(config.lora),
-        rule=config.clip_rule(),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -20,15 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from bandpo.evaluation.sampling import encode
+from bandpo.rules import ClipRule
 from bandpo.tasks import Problem
 from bandpo.tasks.base import Prompt
-from bandpo.training.config import RunConfig
-from bandpo.training.job import build_args, build_model, build_trainer, check_train_settings, peft_config
+from bandpo.training.durable import DurableGRPOTrainer
 from bandpo.training.memory import (
     ADAM_STATES,
     Architecture,
@@ -41,7 +37,21 @@ from bandpo.training.memory import (
 )
 from bandpo.training.models import convert_gguf, load_model, resolve
 from bandpo.training.run_dir import RunDirectory
-from bandpo.training.trainer import BandGRPOConfig, BandGRPOTrainer, can_clip
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from trl import GRPOConfig
+
+from bandpo.training.config import RunConfig
+from bandpo.training.job import (
+    build_args,
+    build_model,
+    build_trainer,
+    check_train_settings,
+    config_class,
+    peft_config,
+)
+from bandpo.training.trainer import can_clip
 
 PROBABILITIES = (0.01, 0.1, 0.5, 0.9)
 PROCESS_COUNTS = (1, 2, 4, 8, 16)
@@ -108,7 +118,7 @@ def make_plan(config: RunConfig) -> Plan:
         ValueError: For settings that no machine could run. What only this machine lacks (a hub that cannot be
             reached) is an obstacle in the plan instead.
     """
-    settings = check_train_settings(config.train)
+    settings = check_train_settings(config.train, config_class(config))
     libraries = resident_memory()
     obstacles: list[str] = []
     problems = _attempt(config.task.problems, obstacles)
@@ -162,7 +172,7 @@ def _attempt(load: Callable[[], Any], obstacles: list[str]) -> Any:
         return None
 
 
-def plan_steps(args: BandGRPOConfig, problems: int | None, processes: int | None = None) -> Steps:
+def plan_steps(args: GRPOConfig, problems: int | None, processes: int | None = None) -> Steps:
     """The batch arithmetic of TRL and transformers.
 
     Args:
@@ -209,7 +219,7 @@ def plan_steps(args: BandGRPOConfig, problems: int | None, processes: int | None
     )
 
 
-def _sizes(plan: Plan, args: BandGRPOConfig, processes: int) -> dict[str, Any]:
+def _sizes(plan: Plan, args: GRPOConfig, processes: int) -> dict[str, Any]:
     stored = getattr(torch, plan.dtype).itemsize
     return {
         "sequences": args.per_device_train_batch_size,
@@ -224,7 +234,7 @@ def _sizes(plan: Plan, args: BandGRPOConfig, processes: int) -> dict[str, Any]:
     }
 
 
-def _plan_without_weights(plan: Plan, args: BandGRPOConfig, train: list[Problem], told: bool = False) -> None:
+def _plan_without_weights(plan: Plan, args: GRPOConfig, train: list[Problem], told: bool = False) -> None:
     """The plan from the model's configuration and tokenizer alone.
 
     Args:
@@ -287,16 +297,17 @@ def _describe_prompts(plan: Plan, tokenizer: Any, prompts: list[Prompt]) -> list
     return lengths
 
 
-def _rollouts(trainer: BandGRPOTrainer, steps: Steps) -> list[list[int]]:
+def _rollouts(trainer: DurableGRPOTrainer, steps: Steps) -> list[list[int]]:
     """Rows of the data set by rollout, in the run's own order; a short run meets only a part of the data."""
     stride = steps.completions * steps.micro_batches  # the sampler repeats a rollout for each micro-batch
     order = list(islice(trainer._get_train_sampler(), (steps.rollouts or 1) * stride))
     return [order[i : i + steps.completions] for i in range(0, len(order), stride)]
 
 
-def _probe(plan: Plan, trainer: BandGRPOTrainer, rows: list[dict[str, Any]], heldout: int, libraries: int) -> None:
+def _probe(plan: Plan, trainer: DurableGRPOTrainer, rows: list[dict[str, Any]], heldout: int, libraries: int) -> None:
     """One rollout of `rows`, and two micro-batches, the second on top of the first one's gradients."""
-    args, steps, config = trainer.args, plan.steps, plan.config
+    args: Any = trainer.args
+    steps, config = plan.steps, plan.config
     assert plan.architecture is not None
     # Every completion runs to the limit, and none may be masked for it: that is the largest shape.
     trainer.generation_config.min_new_tokens = plan.completion_tokens
@@ -383,8 +394,10 @@ def print_plan(plan: Plan, console: Console) -> None:
         table.add_row("longest prompt", f"{plan.prompt_tokens} tokens")
     else:
         table.add_row("longest prompt", f"unknown, taken to be {plan.prompt_tokens} tokens")
-    table.add_row("rule", Text(str(plan.config.clip_rule())))
-    table.add_row("", _bounds_table(plan.config))
+    rule = plan.config.clip_rule()
+    table.add_row("rule", Text("TRL's own loss" if rule is None else str(rule)))
+    if rule is not None:
+        table.add_row("", _bounds_table(rule))
     table.add_row(
         "rollout", f"{steps.prompts} prompts x {steps.completions // steps.prompts} = {steps.completions} completions"
     )
@@ -429,9 +442,9 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(Text(f"not on this machine: {obstacle}", style="yellow"), soft_wrap=True)
 
 
-def _bounds_table(config: RunConfig) -> Table:
+def _bounds_table(rule: ClipRule) -> Table:
     table = Table("p", *(f"{p:g}" for p in PROBABILITIES), box=None, padding=(0, 2))
-    bounds = config.clip_rule().bounds(torch.tensor(PROBABILITIES, dtype=torch.float64).log())
+    bounds = rule.bounds(torch.tensor(PROBABILITIES, dtype=torch.float64).log())
     for name, values in (("lower", bounds.lower), ("upper", bounds.upper)):
         table.add_row(name, *(f"{value:.4g}" for value in values.tolist()))
     return table

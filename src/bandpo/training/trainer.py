@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-from trl import GRPOConfig
-
 from bandpo.band import DEFAULT_RADIUS
 from bandpo.diagnostics import ClipStatistics, clip_statistics, finish_maxima
 from bandpo.rules import Clip, ClipRule, make_rule, nearest
 from bandpo.training.durable import DurableGRPOTrainer, TrainingDivergedError
 from bandpo.training.dynamic_sampling import check_dynamic_sampling, replace_uniform_groups
+from torch import Tensor
+from trl import GRPOConfig
 
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 ANCHORS = ("old", "sampler")
@@ -229,13 +228,13 @@ def _check_settings(trainer: BandGRPOTrainer) -> None:
         )
 
 
-def micro_batches_per_rollout(args: BandGRPOConfig) -> int:
+def micro_batches_per_rollout(args: GRPOConfig) -> int:
     """Forward-backward passes between one generation and the next."""
     return (args.steps_per_generation or 1) * args.num_iterations
 
 
-def can_clip(args: BandGRPOConfig) -> bool:
+def can_clip(args: GRPOConfig) -> bool:
     """Whether this batch layout lets a ratio leave 1 at all."""
     updates_apart = args.gradient_accumulation_steps % micro_batches_per_rollout(args) != 0
     corrected = args.use_vllm and args.vllm_importance_sampling_correction
-    return updates_apart or corrected or args.anchor == "sampler"
+    return updates_apart or corrected or getattr(args, "anchor", "old") == "sampler"
