@@ -1,19 +1,24 @@
 # Two commands do all the set-up on a fresh machine:
 #   make quickstart   installs, then trains a small pretrained model for about 4 minutes
 #   make test         installs, then runs the tests
+#   make test-verl    the same for the tests that need verl, in an environment of their own
 # RUN=DIR names the quickstart's run directory; by default it is runs/quickstart-DATE-TIME.
 PYTHON ?= python3
 VENV ?= .venv
+VERL_VENV ?= .venv-verl
 BIN := $(VENV)/bin
 
 # BENCH holds options of the benchmark, for example BENCH=--quick.
-.PHONY: quickstart test bench check format install clean
+.PHONY: quickstart test test-verl bench check format install clean
 
 quickstart: install
 	$(BIN)/bandpo train quickstart $(if $(RUN),--output $(RUN))
 
 test: install $(VENV)/installed-gym
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-verl: $(VERL_VENV)/installed
+	OMP_NUM_THREADS=1 $(VERL_VENV)/bin/python -m pytest tests_verl
 
 bench: install
 	$(BIN)/python benchmarks/speed.py $(BENCH)
@@ -43,5 +48,13 @@ $(VENV)/installed-gym: requirements-gym.lock $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-gym.lock
 	touch $@
 
+# verl wants an older transformers than the trainer.
+$(VERL_VENV)/installed: requirements-verl.lock pyproject.toml
+	test -x $(VERL_VENV)/bin/python || $(PYTHON) -m venv $(VERL_VENV)
+	$(VERL_VENV)/bin/pip install --disable-pip-version-check --quiet $(shell grep '^torch==' requirements-verl.lock)
+	$(VERL_VENV)/bin/pip install --disable-pip-version-check --quiet -r requirements-verl.lock
+	$(VERL_VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VERL_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,7 +3,27 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+# verl decides on its device when it is imported, in this process and in those that Ray starts.
+HERE = Path(__file__).parent
+os.environ["VERL_PLATFORM"] = "cpu"
+os.environ["VERL_ENGINE_DEVICE"] = "cuda"  # under which its FSDP engine is registered
+os.environ["VERL_USE_EXTERNAL_MODULES"] = "cpu_platform"
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+sys.path.insert(0, str(HERE))
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory) -> Path:
+    from tiny import write_model
+
+    path = tmp_path_factory.mktemp("model")
+    write_model(path)
+    return path

@@ -5,6 +5,7 @@ Names of recipes are read from the package alone; everything else needs verl.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shlex
@@ -94,8 +95,10 @@ def compose(overrides: Sequence[str]) -> Any:
         with initialize_config_module(PACKAGE, version_base=None):
             config = hydra_compose(CONFIG, overrides=list(overrides))
         OmegaConf.resolve(config)
-        validate_config(config, need_reference_policy(config), need_critic(config))
+        with contextlib.redirect_stdout(sys.stderr):
+            validate_config(config, need_reference_policy(config), need_critic(config))
         rule_of(config)
+        updates_per_rollout(config)
     except (HydraException, OmegaConfBaseException, AssertionError, TypeError) as error:
         raise ValueError(_reason(error)) from error
     return config
@@ -123,6 +126,18 @@ def rule_of(config: Any) -> Any:
     return policy_loss.rule
 
 
+def updates_per_rollout(config: Any) -> int:
+    """Updates that follow each rollout.
+
+    Raises:
+        ValueError: If the prompts of a rollout do not divide into minibatches, which verl finds at the first update.
+    """
+    prompts, size = config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size
+    if prompts % size:
+        raise ValueError(f"data.train_batch_size is {prompts}, allowed is a multiple of ppo_mini_batch_size, {size}")
+    return int(prompts // size * config.actor_rollout_ref.actor.ppo_epochs)
+
+
 def missing_packages() -> list[str]:
     """'NAME (how to install it)' for what a run imports and this environment lacks."""
     return [f"{name} ({how})" for name, how in NEEDED.items() if importlib.util.find_spec(name) is None]
@@ -138,8 +153,7 @@ def needs(config: Any) -> Iterator[tuple[str, str]]:
     """(what, how much) for each thing that a run of this configuration needs or does."""
     actor, rollout, trainer = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.trainer
     gpus = trainer.nnodes * trainer.n_gpus_per_node
-    prompts = config.data.train_batch_size
-    updates = prompts // actor.ppo_mini_batch_size * actor.ppo_epochs
+    prompts, updates = config.data.train_batch_size, updates_per_rollout(config)
     parameters = config.get("bandpo", {}).get("parameters")
     rule = dict(rule_of(config))
     yield "model", str(config.actor_rollout_ref.model.path)

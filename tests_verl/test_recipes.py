@@ -1,0 +1,125 @@
+"""Every recipe composes with verl's own files and passes its validation; what is wrong fails on the driver."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+from verl.utils.config import omega_conf_to_dataclass
+
+from bandpo.integrations import verl_launch as launch
+from bandpo.rules import Band, make_rule
+
+RULE = launch.RULE
+ROUTE = "actor_rollout_ref.actor.policy_loss"
+MODELS, METHODS = launch.choices("base_model"), launch.choices("method")
+
+
+def compose(*overrides: str):
+    return launch.compose([launch.expand(override) for override in overrides])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_validates_for_every_model(method):
+    for model in MODELS:
+        config = launch.compose(launch.recipe_overrides(f"{model}/{method}", "single-node"))
+        assert config.trainer.experiment_name == f"{model}-{method}"
+        actor, data = config.actor_rollout_ref.actor, config.data
+        # research: 256 prompts x 16 responses, minibatches of 64, lr 1e-6, prompts of 1,024 and responses of 4,096.
+        assert (data.train_batch_size, config.actor_rollout_ref.rollout.n, actor.ppo_mini_batch_size) == (256, 16, 64)
+        assert (data.max_prompt_length, data.max_response_length, actor.optim.lr) == (1024, 4096, 1e-6)
+        dapo = method.startswith("dapo")
+        assert actor.use_kl_loss is not dapo
+        assert actor.loss_agg_mode == ("token-mean" if dapo else "seq-mean-token-mean")
+        assert config.algorithm.filter_groups.enable is dapo
+        assert config.reward.reward_manager.name == ("dapo" if dapo else "naive")
+
+
+def test_methods_are_the_papers_rules():
+    def rule(method: str):
+        return make_rule(**OmegaConf.to_container(launch.rule_of(compose(f"method={method}"))))
+
+    assert rule("grpo") == make_rule("clip", low=0.2, high=0.2)
+    assert rule("clip-higher") == rule("dapo") == make_rule("clip", low=0.2, high=0.28)
+    assert rule("dcpo") == rule("dapo-dcpo") == make_rule("dcpo", low=0.16, high=0.2, cap=10.0)
+    assert rule("no-clip") == make_rule("none")
+    for name in ("kl", "tv", "chi2"):
+        assert rule(f"band-{name}") == rule(f"dapo-band-{name}") == Band(radius=0.05, divergence=name, cap=10.0)
+
+
+def test_several_nodes_join_a_running_cluster():
+    config = launch.compose(launch.recipe_overrides("qwen2.5-7b/band-kl", "multi-node"))
+    assert (config.trainer.nnodes, config.ray_kwargs.ray_init.address) == (2, "auto")
+    facts = dict(launch.needs(config))
+    assert facts["GPUs"] == "2 x 8"
+    assert facts["a rollout"] == "256 prompts x 16 responses of at most 4096 tokens, then 4 updates"
+    assert facts["memory a GPU"].startswith("7.1 GiB for weights, gradients and optimiser, 7.1 GiB")
+
+
+def test_the_plan_names_the_anchor_and_warns_where_nothing_can_clip():
+    config = compose("actor_rollout_ref.actor.ppo_mini_batch_size=256")
+    facts = dict(launch.needs(config))
+    assert "no rule can act" in facts["warning"]
+    assert facts["anchor"] == "the trainer's recomputed log-probs"
+    config = compose(
+        "algorithm.rollout_correction.bypass_mode=true", "actor_rollout_ref.actor.ppo_mini_batch_size=256"
+    )
+    facts = dict(launch.needs(config))
+    assert "warning" not in facts
+    assert facts["anchor"] == "the rollout engine's log-probs"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("rule.raduis=0.1", "clip rule 'band' has no option 'raduis' (did you mean 'radius'?)"),
+        ("rule.radius=-1", "radius must be > 0 and finite, got -1.0"),
+        ("rule.divergence=lk", "'lk'"),
+        ("rule.name=bnad", "unknown clip rule 'bnad' (did you mean 'band'?)"),
+        ("rule.name=clip", "clip rule 'clip' has no option"),
+        (f"{ROUTE}.loss_mode=vanilla", "loss_mode is 'vanilla'"),
+        (f"{ROUTE}.loss_mode=bypass_mode", "loss_mode is 'bypass_mode'"),
+        (f"+{ROUTE}.band_radius=0.1", "unexpected keyword argument 'band_radius'"),
+        (f"{ROUTE}._target_=bandpo.integrations.verl.Nothing", "Nothing"),
+        (f"{RULE}=0.05", "rule is 0.05, allowed is a mapping"),
+        ("actor_rollout_ref.actor.loss_agg_mode=mean", "Invalid loss_agg_mode: mean"),
+        ("data.train_batch_size=100", "data.train_batch_size is 100"),
+        ("trainer.total_epoch=1", "total_epoch"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(override, sentence):
+    with pytest.raises(ValueError) as caught:
+        compose(override)
+    message = str(caught.value)
+    assert sentence in message
+    assert "\n" not in message
+
+
+def test_a_pair_of_radii_reaches_the_rule():
+    config = compose("rule.radius=[0.02,0.1]")
+    policy_loss = omega_conf_to_dataclass(config.actor_rollout_ref.actor).policy_loss
+    from bandpo.integrations.common import read_rule
+
+    assert read_rule(policy_loss.rule) == Band(radius=(0.02, 0.1), cap=10.0)
+
+
+def run_command(*overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launch.command([launch.expand(o) for o in overrides])]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_the_printed_command_is_verls_own_entry_point():
+    shown = run_command("base_model=qwen2.5-7b", "method=dapo-band-tv", "rule.radius=0.07", "--cfg=job")
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    config = OmegaConf.create(shown.stdout)
+    assert launch.rule_of(config) == {"name": "band", "divergence": "tv", "radius": 0.07, "cap": 10.0}
+    assert config.actor_rollout_ref.model.path == "Qwen/Qwen2.5-7B"
+
+
+def test_verl_itself_stops_before_ray_starts_when_the_rule_is_wrong():
+    stopped = run_command("rule.raduis=0.07")
+    assert stopped.returncode != 0
+    assert "has no option 'raduis' (did you mean 'radius'?)" in stopped.stderr
+    assert "ray init kwargs" not in stopped.stdout
