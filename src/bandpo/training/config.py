@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
 from bandpo.rules import ClipRule, make_rule, nearest
 from bandpo.tasks import SHAPING, TASKS, AnyTask, Shaping, make_shaping
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 RECIPES = resources.files("bandpo") / "recipes"
 

@@ -19,6 +19,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from rich.console import Console
+from rich.progress import Progress
+from trl import GRPOConfig
+
 from bandpo.evaluation import evaluate_into
 from bandpo.files import append_line, write_atomic
 from bandpo.progress import make_progress
@@ -27,14 +31,10 @@ from bandpo.tasks import Problem, Shaping, Task
 from bandpo.training.alarms import Alarms
 from bandpo.training.callbacks import ProgressDisplay, RunRecorder, text_of
 from bandpo.training.checkpoints import find_checkpoint, set_aside_newer, step_of
+from bandpo.training.config import EvalConfig, LoraConfig, RunConfig, WarmupConfig
 from bandpo.training.durable import DurableGRPOTrainer
 from bandpo.training.models import load_model, scratch_model
 from bandpo.training.run_dir import RunDirectory
-from rich.console import Console
-from rich.progress import Progress
-from trl import GRPOConfig
-
-from bandpo.training.config import EvalConfig, LoraConfig, RunConfig, WarmupConfig
 from bandpo.training.trainer import BandGRPOConfig, BandGRPOTrainer, micro_batches_per_rollout
 
 # What differs from TRL's defaults, whatever the recipe says less.

@@ -20,11 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from trl import GRPOConfig
+
 from bandpo.evaluation.sampling import encode
 from bandpo.rules import ClipRule
 from bandpo.tasks import Problem
 from bandpo.tasks.base import Prompt
+from bandpo.training.config import RunConfig
 from bandpo.training.durable import DurableGRPOTrainer
+from bandpo.training.job import (
+    build_args,
+    build_model,
+    build_trainer,
+    check_train_settings,
+    config_class,
+    peft_config,
+)
 from bandpo.training.memory import (
     ADAM_STATES,
     Architecture,
@@ -37,20 +51,6 @@ from bandpo.training.memory import (
 )
 from bandpo.training.models import convert_gguf, load_model, resolve
 from bandpo.training.run_dir import RunDirectory
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-from trl import GRPOConfig
-
-from bandpo.training.config import RunConfig
-from bandpo.training.job import (
-    build_args,
-    build_model,
-    build_trainer,
-    check_train_settings,
-    config_class,
-    peft_config,
-)
 from bandpo.training.trainer import can_clip
 
 PROBABILITIES = (0.01, 0.1, 0.5, 0.9)

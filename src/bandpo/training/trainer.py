@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+from trl import GRPOConfig
+
 from bandpo.band import DEFAULT_RADIUS
 from bandpo.diagnostics import ClipStatistics, clip_statistics, finish_maxima
 from bandpo.rules import Clip, ClipRule, make_rule, nearest
 from bandpo.training.durable import DurableGRPOTrainer, TrainingDivergedError
 from bandpo.training.dynamic_sampling import check_dynamic_sampling, replace_uniform_groups
-from torch import Tensor
-from trl import GRPOConfig
 
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 ANCHORS = ("old", "sampler")
