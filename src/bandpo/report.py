@@ -98,7 +98,8 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
     if not (before and after):
         return [steps, ""]
     return [
-        f"{steps} {before['prompts']} held-out problems, {before['samples']} samples each; 95% intervals over problems.",
+        f"{steps} {before['prompts']} held-out problems, {before['samples']} samples each; "
+        "95% intervals over problems.",
         "",
         "| | before | after |",
         "|---|---|---|",
