@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file under a temporary name and move it into place."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file, text in UTF-8, under a temporary name and move it into place."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+    with partial.open("wb") as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)

@@ -8,6 +8,7 @@ from rich.progress import Progress
 from transformers import TrainerCallback
 
 from bandpo.files import append_line
+from bandpo.training.batches import BYTES_A_RUN, TokenBatch, steps_to_record
 from bandpo.training.run_dir import RunDirectory
 
 FIGURES = (
@@ -41,6 +42,26 @@ class RunRecorder(TrainerCallback):
                 self.run.samples,
                 {**record, **dict(zip(names, rewards, strict=True)), "advantage": advantage},
             )
+
+
+class BatchRecorder(TrainerCallback):
+    """Write the tokens of some updates' last micro-batch into the run directory."""
+
+    def __init__(self, run: RunDirectory, trainer: Any, batches: int) -> None:
+        self.run = run
+        self.trainer = trainer
+        self.batches = batches
+        self._steps: set[int] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        per_rollout = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
+        self._steps = steps_to_record(state.max_steps, per_rollout, self.batches)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and state.global_step in self._steps:
+            batch = TokenBatch.of_trainer(self.trainer, state.global_step, BYTES_A_RUN // self.batches)
+            if batch is not None:
+                batch.save(self.run.batches)
 
 
 def text_of(message: Any) -> str:

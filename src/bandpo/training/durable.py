@@ -92,10 +92,12 @@ class DurableGRPOTrainer(GRPOTrainer):
             if self.args.should_save:
                 seal(folder)
         except Exception as error:  # torch, safetensors and the file system each have their own kind
+            free = shutil.disk_usage(str(self.args.output_dir)).free / 1e6
             shutil.rmtree(folder, ignore_errors=True)
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()).rstrip(".")
             raise CheckpointError(
-                f"cannot write the checkpoint of update {self.state.global_step}: {reason}.{self._last_good()}"
+                f"cannot write the checkpoint of update {self.state.global_step} ({free:.1f} MB of disk were free): "
+                f"{reason}.{self._last_good()}"
             ) from error
 
     def _rollout_state(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from bandpo.progress import make_progress
 from bandpo.rules import nearest
 from bandpo.tasks import Problem, Shaping, Task
 from bandpo.training.alarms import Alarms
-from bandpo.training.callbacks import ProgressDisplay, RunRecorder, text_of
+from bandpo.training.callbacks import BatchRecorder, ProgressDisplay, RunRecorder, text_of
 from bandpo.training.checkpoints import find_checkpoint, set_aside_newer, step_of
 from bandpo.training.config import EvalConfig, LoraConfig, RunConfig, WarmupConfig
 from bandpo.training.durable import DurableGRPOTrainer
@@ -208,6 +208,8 @@ def _run(
             "`bandpo eval` on the saved model"
         )
     trainer.add_callback(RunRecorder(run, trainer))
+    if config.record is not None:
+        trainer.add_callback(BatchRecorder(run, trainer, config.record.batches))
     alarms = Alarms(config.alarms, console, partial(append_line, run.alarms))
     trainer.add_callback(alarms)
     with make_progress(console) as progress:

@@ -24,9 +24,10 @@ class RunDirectory:
     """Paths and files of one run.
 
     Layout: config.yaml (resolved), environment.json (versions, commit, hardware, command), status.json,
-    resumes.jsonl (each time the run went on), metrics.jsonl, samples.jsonl, alarms.jsonl, eval/before and
-    eval/after (see bandpo.evaluation), initial/ (weights made for this run: from scratch or warmed up),
-    checkpoints/, model/, summary.json, report.md with its pictures.
+    resumes.jsonl (each time the run went on), metrics.jsonl, samples.jsonl, alarms.jsonl, batches/ (tokens of
+    some updates, where the recipe asks for them), eval/before and eval/after (see bandpo.evaluation), initial/
+    (weights made for this run: from scratch or warmed up), checkpoints/, model/, summary.json, report.html and
+    report.md with their pictures.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,6 +38,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
         self.alarms = path / "alarms.jsonl"
+        self.batches = path / "batches"
         self.resumes = path / "resumes.jsonl"
         self.initial = path / "initial"
         self.summary = path / "summary.json"

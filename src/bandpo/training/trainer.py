@@ -110,7 +110,6 @@ class BandGRPOTrainer(DurableGRPOTrainer):
         if not isinstance(self.args, BandGRPOConfig):
             raise ValueError(f"args is a {type(self.args).__name__}, allowed is a BandGRPOConfig")
         self.rule = self.args.make_clip_rule() if rule is None else rule
-        self._last_logps: Tensor | None = None
         _check_settings(self)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -119,11 +118,6 @@ class BandGRPOTrainer(DurableGRPOTrainer):
             generate = super()._generate_and_score_completions
             batch = replace_uniform_groups(self, batch, generate, self.args.dynamic_sampling)
         return batch
-
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._last_logps = result[0]
-        return result
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if self.args.anchor == "sampler":
@@ -143,8 +137,8 @@ class BandGRPOTrainer(DurableGRPOTrainer):
 
     @torch.no_grad()
     def _log_clip_statistics(self, inputs: dict[str, Any], old_logps: Tensor | None) -> None:
-        assert self._last_logps is not None
-        logps = self._last_logps.detach()
+        assert self.last_forward is not None
+        logps = self.last_forward[0]
         mask = inputs["completion_mask"]
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
@@ -156,7 +150,6 @@ class BandGRPOTrainer(DurableGRPOTrainer):
             mask,
             self.rule,
         )
-        self._last_logps = None
         metrics = self._reduce(statistics)
         if math.isnan(metrics["divergence"]):
             raise TrainingDivergedError(

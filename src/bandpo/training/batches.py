@@ -1,0 +1,132 @@
+"""Single tokens of an update, on disk: batch-STEP.npz."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandpo.files import write_atomic
+
+BYTES_A_RUN = 400_000  # before compression, over all of a run's batches
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """What an update saw of a micro-batch; nothing is rounded below the trainer's float32.
+
+    Attributes:
+        step: Number of the update, from 1.
+        texts: Text of each distinct token, shape (V,).
+        tokens: Index into `texts`, shape (B, T).
+        logps: Log-probs under the policy just before the update, shape (B, T).
+        old_logps: Log-probs under the anchor policy, shape (B, T); 0 where the mask is False.
+        entropy: Entropy of the policy in nats, shape (B, T).
+        advantages: Shape (B, T).
+        mask: True for tokens that count, shape (B, T).
+    """
+
+    step: int
+    texts: NDArray[np.str_]
+    tokens: NDArray[np.int32]
+    logps: NDArray[np.float32]
+    old_logps: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    advantages: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        shape = self.tokens.shape
+        for name in ("logps", "old_logps", "entropy", "advantages", "mask"):
+            if getattr(self, name).shape != shape or len(shape) != 2:
+                raise ValueError(
+                    f"{name} has shape {getattr(self, name).shape}, allowed is (B, T) as tokens, here {shape}"
+                )
+
+    @classmethod
+    def of_trainer(cls, trainer: Any, step: int, limit: int) -> TokenBatch | None:
+        """The last micro-batch of a DurableGRPOTrainer, or None where every ratio is 1 by construction.
+
+        Args:
+            limit: Bytes that the arrays may take before compression; as many completions are kept as fit in.
+        """
+        inputs = trainer.last_inputs
+        if inputs is None or inputs.get("old_per_token_logps") is None:
+            return None
+        logps, entropy = trainer.last_forward
+        mask = inputs["completion_mask"].bool()
+        if "tool_mask" in inputs:
+            mask = mask & inputs["tool_mask"].bool()
+        length = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
+        rows = min(len(mask), max(1, limit // (length * 4 * 5)))
+
+        def take(values: Any) -> Any:
+            return values[:rows, :length].cpu().numpy()
+
+        mask = take(mask)
+        kinds, tokens = np.unique(take(inputs["completion_ids"]), return_inverse=True)
+        advantages = inputs["advantages"]
+        if advantages.dim() == 1:
+            advantages = advantages.unsqueeze(1).expand_as(logps)
+        floats = {
+            "logps": logps,
+            "old_logps": inputs["old_per_token_logps"],
+            "entropy": entropy,
+            "advantages": advantages,
+        }
+        return cls(
+            step=step,
+            texts=np.array([trainer.processing_class.decode([int(kind)]) for kind in kinds], dtype=np.str_),
+            tokens=tokens.reshape(mask.shape).astype(np.int32),
+            mask=mask,
+            **{name: np.where(mask, take(values.float()), np.float32(0)) for name, values in floats.items()},
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Write batch-STEP.npz into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{f.name: getattr(self, f.name) for f in fields(self)})
+        path = folder / f"batch-{self.step}.npz"
+        write_atomic(path, buffer.getvalue())
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> TokenBatch:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If the file is damaged or holds something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {f.name: file[f.name] for f in fields(cls)}
+            return cls(**{**arrays, "step": int(arrays["step"])})
+        except (OSError, KeyError, ValueError, EOFError) as error:
+            raise ValueError(f"{str(path)!r} is not a record of tokens: {error}") from error
+
+
+def read_batches(folder: Path) -> list[TokenBatch]:
+    """The batches in a folder, in the order of their updates; none if there is no folder."""
+    found = [
+        (int(m[1]), path) for path in folder.glob("*.npz") if (m := re.fullmatch(r"batch-(\d+)\.npz", path.name))
+    ]
+    return [TokenBatch.load(path) for _, path in sorted(found)]
+
+
+def steps_to_record(updates: int, per_rollout: float, batches: int) -> set[int]:
+    """Updates to record: each the last one of its rollout, where ratios are furthest from 1, spread evenly.
+
+    Args:
+        updates: Updates of the whole run.
+        per_rollout: Updates that follow each rollout; may be a fraction.
+        batches: How many to record at most.
+    """
+    rollouts = max(1, int(updates / per_rollout))
+    chosen = {-(-rollouts * i // batches) for i in range(1, batches + 1)}
+    return {max(1, int(rollout * per_rollout)) for rollout in chosen}
