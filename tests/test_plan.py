@@ -53,6 +53,8 @@ def trainer_of(overrides, folder):
         ["train.max_steps=-1", "train.num_train_epochs=2"],
         ["train.max_steps=-1", "train.num_train_epochs=1.5", "train.gradient_accumulation_steps=2"],
         ["train.max_steps=-1", "train.num_train_epochs=1", "train.num_iterations=2"],
+        ["train.max_steps=-1", "train.num_train_epochs=1.5", "train.gradient_accumulation_steps=3"],
+        ["train.max_steps=12", "train.gradient_accumulation_steps=3"],
     ],
 )
 def test_steps_are_those_of_the_trainer(tmp_path, overrides):

@@ -195,17 +195,19 @@ def plan_steps(args: GRPOConfig, problems: int | None, processes: int | None = N
     prompts = completions // args.num_generations
     micro_batches = completions // together * args.num_iterations
     accumulation = args.gradient_accumulation_steps
-    rollouts_an_epoch = None
+    an_epoch = None  # rollouts
     if problems is not None:
-        rollouts_an_epoch = problems // prompts
-        if not rollouts_an_epoch:
+        an_epoch = problems // prompts
+        if not an_epoch:
             raise ValueError(f"a rollout takes {prompts} prompts, but there are only {problems} training problems")
     updates = args.max_steps if args.max_steps > 0 else None
-    if updates is None and rollouts_an_epoch is not None:
-        updates = math.ceil(
-            args.num_train_epochs * max(math.ceil(rollouts_an_epoch * micro_batches / accumulation), 1)
-        )
     rollouts = None if updates is None else math.ceil(updates * accumulation / micro_batches)
+    if an_epoch is not None:
+        updates_an_epoch = math.ceil(an_epoch * micro_batches / accumulation)  # the last one may be smaller
+        if updates is None:
+            updates = math.ceil(args.num_train_epochs * updates_an_epoch)
+        whole, rest = divmod(updates, updates_an_epoch)
+        rollouts = whole * an_epoch + min(math.ceil(rest * accumulation / micro_batches), an_epoch)
     return Steps(
         prompts=prompts,
         completions=completions,
@@ -215,7 +217,7 @@ def plan_steps(args: GRPOConfig, problems: int | None, processes: int | None = N
         updates_per_rollout=micro_batches / accumulation,
         updates=updates,
         rollouts=rollouts,
-        epochs=rollouts / rollouts_an_epoch if rollouts is not None and rollouts_an_epoch else None,
+        epochs=None if rollouts is None or an_epoch is None else rollouts / an_epoch,
     )
 
 
