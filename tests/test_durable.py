@@ -152,7 +152,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(tmp_path, 
         return save(data, file, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", no_space)
-    with pytest.raises(CheckpointError, match=r"update 3.*No space left.*checkpoint-2"):
+    with pytest.raises(CheckpointError, match=r"update 3 .*MB of disk.*No space left.*checkpoint-2"):
         full.train()
     assert not (tmp_path / "checkpoint-3").exists()
     assert find_checkpoint(tmp_path).path == tmp_path / "checkpoint-2"
