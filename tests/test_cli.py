@@ -72,20 +72,16 @@ def test_the_saved_model_loads_again(finished):
     assert tokenizer("1+1=")["input_ids"] == tokenizer("1+1=", add_special_tokens=False)["input_ids"]
 
 
-def test_eval_of_the_saved_model_can_be_continued(finished, questions):
-    folder, _ = finished
-    arguments = ("eval", "out/model", str(questions), "--samples", "2", "--max-new-tokens", "4", "--output", "scores")
-    result = bandpo(*arguments, cwd=folder)
-    assert result.returncode == 0, result.stderr
-    assert "mean@2" in result.stdout
-    scores = folder / "scores" / "questions"
-    written = (scores / "samples.jsonl").read_bytes()
-    assert json.loads((scores / "result.json").read_text())["prompts"] == 20
-    assert bandpo(*arguments, cwd=folder).returncode == 0
-    assert (scores / "samples.jsonl").read_bytes() == written
-    other = bandpo(*arguments, "--seed", "1", cwd=folder)
-    assert other.returncode == 1
-    assert "another seed" in other.stderr
+def test_a_run_directory_can_be_evaluated_and_read(finished, questions, tmp_path, capsys):
+    from bandpo.cli.app import app
+
+    run = str(finished[0] / "out")
+    options = ["--samples", "2", "--max-new-tokens", "4", "--limit", "2", "--output", str(tmp_path / "scores")]
+    app(args=["eval", run, str(questions), *options], standalone_mode=False)
+    assert "mean@2" in capsys.readouterr().out
+    for directory, count in ((run, 16), (f"{run}/eval/after", 8 * 2), (str(tmp_path / "scores"), 2 * 2)):
+        app(args=["samples", directory, "--limit", "100"], standalone_mode=False)
+        assert capsys.readouterr().out.count("\n--- reward ") == count
 
 
 def test_nothing_is_overwritten(finished):
@@ -129,8 +125,6 @@ def test_report_can_be_written_again(finished):
         (["bounds", "--p", "1.5"], ["1.5"]),
         (["report", "nowhere"], ["not a run directory"]),
         (["eval", "./nowhere", "nowhere.jsonl"], ["'nowhere.jsonl' does not exist"]),
-        (["eval", "m", "nowhere.jsonl", "--dtype", "float8"], ["'float8'", "bfloat16"]),
-        (["eval", "m", "nowhere.jsonl", "--template", "x"], ["{question}"]),
     ],
 )
 def test_mistakes_cost_one_line(tmp_path, arguments, words):
