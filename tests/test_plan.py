@@ -181,6 +181,32 @@ def test_the_longest_prompt_that_the_run_meets(tmp_path):
     assert longer.prompt_tokens == max(len(p.question) for p in train)
 
 
+def test_the_probe_is_as_large_as_it_gets(monkeypatch):
+    from trl import GRPOTrainer
+
+    generate, loss = GRPOTrainer._generate_single_turn, GRPOTrainer._compute_loss
+    lengths, shapes, masked = set(), [], []
+
+    def generating(*arguments, **options):
+        result = generate(*arguments, **options)
+        lengths.update(map(len, result[0]))
+        return result
+
+    def losing(trainer, model, inputs):
+        shapes.append(tuple(inputs["completion_ids"].shape))
+        masked.append(bool((inputs["completion_mask"] == 0).any()))
+        return loss(trainer, model, inputs)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", generating)
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", losing)
+    settings = ["train.max_completion_length=40", "train.mask_truncated_completions=true", "train.beta=0.1"]
+    plan = make_plan(load_config("scratch", [*SMALL, *settings]))
+    assert lengths == {40}
+    assert shapes == [(4, 40)] * 2
+    assert masked == [False] * 2
+    assert plan.memory.reference == plan.memory.weights
+
+
 def test_a_model_that_is_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings = [*SMALL, "model={path: no-such-organisation/no-such-model}"]
