@@ -123,6 +123,31 @@ def test_greedy_equals_argmax(tiny):
     assert text == tokenizer.decode(ids[-3:], skip_special_tokens=True)
 
 
+def test_the_models_own_generation_settings_do_not_apply(tiny):
+    model, tokenizer = tiny
+    settings = {"samples": 8, "max_new_tokens": 12}
+    plain = sample(model, tokenizer, ["7+8="], **settings)
+    best = sample(model, tokenizer, ["7+8="], **settings, temperature=0)
+    for name, value in {
+        "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "temperature": 0.1, "top_k": 1, "top_p": 0.01,
+        "min_p": 0.9, "typical_p": 0.1,
+    }.items():  # fmt: skip
+        setattr(model.generation_config, name, value)
+    assert sample(model, tokenizer, ["7+8="], **settings) == plain
+    assert sample(model, tokenizer, ["7+8="], **settings, temperature=0) == best
+
+
+def test_a_small_nucleus_is_greedy(tiny):
+    model, tokenizer = tiny
+    settings = {"samples": 3, "max_new_tokens": 6}
+    (narrow,) = sample(model, tokenizer, ["7+8="], **settings, top_p=1e-6)
+    (best,) = sample(model, tokenizer, ["7+8="], **settings, temperature=0)
+    (wide,) = sample(model, tokenizer, ["7+8="], **settings)
+    assert [c.text for c in narrow] == [c.text for c in best]
+    assert [c.text for c in wide] != [c.text for c in best]
+    assert narrow[0].entropy == pytest.approx(best[0].entropy), "entropy is that before truncation"
+
+
 def test_padding_does_not_change_a_completion(tiny):
     model, tokenizer = tiny
     alone = sample(model, tokenizer, ["5"], samples=1, max_new_tokens=4, temperature=0)[0][0]
