@@ -1,0 +1,39 @@
+"""BandPO in slime: a custom loss, slime's own with the clip range of each token (docs/integrations/slime.md)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bandpo.integrations.common import clip_range, read_rule
+
+
+def band_loss_function(
+    args: Any, batch: dict[str, Any], logits: Tensor, sum_of_sample_mean: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """slime's policy loss with `eps_clip` and `eps_clip_high` set per token by the rule in `args.bandpo_rule`.
+
+    The trust region is centred on the policy that slime measures the ratio against: the trainer's recomputed
+    log-probs, or the rollout engine's with --use-rollout-logprobs.
+
+    Args:
+        args: slime's arguments; `bandpo_rule` comes from --custom-config-path.
+        batch: Log-probs as a list of tensors, one a response, packed in that order.
+        logits, sum_of_sample_mean: Passed through.
+
+    Raises:
+        ValueError: For a rule or option that does not exist, or an estimator that has no per-token ratio.
+    """
+    from slime.backends.megatron_utils.loss import policy_loss_function
+
+    if args.advantage_estimator == "gspo":
+        raise ValueError("advantage_estimator is 'gspo', whose ratio is one a sequence; bounds are per token")
+    rule = read_rule(getattr(args, "bandpo_rule", None))
+    old_logps = torch.cat(batch["rollout_log_probs"] if args.use_rollout_logprobs else batch["log_probs"])
+    args = copy.copy(args)
+    args.eps_clip, args.eps_clip_high = clip_range(rule, old_logps)
+    return policy_loss_function(args, batch, logits, sum_of_sample_mean)
