@@ -242,6 +242,15 @@ def test_a_missing_package_is_named(single, tmp_path, monkeypatch):
         single.grade([ask("\\boxed{7}")])
 
 
+def test_our_own_files_hide_no_installed_module(single, tmp_path, monkeypatch):
+    """A worker runs as a file beside our datasets.py; Python would look for modules in its directory first."""
+    fake = "import importlib.util as u; raise ImportError(f'found {u.find_spec(\"mixture\")}')"
+    (tmp_path / "math_verify.py").write_text(fake, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ImportError, match="found None"):
+        single.grade([ask("\\boxed{7}")])
+
+
 def test_a_worker_that_cannot_start_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "math_verify.py").write_text("import os; os.abort()", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -276,7 +285,8 @@ def test_scripts_without_a_main_guard_forks_and_the_end(tmp_path):
             workers = [w.process.pid for w in grading.shared_grader("math")._every]
             child = os.fork()
             if child == 0:
-                ok = math_reward("\\\\boxed{1/4}", "0.25") == 1
+                ok = not grading._shared
+                ok &= math_reward("\\\\boxed{1/4}", "0.25") == 1
                 own = [w.process.pid for w in grading.shared_grader("math")._every]
                 grading._close_all()
                 os._exit(0 if ok and not set(own) & set(workers) else 1)

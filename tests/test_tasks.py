@@ -303,6 +303,13 @@ def test_json_and_parquet_files(tmp_path):
         benchmark(str(tmp_path / "e.json"))
 
 
+def test_a_question_that_stands_twice_counts_once(tmp_path):
+    rows = [{"question": f"{i % 3}?", "answer": str(i)} for i in range(9)]
+    train, heldout = Questions(data=write(tmp_path / "a.jsonl", rows), heldout=1).problems()
+    assert {(p.question, p.answer) for p in train + heldout} == {("0?", "0"), ("1?", "1"), ("2?", "2")}
+    assert len(train) == 2
+
+
 def test_what_is_held_out_is_not_trained_on(questions):
     train, heldout = Questions(data=str(questions), heldout=5, heldout_data=str(questions)).problems()
     assert len(train) == 15
