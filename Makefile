@@ -52,7 +52,7 @@ $(VENV)/installed-gym: requirements-gym.lock $(VENV)/installed
 $(VERL_VENV)/installed: requirements-verl.lock pyproject.toml
 	test -x $(VERL_VENV)/bin/python || $(PYTHON) -m venv $(VERL_VENV)
 	$(VERL_VENV)/bin/pip install --disable-pip-version-check --quiet $(shell grep '^torch==' requirements-verl.lock)
-	$(VERL_VENV)/bin/pip install --disable-pip-version-check --quiet -r requirements-verl.lock
+	$(VERL_VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps -r requirements-verl.lock
 	$(VERL_VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps --editable .
 	touch $@
 

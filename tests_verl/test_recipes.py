@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -105,21 +106,21 @@ def test_a_pair_of_radii_reaches_the_rule():
     assert read_rule(policy_loss.rule) == Band(radius=(0.02, 0.1), cap=10.0)
 
 
-def run_command(*overrides: str) -> subprocess.CompletedProcess[str]:
+def run_command(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *launch.command([launch.expand(o) for o in overrides])]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=folder)
 
 
-def test_the_printed_command_is_verls_own_entry_point():
-    shown = run_command("base_model=qwen2.5-7b", "method=dapo-band-tv", "rule.radius=0.07", "--cfg=job")
+def test_the_printed_command_is_verls_own_entry_point(tmp_path):
+    shown = run_command(tmp_path, "base_model=qwen2.5-7b", "method=dapo-band-tv", "rule.radius=0.07", "--cfg=job")
     assert shown.returncode == 0, shown.stderr[-2000:]
     config = OmegaConf.create(shown.stdout)
     assert launch.rule_of(config) == {"name": "band", "divergence": "tv", "radius": 0.07, "cap": 10.0}
     assert config.actor_rollout_ref.model.path == "Qwen/Qwen2.5-7B"
 
 
-def test_verl_itself_stops_before_ray_starts_when_the_rule_is_wrong():
-    stopped = run_command("rule.raduis=0.07")
+def test_verl_itself_stops_before_ray_starts_when_the_rule_is_wrong(tmp_path):
+    stopped = run_command(tmp_path, "rule.raduis=0.07")
     assert stopped.returncode != 0
     assert "has no option 'raduis' (did you mean 'radius'?)" in stopped.stderr
     assert "ray init kwargs" not in stopped.stdout
