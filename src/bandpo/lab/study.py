@@ -1,0 +1,359 @@
+"""A study: which methods are compared, on which recipe, with which seeds. One YAML, validated strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from bandpo.rules import nearest
+from bandpo.training.config import RunConfig, apply_override, load_config, parse_value
+
+STUDIES = resources.files("bandpo") / "studies"
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]*")
+MATCH = "match"
+METRICS = "mean, greedy, reward or pass@K"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Match(_Strict):
+    """A control: settings of a method chosen so that a figure of its runs is that of another method's.
+
+    Attributes:
+        method: Label of the method whose figure is to be met.
+        key: The setting to choose, or several that all get the same value. The figure must fall as it rises.
+        range: Smallest and largest value to try, both positive; values are tried on a logarithmic scale.
+        metric: The figure: a metric of the trainer, averaged over the pilot run.
+    """
+
+    method: str
+    key: str | list[str]
+    range: tuple[float, float]
+    metric: str = "band/clip_fraction"
+
+    @field_validator("range")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] < value[1]:
+            raise ValueError(f"range is {list(value)}, allowed are two numbers 0 < smallest < largest")
+        return value
+
+    @property
+    def keys(self) -> list[str]:
+        return [self.key] if isinstance(self.key, str) else self.key
+
+
+class Pilot(_Strict):
+    """The short runs that choose the settings of matched controls.
+
+    Attributes:
+        seed: Theirs alone, so that no run that counts is used to choose.
+        trials: Bisections after both ends of the range; each is one run.
+        tolerance: The search ends early at this relative distance from the target.
+        overrides: How they differ from the study's runs; they are never evaluated.
+    """
+
+    seed: int = 1000
+    trials: int = Field(default=5, ge=1)
+    tolerance: float = Field(default=0.1, gt=0)
+    overrides: dict[str, Any] = Field(default_factory=dict)
+
+
+class Budget(_Strict):
+    """What one run takes where the study was tuned; decides how many run at a time, and the estimate at the start.
+
+    Attributes:
+        seconds: Wall time.
+        memory: GB of memory (of the machine, on a CPU).
+    """
+
+    seconds: float | None = Field(default=None, gt=0)
+    memory: float = Field(default=2.0, gt=0)
+
+
+class Study(_Strict):
+    """Everything that determines a study.
+
+    Attributes:
+        description: One line.
+        recipe: Base recipe by name, or a .yaml file.
+        overrides: Settings of all runs that differ from the recipe: nested, or with dotted keys.
+        methods: Label -> the method's settings; beside them `match` makes it a matched control.
+        reference: Label of the method that the others are compared with.
+        seeds: Of initial weights, data order and sampling: runs with one seed start from the same weights.
+        sweep: Axis -> values of the setting of that name, or -> {label: settings}. Every combination is run.
+        metric: What decides: mean, greedy or pass@K of the held-out problems after training, or reward.
+        budget: See `Budget`.
+        pilot: See `Pilot`.
+        keep: Whether finished runs keep their checkpoints and models.
+        launch: Command before `train`, e.g. [accelerate, launch, -m, bandpo]; empty starts this Python.
+        workers: Runs at a time; null lets the machine decide.
+    """
+
+    description: str = ""
+    recipe: str
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    reference: str
+    seeds: list[int] = Field(min_length=1)
+    sweep: dict[str, list[Any] | dict[str, dict[str, Any]]] = Field(default_factory=dict)
+    metric: str = "mean"
+    budget: Budget = Budget()
+    pilot: Pilot = Pilot()
+    keep: bool = False
+    launch: list[str] = Field(default_factory=list)
+    workers: int | None = Field(default=None, ge=1)
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, value: str) -> str:
+        if value not in ("mean", "greedy", "reward") and not re.fullmatch(r"pass@[1-9]\d*", value):
+            raise ValueError(f"metric is {value!r}, allowed is {METRICS}")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"seeds are {value}, allowed are distinct ones")
+        return value
+
+    @model_validator(mode="after")
+    def _labels(self) -> Study:
+        labels = [*self.methods, *self.sweep, *(label for axis in self.sweep for label in self.axis(axis))]
+        for label in labels:
+            if not LABEL.fullmatch(label):
+                raise ValueError(f"label {label!r}: allowed are letters, digits, spaces and . _ + = -")
+        if self.reference not in self.methods:
+            raise ValueError(
+                f"reference {self.reference!r} is no method{nearest(self.reference, self.methods)}; methods: "
+                f"{', '.join(self.methods)}"
+            )
+        for label in self.methods:
+            match = self.match(label)
+            if match is None:
+                continue
+            if match.method not in self.methods or self.match(match.method) is not None:
+                raise ValueError(f"methods.{label}.match.method is {match.method!r}, allowed is an unmatched method")
+        return self
+
+    def match(self, label: str) -> Match | None:
+        """How a method is matched to another one, if it is."""
+        found = self.methods[label].get(MATCH)
+        if found is None:
+            return None
+        try:
+            return Match.model_validate(found)
+        except ValidationError as error:
+            raise ValueError(f"methods.{label}.match: {_explain(error, Match)}") from error
+
+    def axis(self, name: str) -> dict[str, dict[str, Any]]:
+        """Label -> settings of one axis of the sweep."""
+        values = self.sweep[name]
+        return values if isinstance(values, dict) else {str(value): {name: value} for value in values}
+
+    def points(self) -> list[dict[str, str]]:
+        """Every place of the sweep, axis -> label; one empty place without a sweep."""
+        return [
+            dict(zip(self.sweep, labels, strict=True))
+            for labels in product(*(self.axis(name) for name in self.sweep))
+        ]
+
+    def runs(self) -> list[Run]:
+        """In the order of metrics.json."""
+        return [Run(method, point, seed) for point in self.points() for method in self.methods for seed in self.seeds]
+
+    def settings(self, method: str, point: dict[str, str]) -> dict[str, Any]:
+        """Dotted key -> value for all runs of a method at a place of the sweep."""
+        own = {key: value for key, value in self.methods[method].items() if key != MATCH}
+        return collapse(self.overrides, own, *(self.axis(name)[label] for name, label in point.items()))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study; a pilot run has a `trial`."""
+
+    method: str
+    point: dict[str, str] = field(hash=False)
+    seed: int
+    trial: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Its run directory within the study's."""
+        place = [",".join(f"{name}={label}" for name, label in self.point.items())] if self.point else []
+        parts = [self.method, *place, self.trial or str(self.seed)]
+        return Path("pilots" if self.trial else "runs", *(part.replace(" ", "_") for part in parts))
+
+    @property
+    def title(self) -> str:
+        place = " ".join(f"{name}={label}" for name, label in self.point.items())
+        return " ".join(filter(None, [self.method, place, self.trial or f"seed {self.seed}"]))
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted key, value) pairs."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def collapse(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Settings laid over each other, as dotted key -> value; another `name` drops what was below it.
+
+    A later rule or task so starts from its own defaults, as in a recipe.
+    """
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in sorted(flatten(layer), key=lambda pair: not pair[0].endswith(".name")):
+            parent, _, last = key.rpartition(".")
+            covered = f"{parent}." if last == "name" and result.get(key, value) != value else f"{key}."
+            result = {k: v for k, v in result.items() if not k.startswith(covered)}
+            result[key] = value
+    return result
+
+
+def as_overrides(settings: dict[str, Any]) -> list[str]:
+    """Dotted key -> value as the command line takes it; JSON is YAML."""
+    return [f"{key}={_as_text(value)}" for key, value in settings.items()]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[\w./:-]+", value) and parse_value(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def study_names() -> list[str]:
+    return sorted(p.name.removesuffix(".yaml") for p in STUDIES.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_study(study: str, overrides: list[str] | None = None) -> Study:
+    """Read a study by name or path, apply `key=value` overrides, validate it and every run in it.
+
+    An override names a key of the study (seeds=[0, 1]), or a setting of all its runs (train.max_steps=40).
+
+    Raises:
+        ValueError: For an unknown study, key or value; where it is one method's, the message names the method.
+    """
+    if study.endswith((".yaml", ".yml")):
+        path = Path(study).expanduser()
+        if not path.is_file():
+            raise ValueError(f"study file {study!r} does not exist")
+        text = path.read_text(encoding="utf-8")
+    elif study in study_names():
+        path, text = None, (STUDIES / f"{study}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ValueError(
+            f"unknown study {study!r}{nearest(study, study_names())}; known studies: {', '.join(study_names())} "
+            "(or the path of a .yaml file)"
+        )
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"study {study!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"study {study!r} is a {type(data).__name__}, allowed is a mapping of keys to values")
+    recipe = data.get("recipe")
+    if path is not None and isinstance(recipe, str) and recipe.endswith((".yaml", ".yml")):
+        data["recipe"] = str(path.parent / Path(recipe).expanduser())
+    for override in overrides or []:
+        key = override.partition("=")[0].strip().split(".")[0]
+        if key in Study.model_fields:
+            apply_override(data, override)
+        else:
+            common: dict[str, Any] = {}
+            apply_override(common, override)
+            data["overrides"] = collapse(data.get("overrides") or {}, common)
+    return validate_study(data)
+
+
+def validate_study(data: dict[str, Any]) -> Study:
+    """Validate a study and the configuration of every method in it.
+
+    Raises:
+        ValueError: One sentence on the first problem.
+    """
+    try:
+        study = Study.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(_explain(error, Study)) from error
+    for method in study.methods:
+        for point in study.points():
+            try:
+                _check(study, method, run_config(study, Run(method, point, study.seeds[0])))
+            except ValueError as error:
+                raise ValueError(f"method {method!r}: {error}") from error
+    return study
+
+
+def _check(study: Study, method: str, config: RunConfig) -> None:
+    match = study.match(method)
+    if match is not None:
+        middle = {key: sum(match.range) / 2 for key in match.keys}
+        load_config(study.recipe, as_overrides(collapse(study.settings(method, study.points()[0]), middle)))
+    name, _, k = study.metric.partition("@")
+    if config.eval is None:
+        if study.metric != "reward":
+            raise ValueError(f"metric {study.metric!r} needs an evaluation, and eval is null; allowed is reward")
+    elif name == "pass" and int(k) > config.eval.samples:
+        raise ValueError(f"metric is {study.metric!r}, but eval.samples is {config.eval.samples}")
+    elif name == "greedy" and not config.eval.greedy:
+        raise ValueError("metric is 'greedy', but eval.greedy is false")
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # not pydantic's names of alternatives
+    if first["type"] == "extra_forbidden":
+        *parents, last = map(str, first["loc"])
+        sections: dict[str, type[BaseModel]] = {"pilot": Pilot, "budget": Budget}
+        known = list(sections.get("".join(parents), model).model_fields)
+        return f"unknown key {key!r}{nearest(last, known)}; allowed here: {', '.join(known)}"
+    if first["type"] == "missing":
+        return f"key {key!r} is missing"
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    return f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def run_settings(study: Study, run: Run, calibrated: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Dotted key -> value of a run, its initial weights not yet shared.
+
+    Args:
+        calibrated: Settings that a matched control was given.
+    """
+    layers = [study.settings(run.method, run.point), calibrated or {}, {"seed": run.seed}]
+    if run.trial:
+        layers += [study.pilot.overrides, {"eval": None, "seed": study.pilot.seed}]
+    return collapse(*layers)
+
+
+def run_config(study: Study, run: Run, calibrated: dict[str, Any] | None = None) -> RunConfig:
+    return load_config(study.recipe, as_overrides(run_settings(study, run, calibrated)))
+
+
+def initial_folder(config: RunConfig) -> Path | None:
+    """Where the study keeps the weights that a run starts from; None where they are a model's as it is.
+
+    Runs share them if they agree in everything that makes them: model, task, warm-up and seed.
+    """
+    if config.model.scratch is None and config.warmup is None:
+        return None
+    dump = config.model_dump(mode="json", include={"model", "task", "warmup"})
+    digest = hashlib.sha256(json.dumps(dump, sort_keys=True).encode()).hexdigest()[:8]
+    return Path("initial", f"{config.seed}-{digest}")
