@@ -15,7 +15,7 @@ ANCHORS = ("old", "rollout")
 
 
 def register(rule: Mapping[str, Any] | None = None, dual_clip: bool = False, anchor: str = "old") -> None:
-    """Register the policy loss `bandpo`; call it in the process that runs the experiment, before it starts.
+    """Register the policy loss `bandpo`; call it on the driver before SkyRL validates its configuration.
 
     SkyRL's registry carries the function, with the rule, to its workers.
 
