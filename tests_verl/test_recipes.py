@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
 from bandpo.integrations import verl_launch as launch
+from bandpo.integrations.common import read_rule
 from bandpo.rules import Band, make_rule
 
 RULE = launch.RULE
-ROUTE = "actor_rollout_ref.actor.policy_loss"
+ACTOR = "actor_rollout_ref.actor"
+ROUTE = f"{ACTOR}.policy_loss"
 MODELS, METHODS = launch.choices("base_model"), launch.choices("method")
 
 
@@ -101,8 +105,6 @@ def test_what_is_wrong_is_one_sentence(override, sentence):
 def test_a_pair_of_radii_reaches_the_rule():
     config = compose("rule.radius=[0.02,0.1]")
     policy_loss = omega_conf_to_dataclass(config.actor_rollout_ref.actor).policy_loss
-    from bandpo.integrations.common import read_rule
-
     assert read_rule(policy_loss.rule) == Band(radius=(0.02, 0.1), cap=10.0)
 
 
@@ -124,3 +126,14 @@ def test_verl_itself_stops_before_ray_starts_when_the_rule_is_wrong(tmp_path):
     assert stopped.returncode != 0
     assert "has no option 'raduis' (did you mean 'radius'?)" in stopped.stderr
     assert "ray init kwargs" not in stopped.stdout
+
+
+def test_the_three_lines_of_the_documentation_work_on_verls_own_configuration():
+    text = (Path(__file__).parents[1] / "docs/integrations/verl.md").read_text()
+    lines = text.partition("## Three lines\n```\n")[2].partition("```")[0].split("\n")
+    overrides = [line.strip("'") for line in lines if line]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = hydra_compose("ppo_trainer", overrides=[*overrides, f"{ACTOR}.ppo_micro_batch_size_per_gpu=1"])
+    policy_loss = omega_conf_to_dataclass(config.actor_rollout_ref.actor).policy_loss
+    assert len(overrides) == 3
+    assert read_rule(policy_loss.rule) == Band(radius=0.05)
