@@ -207,7 +207,7 @@ def plan_steps(args: GRPOConfig, problems: int | None, processes: int | None = N
         if updates is None:
             updates = math.ceil(args.num_train_epochs * updates_an_epoch)
         whole, rest = divmod(updates, updates_an_epoch)
-        rollouts = whole * an_epoch + min(math.ceil(rest * accumulation / micro_batches), an_epoch)
+        rollouts = whole * an_epoch + math.ceil(rest * accumulation / micro_batches)
     return Steps(
         prompts=prompts,
         completions=completions,
