@@ -28,7 +28,8 @@ def write(folder, **recipes):
 def test_a_recipe_holds_only_what_differs(tmp_path):
     path = write(
         tmp_path,
-        root="model: {path: a, dtype: float16, scratch: {layers: 1, heads: 2}}\nlora: {rank: 4, targets: [x, y]}\ntrain: {max_steps: 1, top_k: 3}",
+        root="model: {path: a, dtype: float16, scratch: {layers: 1, heads: 2}}\n"
+        "lora: {rank: 4, targets: [x, y]}\ntrain: {max_steps: 1, top_k: 3}",
         middle="base: root.yaml\ntrain: {max_steps: 2}\nlora: {targets: [z]}",
         leaf="base: middle.yaml\nmodel: {path: b, scratch: {layers: 3}}\ntrain: {top_p: 0.5}",
     )
