@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bandpo.tasks import make_shaping
+from bandpo.tasks import REWARDS, make_shaping
 from bandpo.training.config import validate_config
 from bandpo.training.job import build_args, build_trainer, check_train_settings
 from bandpo.training.run_dir import RunDirectory
@@ -80,11 +80,12 @@ def test_weights_are_set_by_the_section():
         check_train_settings({"reward_weights": [1.0]})
 
 
-def test_training_adds_them_to_the_reward(tmp_path, tiny):
+def test_training_adds_them_to_the_reward(tmp_path, tiny, monkeypatch):
+    monkeypatch.setitem(REWARDS, "one", lambda completion, answer: 1.0)
     config = validate_config(
         {
             **RECIPE,
-            "task": {"name": "arithmetic", "high": 5, "heldout": 5},
+            "task": {"name": "arithmetic", "high": 5, "heldout": 5, "reward": "one"},
             "shaping": [{"name": "overlong", "buffer": 6, "weight": 0.5}, {"name": "boxed"}],
             "train": {
                 "max_steps": 1,
@@ -101,6 +102,7 @@ def test_training_adds_them_to_the_reward(tmp_path, tiny):
     trainer = build_trainer(config, build_args(config, config.train, run), *tiny, config.task.problems()[0])
     trainer.train()
     log = next(line for line in trainer.state.log_history if "reward" in line)
-    parts = [log[f"rewards/{name}/mean"] for name in ("last_integer", "shaping_overlong", "shaping_boxed")]
+    parts = [log[f"rewards/{name}/mean"] for name in ("one", "shaping_overlong", "shaping_boxed")]
+    assert parts[0] == 1
     assert parts[1] < 0
     assert log["reward"] == pytest.approx(parts[0] + 0.5 * parts[1] + parts[2], abs=1e-6)

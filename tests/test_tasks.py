@@ -362,10 +362,17 @@ def test_wrong_rewards_are_named(own_rewards, reward, words):
         assert word in str(caught.value)
 
 
-def test_time_limit_of_a_task():
-    hard, easy = Problem("?", "7"), Problem("?", "1/2")
-    scores = Questions(data="x", time_limit=0.3).score([hard, easy], ["\\boxed{10^{10^{10}}}", "\\boxed{0.5}"])
-    assert scores == [(0.0, True), (1.0, False)]
+def test_time_limit_of_a_task(monkeypatch):
+    from bandpo.tasks.grading import DEFAULT_TIME_LIMIT, Grader
+
+    limits = []
+    grade = Grader.grade
+    monkeypatch.setattr(Grader, "grade", lambda self, some, limit: limits.append(limit) or grade(self, some, limit))
+    problems, completions = [Problem("?", "7"), Problem("?", "1/2")], ["\\boxed{10^{10^{10}}}", "\\boxed{0.5}"]
+    assert Questions(data="x", time_limit=0.3).score(problems, completions) == [(0.0, True), (1.0, False)]
+    Questions(data="x").score(problems[1:], completions[1:])
+    ReasoningGym(dataset="chain_sum", time_limit=2.5).score([Problem("?", "7")], ["7"])
+    assert limits == [0.3, DEFAULT_TIME_LIMIT, 2.5]
 
 
 def test_reasoning_gym():
@@ -423,16 +430,16 @@ def test_mixture_keeps_each_part_as_it_is(tiny):
     train, heldout = task.problems()
     assert (len(train), len(heldout)) == (2 * 81 - 32, 32)
     assert task.problems() == (train, heldout)
-    assert {p.origin for p in train} == {"arithmetic", "arithmetic-2"}
+    assert {p.origin for p in train[:20]} == {"arithmetic", "arithmetic-2"}
     for problem in (train[0], train[-1], heldout[0]):
         prompt = f"Add {problem.question}." if "+" in problem.question else problem.question
         assert task.prompt(problem, tiny[1]) == prompt
-    # The last integer counts for the sums only.
-    values = [s.value for s in task.score(train, [f"it is\n{p.answer}" for p in train])]
-    assert values == [float("+" in p.question) for p in train]
+    # The last integer counts for the sums only; every third is wrong.
+    scores = task.score(train, [f"it is\n{p.answer if i % 3 else -1}" for i, p in enumerate(train)])
+    assert [s.value for s in scores] == [float("+" in p.question and i % 3 > 0) for i, p in enumerate(train)]
 
 
-@pytest.mark.parametrize(("weights", "sizes"), [([1, 3], (20, 60)), ([7, 3], (70, 30)), ([1, 1000], (1, 60))])
+@pytest.mark.parametrize(("weights", "sizes"), [([1, 3], (20, 60)), ([0.1, 3.7], (1, 60)), ([1, 1000], (1, 60))])
 def test_mixture_weights(weights, sizes):
     parts = [{**SUMS, "heldout": 11}, PRODUCTS]  # 70 and 60 to train on
     train, _ = Mixture(parts=parts, weights=weights).problems()
@@ -484,7 +491,10 @@ def test_a_part_with_nothing_left_is_named():
             ["'task.heldout_parts.0.hihg'", "did you mean 'high'"],
         ),
         ({"name": "mixture", "parts": [{"name": "arithmetc"}]}, ["in task.parts.0", "did you mean 'arithmetic'"]),
-        ({"name": "mixture", "parts": [{"name": "mixture", "parts": [SUMS]}]}, ["'mixture' in task.parts.0"]),
+        (
+            {"name": "mixture", "parts": [{"name": "mixture", "parts": [SUMS]}]},
+            ["'mixture' in task.parts.0; known tasks: arithmetic"],
+        ),
         ({"name": "mixture", "parts": [{"name": "questions"}]}, ["'task.parts.0.data' is missing"]),
         ({"name": "mixture", "parts": [{**SUMS, "low": "a"}]}, ["task.parts.0.low is 'a'", "integer"]),
         ({"name": "mixture", "part": [SUMS]}, ["'task.part'", "did you mean 'parts'"]),
