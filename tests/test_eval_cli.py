@@ -52,12 +52,14 @@ def test_two_data_sets_of_one_name(bandpo, tmp_path, model_path, questions):
     for words in ("a-test (3)", "b-test (3)", "mean@2", "maj@2", "success, greedy"):
         assert words in printed
     assert "not graded in time" not in printed
+    (row,) = (line for line in printed.splitlines() if "mean@2" in line)
+    assert row.count("[") == 2, "an interval a data set"
     names = ("settings.json", "samples.jsonl", "greedy.jsonl", "result.json")
     first, second = ({n: (tmp_path / "out" / f / n).read_bytes() for n in names} for f in ("a-test", "b-test"))
     assert first["samples.jsonl"] == second["samples.jsonl"], "the same problems and seed give the same bytes"
     result = json.loads(first["result.json"])
     expected = {
-        "model": str(model_path), "dtype": "float32", "backend": "transformers", "entropy_from": "distribution",
+        "model": str(model_path), "weights": fingerprint(model_path), "dtype": "float32", "backend": "transformers", "entropy_from": "distribution",
         "prompts": 3, "samples": 2, "max_new_tokens": 4, "temperature": 1.0, "top_p": 0.9, "greedy": True,
         "batch_size": 64, "seed": 0, "timeouts": 0,
     }  # fmt: skip
@@ -221,7 +223,7 @@ def test_names_of_data_sets(tmp_path, monkeypatch):
     assert names_apart(["a/x/test.jsonl", "b/x/test.json", "c/y/test"]) == ["a-x-test", "b-x-test", "y-test"]
     assert names_apart(["gsm8k", "openai/gsm8k"]) == ["gsm8k", "openai-gsm8k"]
     with pytest.raises(ValueError, match="given twice"):
-        names_apart(["a.jsonl", "./a.jsonl"])
+        names_apart(["a.jsonl", str(tmp_path / "a.jsonl")])
 
 
 def test_other_weights_have_another_fingerprint(tmp_path, model_path):
@@ -361,17 +363,18 @@ def test_samples_of_training(bandpo, tmp_path):
     (run / "config.yaml").write_text("")
     rows = [
         {"step": step, "prompt": prompt, "completion": f"{prompt} at {step} {i}", "math": i, "advantage": i - 0.5}
-        for step in (1, 5)
-        for prompt in ("p", "q")
+        for step, prompts in ((1, "pq"), (5, "rs"))
+        for prompt in prompts
         for i in (0, 1)
     ]
     (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     printed = bandpo("samples", run, "--step", "5", "--problem", "2", "--right")
     assert printed.splitlines() == [
-        *("=== update 5, problem 2", "q", "--- reward 1, advantage 0.50, 8 characters", "q at 5 1")
+        *("=== update 5, problem 2", "s", "--- reward 1, advantage 0.50, 8 characters", "s at 5 1")
     ]
     assert bandpo("samples", run, "--step", "1").count("--- reward") == 4
     assert bandpo("samples", run, "--step", "2") == ""
+    assert "\nr at 5 0\n" in bandpo("samples", run, "--problem", "1")
     for options, words in (
         (("--truncated",), "do not say which were truncated"),
         (("--greedy",), "--greedy is for evaluations"),

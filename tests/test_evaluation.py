@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bandpo.evaluation import bootstrap_mean, evaluate_into, pass_at_k, sample
+from bandpo.evaluation import Completion, Grade, bootstrap_mean, evaluate_into, pass_at_k, sample
+from bandpo.evaluation.evaluate import summarise
 from bandpo.evaluation.sampling import encode
 from bandpo.evaluation.store import read_grades
 from bandpo.evaluation.voting import canonical, extractor, final_answer, majority
@@ -65,7 +66,7 @@ def test_equal_numbers_have_one_writing():
         [r"(1, 2)", r"\left(1,2\right)"],
     ):
         assert len({canonical(answer) for answer in group}) == 1, group
-    apart = ["1,2", "12", "1/0", "2/1/2", "x", "X", "9" * 5000, "9" * 4999, "1e3", "1000"]
+    apart = ["1,2", "12", "1/0", "2/1/2", "x", "X", "9" * 5000, "9" * 4999, "1e3", "1000", "1,0000", "10000"]
     assert len({canonical(answer) for answer in apart}) == len(apart)
 
 
@@ -155,6 +156,24 @@ def test_padding_does_not_change_a_completion(tiny):
     assert alone.text == beside.text
 
 
+def graded(rewards, finals, entropy=1.0):
+    completions = [Completion("x", i + 1, truncated=i == 0, entropy=entropy) for i in range(len(rewards))]
+    return Grade(Problem("q", "a"), completions, rewards, [False, *[True] * (len(rewards) - 1)], finals)
+
+
+def test_the_estimates_of_hand_made_grades():
+    grades = [graded([1.0, 0.5, 0.0], ["3", "4", "5"]), graded([1.0, 1.0, 0.0], ["3", "3", None])]
+    means = {name: estimate.mean for name, estimate in summarise(grades, voting=True).items()}
+    expected = {
+        "mean@3": (0.5 + 2 / 3) / 2, "maj@3": (0.5 + 1) / 2, "pass@2": (2 / 3 + 1) / 2, "pass@3": 1.0,
+        "entropy": 1.0, "length": 2.0, "truncated": 1 / 3, "timed_out": 2 / 3,
+    }  # fmt: skip
+    assert list(means) == list(expected)
+    assert means == pytest.approx(expected)
+    unknown = [*grades, graded([1.0, 1.0, 0.0], ["3", "3", None], entropy=None)]
+    assert list(summarise(unknown, voting=True)) == [name for name in expected if name != "entropy"]
+
+
 def settings(**changes):
     return {
         "samples": 2,
@@ -186,6 +205,8 @@ def test_result_reports_what_the_rewards_say(tiny, tmp_path):
     assert [g.completions for g in result.greedy] == best
     assert result.metrics["greedy"].mean == sum(g.rewards[0] for g in result.greedy) / 4
     assert list(read_grades(tmp_path / "greedy.jsonl")) == result.greedy
+    narrow = evaluate_into(tmp_path / "narrow", model, tokenizer, task, problems, **settings(top_p=1e-6))
+    assert [[c.text for c in g.completions] for g in narrow.grades] == [[b[0].text] * 2 for b in best]
     assert model.training
 
 
