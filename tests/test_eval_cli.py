@@ -59,7 +59,8 @@ def test_two_data_sets_of_one_name(bandpo, tmp_path, model_path, questions):
     assert first["samples.jsonl"] == second["samples.jsonl"], "the same problems and seed give the same bytes"
     result = json.loads(first["result.json"])
     expected = {
-        "model": str(model_path), "weights": fingerprint(model_path), "dtype": "float32", "backend": "transformers", "entropy_from": "distribution",
+        "model": str(model_path), "weights": fingerprint(model_path), "dtype": "float32",
+        "backend": "transformers", "entropy_from": "distribution",
         "prompts": 3, "samples": 2, "max_new_tokens": 4, "temperature": 1.0, "top_p": 0.9, "greedy": True,
         "batch_size": 64, "seed": 0, "timeouts": 0,
     }  # fmt: skip
@@ -229,15 +230,15 @@ def test_names_of_data_sets(tmp_path, monkeypatch):
 def test_other_weights_have_another_fingerprint(tmp_path, model_path):
     copy = tmp_path / "copy"
     shutil.copytree(model_path, copy)
-    original = fingerprint(copy)
-    assert original == fingerprint(model_path)
-    weights = copy / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    assert fingerprint(copy) != original
-    assert fingerprint(weights) == fingerprint(copy)
-    assert fingerprint(tmp_path / "nowhere") is None
+    assert fingerprint(copy) == fingerprint(model_path)
+    seen = {fingerprint(copy), fingerprint(tmp_path / "nowhere")}
+    large = copy / "more.safetensors"
+    for data in (bytes(3 << 20), bytes((3 << 20) - 1) + b"x", b"x" + bytes((3 << 20) - 1), bytes(4 << 20)):
+        large.write_bytes(data)
+        seen.add(fingerprint(copy))
+    assert len(seen) == 6
+    assert None in seen
+    assert fingerprint(large) is not None
 
 
 COMMAND = [sys.executable, "-c", "from bandpo.cli import main; main()"]
