@@ -101,7 +101,7 @@ def test_the_papers_batches(name, tmp_path):
     assert args.scale_rewards == "group"
     for processes, accumulation in ((4, 64), (8, 32), (16, 16)):  # the table of docs/scale.md
         config = load_config(name, [f"train.gradient_accumulation_steps={accumulation}"])
-        steps = plan_steps(args_of(config, tmp_path), None, processes)
+        steps = plan_steps(args_of(config, tmp_path), None, launch.num_processes)
         assert (steps.prompts, steps.completions, steps.updates_per_rollout) == (256, 4096, 4)
         each = steps.micro_batch * steps.micro_batches
         assert each % args.num_generations == 0, "dynamic sampling wants whole groups on each process"
@@ -149,7 +149,6 @@ def test_the_papers_data(monkeypatch):
 # The commands of docs/scale.md
 
 TRL_FILES = Path(trl.__file__).parent / "accelerate_configs"
-FOLDERS = {"TRL": TRL_FILES, "BANDPO": ROOT / "src/bandpo/recipes/accelerate"}
 
 
 def commands():
@@ -157,11 +156,9 @@ def commands():
     text = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         for line in block.splitlines():
-            if line.startswith(("TRL=", "BANDPO=")):
+            if line.startswith("TRL="):
                 continue
-            for name, folder in FOLDERS.items():
-                line = line.replace(f"${name}", str(folder))
-            words = shlex.split(line)
+            words = shlex.split(line.replace("$TRL", str(TRL_FILES)))
             while re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words = words[1:]
             yield words
@@ -193,14 +190,11 @@ def test_every_command_of_the_page_parses(words, tmp_path):
         launch = launch_command_parser().parse_args(rest[1:])
         assert launch.module
         assert launch.training_script == "bandpo"
-        file = load_config_from_file(launch.config_file)
-        processes = launch.num_processes or file.num_processes
+        assert launch.config_file is None or load_config_from_file(launch.config_file)
         config = parse_bandpo(launch.training_script_args)
-        assert plan_steps(args_of(config, tmp_path), None, processes).updates_per_rollout == 4
+        assert plan_steps(args_of(config, tmp_path), None, launch.num_processes).updates_per_rollout == 4
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "zero3", "multi_gpu", "cpu"])
-def test_accelerate_reads_its_files(name):
-    kinds = {"fsdp2": "FSDP", "zero3": "DEEPSPEED", "multi_gpu": "MULTI_GPU", "cpu": "MULTI_CPU"}
-    folder = FOLDERS["BANDPO" if name == "cpu" else "TRL"]
-    assert load_config_from_file(str(folder / f"{name}.yaml")).distributed_type == kinds[name]
+@pytest.mark.parametrize(("name", "kind"), [("fsdp2", "FSDP"), ("zero3", "DEEPSPEED"), ("multi_gpu", "MULTI_GPU")])
+def test_accelerate_reads_its_files(name, kind):
+    assert load_config_from_file(str(TRL_FILES / f"{name}.yaml")).distributed_type == kind
