@@ -387,3 +387,24 @@ def test_verl_data_writes_verls_schema(tmp_path):
         "reward_model": {"style": "rule", "ground_truth": "2"},
         "extra_info": {"index": 0, "split": "test"},
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "row"),
+    [
+        ("gsm8k", "train", {"question": "1 + 1?", "answer": "two #### 2"}),
+        ("math500", "test", {"problem": "1 + 1?", "answer": "2"}),
+        ("math", "train", {"problem": "1 + 1?", "solution": "\\boxed{2}", "level": "Level 4"}),
+    ],
+)
+def test_verl_data_reads_the_split_to_train_on_where_there_is_one(monkeypatch, name, split, row):
+    asked = []
+
+    def read_hub(source, subsets, split):
+        asked.append(split)
+        return [row, {**row, "level": "Level 2"}]
+
+    monkeypatch.setattr("bandpo.tasks.questions.read_hub", read_hub)
+    problems = verl_data.read_problems(name)
+    assert asked == [split]
+    assert [problem.answer for problem in problems] == ["2"] * (1 if name == "math" else 2)
