@@ -101,7 +101,7 @@ def test_the_papers_batches(name, tmp_path):
     assert args.scale_rewards == "group"
     for processes, accumulation in ((4, 64), (8, 32), (16, 16)):  # the table of docs/scale.md
         config = load_config(name, [f"train.gradient_accumulation_steps={accumulation}"])
-        steps = plan_steps(args_of(config, tmp_path), None, launch.num_processes)
+        steps = plan_steps(args_of(config, tmp_path), None, processes)
         assert (steps.prompts, steps.completions, steps.updates_per_rollout) == (256, 4096, 4)
         each = steps.micro_batch * steps.micro_batches
         assert each % args.num_generations == 0, "dynamic sampling wants whole groups on each process"
