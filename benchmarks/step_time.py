@@ -136,10 +136,13 @@ def _settings(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
 def measure(options: argparse.Namespace) -> list[dict[str, dict[str, float]]]:
     """For each repeat: arm -> clock -> seconds. The first, discarded repeat warms everything up."""
     order = random.Random(0)
-    repeats = []
+    repeats: list[dict[str, dict[str, float]]] = []
+    began = time.perf_counter()
     with TemporaryDirectory() as directory:
         arms = {name: Arm(name, options, Path(directory)) for name in ARMS}
         for repeat in range(options.repeats + 1):
+            if len(repeats) >= 2 and time.perf_counter() - began > options.max_seconds:
+                break
             seconds, lengths = {}, {}
             for name in order.sample(ARMS, len(ARMS)):
                 seconds[name], lengths[name] = arms[name].rollout(seed=repeat)
@@ -171,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="scratch", help="scratch, or what bandpo train takes as model.path")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--max-seconds", type=float, default=500.0, help="start no repeat after this time")
     parser.add_argument("--completions", type=int, default=256, help="of a rollout")
     parser.add_argument("--updates", type=int, default=4, help="of a rollout")
     parser.add_argument("--group", type=int, default=8, help="completions of a prompt")
@@ -192,7 +196,8 @@ def main() -> None:
     row = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": "scratch" if options.model == "scratch" else Path(options.model).name,
-        **{key: getattr(options, key) for key in ("repeats", "completions", "updates", "group", "length")},
+        "repeats": len(repeats),
+        **{key: getattr(options, key) for key in ("completions", "updates", "group", "length")},
         "seconds": {n: float(numpy.median([r[n]["wall"] for r in repeats])) for n in ARMS},
         "ratios": ratios,
         **environment("cuda" if torch.cuda.is_available() else "cpu"),
