@@ -14,6 +14,7 @@ Extractor = Callable[[str], str | None]
 _INTEGER = re.compile(r"-?[0-9][0-9,]*")
 # Not an exponent or index: those come behind ^ or _.
 _NUMBER = re.compile(r"(?<![0-9.^_])(?<![\^_]\{)-?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+)")
+_UNIT = re.compile(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}(?:\^\{?[0-9]\}?)?")
 _DECIMAL = re.compile(r"-?(?:[0-9]{1,40}(?:\.[0-9]{1,40})?|\.[0-9]{1,40})")
 _RATIO = re.compile(r"(-?)\\frac\{([0-9]{1,40})\}\{([0-9]{1,40})\}|(-?)([0-9]{1,40})/([0-9]{1,40})")
 
@@ -36,18 +37,19 @@ def canonical(answer: str) -> str:
 def final_answer(text: str) -> str | None:
     """The final answer of a completion in one writing, None if there is none.
 
-    It is what the text marks as its answer (`stated_answer`); where that holds words, or nothing is marked, the
-    last number in it. Words alone are an answer where they are marked as one.
+    It is what the text marks as its answer (`stated_answer`), without units; where nothing is marked, or the mark
+    holds prose, the last number.
     """
     stated = stated_answer(text)
-    if stated is not None and not holds_words(stated):
-        return canonical(stated) or None
-    numbers = _NUMBER.findall(text if stated is None else stated)
-    if numbers:
-        return canonical(numbers[-1])
-    if stated is None or (stated == text.strip() and " " in stated):
+    if stated is not None and stated == text.strip() and " " in stated and holds_words(stated):
+        stated = None  # a sentence of one line marks nothing
+    if stated is None or (holds_words(stated) and "\\" not in stated):
+        numbers = _NUMBER.findall(text if stated is None else stated)
+        if numbers:
+            return canonical(numbers[-1])
+    if stated is None:
         return None
-    return plain(stated) or None
+    return canonical(_UNIT.sub("", stated)) or plain(stated) or None
 
 
 def _last_integer(text: str) -> str | None:
