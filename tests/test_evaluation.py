@@ -81,6 +81,7 @@ def test_equal_numbers_have_one_writing():
         (r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}", r"\begin{pmatrix}1\2\end{pmatrix}"),
         (r"\boxed{\text{Evelyn}}", "Evelyn"),
         (r"so we get \frac{1}{4} of it", "4"),
+        ("The area\nis 10 cm^{2}", "10"),
         ("Thus\n<answer>it costs 18 dollars</answer>", "18"),
         ("-3", "-3"),
         ("no number here", None),
