@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bandpo.cli import bounds, doctor, eval, launch, recipes, report, samples, tasks, train
+from bandpo.cli import bounds, compare, doctor, eval, launch, recipes, report, samples, tasks, train
 
 app = typer.Typer(
     name="bandpo",
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("eval")(eval.evaluate)
+app.command("compare")(compare.compare)
 app.command("samples")(samples.samples)
 app.add_typer(launch.app, name="launch")
 app.command("report")(report.report)

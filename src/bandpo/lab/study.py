@@ -136,6 +136,9 @@ class Study(_Strict):
         for label in labels:
             if not LABEL.fullmatch(label):
                 raise ValueError(f"label {label!r}: allowed are letters, digits, spaces and . _ + = -")
+        folders = [run.folder for run in self.runs()]
+        if len(set(folders)) < len(folders):
+            raise ValueError("two labels differ in nothing but spaces and underscores")
         if self.reference not in self.methods:
             raise ValueError(
                 f"reference {self.reference!r} is no method{nearest(self.reference, self.methods)}; methods: "

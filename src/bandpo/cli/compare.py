@@ -1,0 +1,87 @@
+"""bandpo compare"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bandpo.lab.runner import StudyRunner
+
+
+def compare(
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="Study by name, path of a .yaml file, or the directory (or metrics.json) of one that was run, whose "
+            "table is then printed again. Without it: the list of studies.",
+        ),
+    ] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="A key of the study (seeds=[0,1]) or a setting of all its runs (train.max_steps=40).",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory of the study; default runs/STUDY.", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at a time; default: as many as the machine bears.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and stop.")] = False,
+) -> None:
+    """Run methods against each other over seeds, and print what differs.
+
+    Whatever interrupted it, the same command goes on with it; no run is done twice, failed ones are tried again.
+    """
+    from rich.console import Console
+
+    from bandpo.lab.study import load_study, study_names
+    from bandpo.lab.summary import print_study
+
+    console = Console()
+    if not study:
+        for name in study_names():
+            typer.echo(f"{name:10} {load_study(name).description}")
+        return
+    done = Path(study) / "metrics.json" if Path(study).is_dir() else Path(study)
+    if done.name == "metrics.json":
+        from bandpo.lab.metrics import read_metrics
+
+        print_study(read_metrics(done), console)
+        return
+
+    from bandpo.lab.runner import StudyRunner
+
+    if workers is not None:
+        overrides = [*(overrides or []), f"workers={workers}"]
+    output = output or Path("runs") / Path(study).stem
+    runner = StudyRunner(load_study(study, overrides), Path(study).stem, output, console)
+    if dry_run:
+        _print_runs(runner)
+        return
+    try:
+        metrics = runner.run()
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on")
+        raise typer.Exit(130) from None
+    print_study(metrics, console)
+    if any(run["status"] != "finished" for run in metrics["runs"]):
+        raise typer.Exit(1)
+
+
+def _print_runs(runner: StudyRunner) -> None:
+    states = [(run, runner.state(run)) for run in runner.study.runs()]
+    for run, state in states:
+        extra = runner.calibrated(run)
+        settings = runner.settings(run, extra or {})
+        after = "" if extra is not None else "  (after calibration)"
+        typer.echo(f"{state:9} {run.title}: {' '.join(runner.command(run, settings, None))}{after}")
+    left = sum(state != "finished" for _, state in states)
+    seconds = runner.seconds_left([], left)
+    time = "" if seconds is None else f", about {max(1, round(seconds / 60))} min without pilot runs"
+    typer.echo(f"{left} of {len(states)} runs to do, {runner.workers} at a time{time}")

@@ -1,0 +1,1 @@
+"""The packaged studies, one YAML each."""
