@@ -137,3 +137,9 @@ def test_the_three_lines_of_the_documentation_work_on_verls_own_configuration():
     policy_loss = omega_conf_to_dataclass(config.actor_rollout_ref.actor).policy_loss
     assert len(overrides) == 3
     assert read_rule(policy_loss.rule) == Band(radius=0.05)
+
+
+def test_launch_refuses_a_policy_loss_that_would_ignore_the_rule():
+    verls = "verl.workers.config.PolicyLossConfig"
+    with pytest.raises(ValueError, match=f"_target_ is '{verls}', allowed is 'bandpo.integrations.verl.Band"):
+        compose(f"{ROUTE}._target_={verls}", f"{ROUTE}.loss_mode=vanilla", f"~{RULE}")
