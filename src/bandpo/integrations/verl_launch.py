@@ -62,7 +62,7 @@ def expand(override: str) -> str:
     Raises:
         ValueError: If it is not of the form key=value.
     """
-    if "=" not in override:
+    if "=" not in override and not override.startswith("~"):  # Hydra's deletions
         raise ValueError(f"override {override!r} is not of the form key=value, e.g. rule.radius=0.1")
     # ++ sets a key whether or not the recipe has it; a rule's options are checked when the rule is built.
     return f"++{RULE}.{override.removeprefix('rule.')}" if override.startswith("rule.") else override
