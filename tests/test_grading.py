@@ -211,6 +211,15 @@ def test_order_and_values_do_not_depend_on_the_number_of_workers(grader, single)
     assert single.grade([]) == []
 
 
+def test_a_worker_outlives_an_answer_that_it_gives_up_itself(single, monkeypatch):
+    monkeypatch.setattr(grading, "_GRACE", 60.0)
+    nested = "\\boxed{" + "\\frac{1}{" * 300 + "2" + "}" * 300 + "}"
+    assert single.grade([ask(nested)], 0.3) == [(0.0, True)]
+    process = single._every[0].process
+    assert single.grade([ask("\\boxed{7}")]) == [(1.0, False)]
+    assert single._every[0].process is process
+
+
 def test_a_worker_that_falls_silent_is_replaced(single):
     assert single.grade([ask("\\boxed{7}")]) == [(1.0, False)]
     stopped = single._every[0].process
