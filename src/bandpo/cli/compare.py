@@ -82,6 +82,6 @@ def _print_runs(runner: StudyRunner) -> None:
         after = "" if extra is not None else "  (after calibration)"
         typer.echo(f"{state:9} {run.title}: {' '.join(runner.command(run, settings, None))}{after}")
     left = sum(state != "finished" for _, state in states)
-    seconds = runner.seconds_left([], left)
+    seconds = runner.seconds_left([], [], left)
     time = "" if seconds is None else f", about {max(1, round(seconds / 60))} min without pilot runs"
     typer.echo(f"{left} of {len(states)} runs to do, {runner.workers} at a time{time}")

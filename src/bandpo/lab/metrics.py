@@ -16,7 +16,7 @@ from bandpo.training.run_dir import RunDirectory
 
 FORMAT = 1
 DIGITS = 4
-MOST_ENTRIES = 120
+MOST_ENTRIES = 64
 
 # Name in metrics.json -> names in metrics.jsonl, the first that a row has counts.
 ROLLOUT_SERIES = {

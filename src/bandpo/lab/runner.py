@@ -85,7 +85,7 @@ class Pool:
         workers: Processes at a time.
         logs: Folder of what they print.
         environment: Slot -> variables of the processes there.
-        seconds_left: Given the running jobs' ages and the number of waiting ones, the time left, if it can be told.
+        seconds_left: Given how long jobs took, the running ones' ages and the number of waiting ones, the time left.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Pool:
         workers: int,
         logs: Path,
         environment: Callable[[int], dict[str, str]],
-        seconds_left: Callable[[list[float], int], float | None],
+        seconds_left: Callable[[list[float], list[float], int], float | None],
         console: Console,
     ) -> None:
         self.workers = workers
@@ -110,7 +110,7 @@ class Pool:
         """
         waiting = list(jobs)
         active: list[Started] = []
-        done = 0
+        took: list[float] = []
         progress = make_progress(self.console)
         progress.live.auto_refresh = False  # no second thread: processes are forked here
         with progress, ends_on_sigterm():
@@ -121,7 +121,7 @@ class Pool:
                         active.remove(one)
                         progress.remove_task(one.bar)
                         waiting[:0] = self._end(one)
-                        done += 1
+                        took.append(time.monotonic() - one.since)
                     while len(active) < self.workers and (job := next(filter(_ready, waiting), None)) is not None:
                         waiting.remove(job)
                         slot = min(set(range(self.workers)) - {one.slot for one in active})
@@ -129,9 +129,11 @@ class Pool:
                     now = time.monotonic()
                     for one in active:
                         progress.update(one.bar, completed=_lines(one.job.output / "metrics.jsonl"))
-                    left = self.seconds_left([now - one.since for one in active], len(waiting))
+                    left = self.seconds_left(took, [now - one.since for one in active], len(waiting))
                     figures = "" if left is None else f"about {max(1, round(left / 60))} min left"
-                    progress.update(total, completed=done, total=done + len(active) + len(waiting), figures=figures)
+                    progress.update(
+                        total, completed=len(took), total=len(took) + len(active) + len(waiting), figures=figures
+                    )
                     progress.refresh()
                     time.sleep(POLL)
             finally:
@@ -517,8 +519,7 @@ class StudyRunner:
     def write(self) -> None:
         write_metrics(self.directory / "metrics.json", self.metrics())
 
-    def seconds_left(self, ages: list[float], waiting: int) -> float | None:
-        took = [record["seconds"] for record in self.records.values() if record["status"] == "finished"]
+    def seconds_left(self, took: list[float], ages: list[float], waiting: int) -> float | None:
         if not took and self.study.budget.seconds is None:
             return None
         each = sum(took) / len(took) if took else self.study.budget.seconds or 0.0

@@ -9,10 +9,11 @@ from rich.table import Table
 
 from bandpo.lab.statistics import Comparison, Interval, MethodResult, Target, compare
 
-LEGEND = """\
-[ ]: 95% intervals over seeds. difference: to {reference}, paired by seed (paired t). p: corrected for the number of
-methods (Holm). target: the reward that the reference's run of the same seed ended at; medians, 'never' where half of
-the runs or more did not get there. entropy in nats a token; half-way: between that run's first and last reward."""
+LEGEND = (
+    "±: 95% interval over seeds. difference: to {reference}, paired by seed. p: corrected for the number of methods "
+    "(Holm). target: the reward that the run of the same seed of the reference ended at; medians, 'never' where half "
+    "of the runs or more did not get there. entropy in nats a token; half-way: between its first and last reward."
+)
 
 
 def print_study(metrics: dict[str, Any], console: Console) -> None:
@@ -61,11 +62,11 @@ def _scores(comparison: Comparison, metric: str, place: str) -> Table:
 def _learning(comparison: Comparison, place: str) -> Table:
     table = _table(
         place,
-        "reward while training",
-        "entropy at end",
-        "entropy half-way",
-        "reached target",
-        "updates to it",
+        "mean reward",
+        "entropy, end",
+        "half-way",
+        "target",
+        "updates",
         "tokens",
         "seconds",
     )
@@ -101,4 +102,4 @@ def show(value: Interval | None, form: str = ".3f") -> str:
         return ""
     if value.low is None or value.high is None:
         return f"{value.mean:{form}}"
-    return f"{value.mean:{form}} [{value.low:{form}}, {value.high:{form}}]"
+    return f"{value.mean:{form}} ±{(value.high - value.low) / 2:.3f}"

@@ -13,15 +13,17 @@ from bandpo.tasks.mixture import Mixture
 from bandpo.tasks.questions import Questions, benchmark
 from bandpo.tasks.rewards import REWARDS, exact_reward, last_integer_reward, math_reward
 from bandpo.tasks.shaping import SHAPING, Shaping, make_shaping
+from bandpo.tasks.tail import Tail
 from bandpo.tasks.templates import TEMPLATES
 
 TASKS: dict[str, type[Task]] = {
     "arithmetic": Arithmetic,
     "questions": Questions,
     "reasoning-gym": ReasoningGym,
+    "tail": Tail,
     "mixture": Mixture,
 }
-AnyTask = Annotated[Arithmetic | Questions | ReasoningGym | Mixture, Field(discriminator="name")]
+AnyTask = Annotated[Arithmetic | Questions | ReasoningGym | Tail | Mixture, Field(discriminator="name")]
 
 __all__ = [
     "DATASETS",
@@ -38,6 +40,7 @@ __all__ = [
     "ReasoningGym",
     "Score",
     "Shaping",
+    "Tail",
     "Task",
     "benchmark",
     "exact_reward",
