@@ -138,7 +138,8 @@ class Pool:
                     time.sleep(POLL)
             finally:
                 for one in active:
-                    one.process.kill()
+                    with suppress(ProcessLookupError):
+                        os.killpg(one.process.pid, signal.SIGKILL)  # its own workers too
                 for one in active:
                     one.process.wait()
         return waiting
@@ -154,6 +155,7 @@ class Pool:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment(slot)},
+                start_new_session=True,
                 preexec_fn=partial(die_with, os.getpid()),
             )
         bar = progress.add_task(job.title, total=job.updates or None, figures="")
