@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bandpo import DCPO, Band, Clip, ClipRule, FDivergence, NoClip
+from bandpo import DCPO, AdaptiveBand, Band, Clip, ClipRule, FDivergence, NoClip, policy_loss
 from bandpo.rules import RULES, make_rule
 
 LOGPS = torch.log(torch.tensor([[0.001, 0.01, 0.1], [0.5, 0.9, 1.0]]))
@@ -13,7 +13,17 @@ LOGPS = torch.log(torch.tensor([[0.001, 0.01, 0.1], [0.5, 0.9, 1.0]]))
 
 @pytest.mark.parametrize(
     "rule",
-    [NoClip(), Clip(), Clip(0.2, 0.28), DCPO(), Band(), Band(0.1, "tv"), Band((0.02, 0.2), cap=5.0, floor=0.3)],
+    [
+        NoClip(),
+        Clip(),
+        Clip(0.2, 0.28),
+        DCPO(),
+        Band(),
+        Band(0.1, "tv"),
+        Band((0.02, 0.2), cap=5.0, floor=0.3),
+        AdaptiveBand(),
+        AdaptiveBand((0.02, 0.1), "chi2", cap=8.0, reference=0.5),
+    ],
     ids=repr,
 )
 class TestEveryRule:
@@ -61,6 +71,40 @@ def test_dcpo_follows_its_paper():
     assert DCPO().bounds(LOGPS).upper.max() == 10
 
 
+def test_adaptive_radius_follows_the_surprisal():
+    rule = AdaptiveBand((0.02, 0.1), "kl", reference=2.0, smallest=0.25, largest=1.5)
+    for p in (1.0, 0.9, 0.5, 0.2, math.exp(-2), 0.06, 1e-4):
+        factor = min(max(-math.log(p) / 2, 0.25), 1.5)
+        old = torch.tensor([math.log(p)], dtype=torch.float64)
+        own, given = rule.bounds(old), Band((0.02 * factor, 0.1 * factor)).bounds(old)
+        torch.testing.assert_close(own.log_lower, given.log_lower, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(own.log_upper, given.log_upper, rtol=1e-12, atol=1e-14)
+    at_reference = torch.tensor([-2.0])
+    torch.testing.assert_close(rule.bounds(at_reference).upper, Band(0.1).bounds(at_reference).upper)
+    impossible = rule.bounds(torch.tensor([-math.inf]))
+    assert torch.equal(impossible.log_upper, Band(0.15).bounds(torch.tensor([-math.inf])).log_upper)
+
+
+@pytest.mark.parametrize("backend", ["eager", "compile"])
+def test_adaptive_band_in_the_loss_is_band_with_these_radii(backend):
+    generator = torch.Generator().manual_seed(1)
+    old = -6 * torch.rand(4, 50, generator=generator, dtype=torch.float64)
+    new = (old + 0.7 * torch.randn(4, 50, generator=generator, dtype=torch.float64)).clamp(max=0)
+    advantages, mask = torch.randn(4, 1, generator=generator, dtype=torch.float64), torch.ones(4, 50)
+    rule = AdaptiveBand(0.03)
+    results = []
+    for one in (rule, Band(0.03 * (-old).clamp(0.1, 3.0))):
+        logps = new.clone().requires_grad_()
+        result = policy_loss(logps, old, advantages, mask, rule=one, backend=backend)
+        result.loss.backward()
+        results.append((result, logps.grad))
+    (own, own_grad), (given, given_grad) = results
+    assert float(own.metrics["clip_fraction"]) > 0.05
+    torch.testing.assert_close(own.loss, given.loss)
+    torch.testing.assert_close(own_grad, given_grad)
+    torch.testing.assert_close(own.metrics["clip_fraction"], given.metrics["clip_fraction"])
+
+
 def test_cap_and_floor_narrow_the_band():
     free, held = Band(0.05), Band(0.05, cap=3.0, floor=0.4)
     wide, narrow = free.bounds(LOGPS), held.bounds(LOGPS)
@@ -78,6 +122,10 @@ def test_cap_and_floor_narrow_the_band():
         (lambda: make_rule("bnad"), ["'bnad'", "did you mean 'band'", *RULES]),
         (lambda: make_rule("band", raduis=1), ["'raduis'", "did you mean 'radius'"]),
         (lambda: Band(0), ["radius", "0"]),
+        (lambda: AdaptiveBand(0), ["radius", "0"]),
+        (lambda: AdaptiveBand(reference=0.0), ["reference", "0.0"]),
+        (lambda: AdaptiveBand(smallest=4.0), ["smallest", "4.0", "3.0"]),
+        (lambda: AdaptiveBand(largest=math.inf), ["largest", "inf"]),
         (lambda: Band(-0.5), ["-0.5"]),
         (lambda: Band(math.inf), ["inf"]),
         (lambda: Band((0.1, 0.0)), ["0.0"]),

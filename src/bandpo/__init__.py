@@ -3,11 +3,12 @@
 from bandpo.band import Certificate, RatioBounds, band, band_side, binary_divergence, certify, inside
 from bandpo.divergences import FDivergence
 from bandpo.losses import PolicyLoss, policy_loss
-from bandpo.rules import DCPO, Band, Clip, ClipRule, NoClip
+from bandpo.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
 from bandpo.table import BandTable, BandTable2D, band_table
 
 __all__ = [
     "DCPO",
+    "AdaptiveBand",
     "Band",
     "BandTable",
     "BandTable2D",

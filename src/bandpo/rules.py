@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
@@ -155,6 +156,58 @@ class Band(ClipRule):
         return result
 
 
+@dataclass(frozen=True)
+class AdaptiveBand(ClipRule):
+    """Band with a radius of its own for each token, in proportion to how surprising the token was.
+
+    radius_t = radius * clamp(-ln(p_t) / reference, smallest, largest), with p_t the token's old probability. Tokens
+    that the old policy was all but sure of get a tight trust region, rare ones a wide one; a token of surprisal
+    `reference` gets what Band gives it. An old probability of 0 has the largest radius.
+
+    The paper leaves a radius that adapts per token to future work (arXiv 2603.04918); this form is ours. It needs
+    the old log-probs alone, so every framework that has a Band has it, and it has no state.
+
+    Args:
+        radius, divergence, cap, floor: As Band's; `radius` a number, or a pair (lower side, upper side).
+        reference: Surprisal in nats at which the radius is `radius`.
+        smallest, largest: Limits of the factor.
+
+    Raises:
+        ValueError: As Band, or if the limits are not 0 < smallest <= largest, or reference is not above 0.
+    """
+
+    radius: float | tuple[float, float] = DEFAULT_RADIUS
+    divergence: str | FDivergence = "kl"
+    cap: float | None = None
+    floor: float | None = None
+    reference: float = 1.0
+    smallest: float = 0.1
+    largest: float = 3.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.radius, list):
+            object.__setattr__(self, "radius", tuple(self.radius))
+        Band(self.radius, self.divergence, self.cap, self.floor)
+        tiny = sys.float_info.min
+        _check_number("AdaptiveBand", "reference", self.reference, tiny, sys.float_info.max, "a finite number > 0")
+        _check_number("AdaptiveBand", "largest", self.largest, tiny, sys.float_info.max, "a finite number > 0")
+        _check_number("AdaptiveBand", "smallest", self.smallest, tiny, self.largest, f"> 0 and <= {self.largest}")
+
+    def at(self, old_logps: Tensor) -> Band:
+        """The Band of these tokens: its radii have the shape of `old_logps`."""
+        surprisal = -as_work_dtype(old_logps.detach())
+        factor = (surprisal / self.reference).clamp(self.smallest, self.largest)
+        radius = self.radius
+        radii = (factor * radius[0], factor * radius[1]) if isinstance(radius, tuple) else factor * radius
+        return Band(radii, self.divergence, self.cap, self.floor)
+
+    def bounds(self, old_logps: Tensor) -> RatioBounds:
+        return self.at(old_logps).bounds(old_logps)
+
+    def inside(self, logps: Tensor, old_logps: Tensor) -> Tensor:
+        return self.at(old_logps).inside(logps, old_logps)
+
+
 def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
 
@@ -166,7 +219,13 @@ def _check_cap_and_floor(owner: str, cap: float | None, floor: float | None) -> 
         _check_number(owner, "floor", floor, 0.0, 1.0, "None or a number from 0 to 1")
 
 
-RULES: dict[str, type[ClipRule]] = {"band": Band, "clip": Clip, "dcpo": DCPO, "none": NoClip}
+RULES: dict[str, type[ClipRule]] = {
+    "band": Band,
+    "adaptive-band": AdaptiveBand,
+    "clip": Clip,
+    "dcpo": DCPO,
+    "none": NoClip,
+}
 
 
 def make_rule(name: str, **options: Any) -> ClipRule:

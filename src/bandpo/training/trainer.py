@@ -30,7 +30,7 @@ class BandGRPOConfig(GRPOConfig):
     """TRL's GRPOConfig plus the clip rule.
 
     Args:
-        clip_rule: "band", "clip" (TRL's own `epsilon` and `epsilon_high`), "dcpo" or "none".
+        clip_rule: "band", "adaptive-band", "clip" (TRL's own `epsilon` and `epsilon_high`), "dcpo" or "none".
         band_radius: Radius of the trust region in the divergence's units (nats for KL), or a pair
             [lower side, upper side].
         band_divergence: Divergence by name; "kl" is KL(old || new).
@@ -43,7 +43,7 @@ class BandGRPOConfig(GRPOConfig):
             groups of other prompts (DAPO); 0 leaves them in.
     """
 
-    clip_rule: str = field(default="band", metadata={"help": "band, clip, dcpo or none"})
+    clip_rule: str = field(default="band", metadata={"help": "band, adaptive-band, clip, dcpo or none"})
     band_radius: float | list[float] = field(
         default=DEFAULT_RADIUS, metadata={"help": "radius of the trust region, or [lower side, upper side]"}
     )
@@ -74,9 +74,9 @@ class BandGRPOConfig(GRPOConfig):
             _refuse_ignored(self, ignored)
             return Clip(self.epsilon, high)
         _refuse_ignored(self, [n for n in ("epsilon", "epsilon_high") if getattr(self, n) != defaults[n].default])
-        if self.clip_rule == "band":
+        if self.clip_rule in ("band", "adaptive-band"):
             return make_rule(
-                "band",
+                self.clip_rule,
                 radius=self.band_radius,
                 divergence=self.band_divergence,
                 cap=self.band_cap,
