@@ -87,9 +87,7 @@ def test_settings_that_have_no_meaning_there_are_refused():
         check_train_settings({"seed": 1}, config_class(recipe("rule.name=trl")))
 
 
-@pytest.mark.parametrize(
-    "overrides", [["rule.name=trl", "train.loss_type=cispo"], ["rule.radius=0.05"]], ids=["trl", "band"]
-)
+@pytest.mark.parametrize("rule", ["trl", "band"])
 def test_what_is_collected_of_a_run(initial, tmp_path, rule):
     overrides = {"trl": ["rule.name=trl", "train.loss_type=cispo"], "band": ["rule.radius=0.05"]}[rule]
     config = recipe("model.scratch=null", f"model.path={initial}", "warmup=null", *overrides)
