@@ -18,6 +18,7 @@ MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean",
 RULES = [
     {"name": "band", "radius": 0.05},
     {"name": "band", "radius": [0.02, 0.1], "divergence": "tv"},
+    {"name": "adaptive-band", "radius": 0.05, "reference": 0.5},
     {"name": "band", "radius": 0.05, "divergence": "chi2", "cap": 5.0, "floor": 0.5},
     {"name": "dcpo"},
     {"name": "none"},
