@@ -15,7 +15,7 @@ quickstart: install
 	$(BIN)/bandpo train quickstart $(if $(RUN),--output $(RUN))
 
 test: install $(VENV)/installed-gym
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-verl: $(VERL_VENV)/installed
 	OMP_NUM_THREADS=1 $(VERL_VENV)/bin/python -m pytest tests_verl
