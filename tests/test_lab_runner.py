@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,12 +233,16 @@ def pilot_seeds(directory):
     return [yaml.safe_load(file.read_text())["seed"] for file in (directory / "pilots").rglob("config.yaml")]
 
 
-def test_what_is_finished_is_not_run_again(whole):
+def test_what_is_finished_is_not_run_again(whole, tmp_path):
     study, directory, metrics = whole
     before = starts(directory)
     assert len(before) == len(set(before)) == 7
     assert run_study(study, directory) == metrics
     assert starts(directory) == before
+    copy = tmp_path / "copy"  # moved, and tidied up
+    shutil.copytree(directory, copy, ignore=shutil.ignore_patterns("runs", "pilots"))
+    assert run_study(study, copy) == metrics
+    assert starts(copy) == before
 
 
 def test_a_study_that_was_changed_is_refused(whole, tmp_path):
