@@ -514,7 +514,7 @@ class FDivergence:
     """
 
     name: str
-    f: TensorFunction
+    f: TensorFunction = field(repr=False)
     form: LogForm | None = field(default=None, repr=False)
     closed: ClosedForm | None = field(default=None, repr=False)
     binary: BinaryForm | None = field(default=None, repr=False)
