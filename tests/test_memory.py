@@ -118,6 +118,19 @@ def test_memory_depends_on_the_tile_and_not_on_the_batch(tmp_path, small_tile):
     assert watch(tmp_path).peak == watch(tmp_path, length=LENGTH // 2).peak == 8.25 * TILE
 
 
+def test_a_recipe_on_the_cpu_has_a_tile_that_keeps_to_this(tmp_path, monkeypatch):
+    from bandpo.training.config import load_config
+    from bandpo.training.job import CPU_TILE, build_args, build_model, build_trainer
+    from bandpo.training.run_dir import RunDirectory
+
+    monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", chunked_logprob.TOKEN_CHUNK_SIZE)  # put back afterwards
+    config = load_config("scratch")
+    args = build_args(config, {**config.train, "use_cpu": True}, RunDirectory(tmp_path))
+    build_trainer(config, args, *build_model(config), config.task.problems()[0])
+    assert chunked_logprob.TOKEN_CHUNK_SIZE == CPU_TILE
+    assert 8.25 * CPU_TILE <= 8 * 1024
+
+
 def test_the_counter_counts(tiny):
     model = copy.deepcopy(tiny[0])
     ids = torch.ones((2, 5), dtype=torch.long)

@@ -42,8 +42,8 @@ def bounds(
         table.add_row(*(f"{value:.4g}" for value in (old, low, high, old * low, old * high)))
     Console().print(table)
     if plot is not None:
+        from bandpo.lab.why import name_rule
         from bandpo.report import plot_bounds
 
-        named = f"Band ({divergence}, radius {rule.radius:g})"
-        plot_bounds([("Clip 0.2/0.2", Clip()), ("Clip-Higher 0.2/0.28", Clip(0.2, 0.28)), (named, rule)], plot)
+        plot_bounds({"Clip 0.2/0.2": Clip(), "Clip-Higher 0.2/0.28": Clip(0.2, 0.28), name_rule(rule): rule}, plot)
         typer.echo(f"wrote {plot}")

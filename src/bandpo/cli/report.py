@@ -8,10 +8,22 @@ from typing import Annotated
 import typer
 
 
-def report(run: Annotated[Path, typer.Argument(help="Run directory written by `bandpo train`.")]) -> None:
-    """Write the report of a run again: report.md and its pictures."""
-    from bandpo.report import write_run_report
-    from bandpo.training.run_dir import RunDirectory
+def report(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_OR_STUDY...",
+            help="Directories written by `bandpo train` or `bandpo compare`, or a study's metrics.json.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of the report; needed for several paths.", show_default="the run or study itself"
+        ),
+    ] = None,
+) -> None:
+    """Write a report: one HTML page that works offline, its pictures as PNG, and tables in Markdown."""
+    from bandpo.report import write_report
 
-    RunDirectory.open(run)
-    typer.echo(write_run_report(run))
+    typer.echo(write_report(paths, output))

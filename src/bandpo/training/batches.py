@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -107,7 +109,7 @@ class TokenBatch:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {f.name: file[f.name] for f in fields(cls)}
             return cls(**{**arrays, "step": int(arrays["step"])})
-        except (OSError, KeyError, ValueError, EOFError) as error:
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{str(path)!r} is not a record of tokens: {error}") from error
 
 

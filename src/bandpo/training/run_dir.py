@@ -44,7 +44,6 @@ class RunDirectory:
         self.summary = path / "summary.json"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
-        self.report = path / "report.md"
 
     def evaluation(self, when: str) -> Path:
         return self.path / "eval" / when

@@ -30,7 +30,7 @@ def print_summary(summary: dict[str, Any], output: Path, console: Console) -> No
         console.print(table)
     console.print(
         f"{summary['steps']} updates from {summary['rollouts']} rollouts in {summary['seconds']:.0f} s; "
-        f"report: {output / 'report.md'}",
+        f"report: {output / 'report.html'}",
         soft_wrap=True,
     )
 
