@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bandpo import Band, Clip
+from bandpo.files import read_lines
 from bandpo.report import plot_bounds, write_report
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \u202egnp.exe </details></main> | a | b |"
@@ -27,11 +28,16 @@ def run(tmp_path_factory):
         "scratch",
         [
             "model.scratch={hidden_size: 32, layers: 2, heads: 2, positions: 64}",
-            "warmup.steps=20",
-            "train.max_steps=8",
-            "train.generation_batch_size=16",
-            "train.per_device_train_batch_size=4",
+            "warmup.steps=60",
+            "train.max_steps=16",
+            "train.generation_batch_size=32",
+            "train.per_device_train_batch_size=8",
             "train.num_generations=4",
+            "train.max_completion_length=4",
+            "train.learning_rate=1e-3",
+            "rule.radius=0.001",
+            "task.low=0",
+            "task.high=4",
             "train.report_to=[]",
             "task.heldout=4",
             "eval.samples=2",
@@ -103,6 +109,9 @@ def test_the_page_says_what_the_run_left(run, tmp_path):
     assert environment["packages"]["trl"] in text
     assert len(list((run / "batches").glob("batch-*.npz"))) == 2
     assert "Which tokens, and why" in text
+    assert "No recorded token had an advantage" not in text
+    clipped = max(row["band/clip_fraction"] for row in read_lines(run / "metrics.jsonl"))
+    assert clipped > 0
 
 
 def test_pictures_and_markdown_beside_it(run, tmp_path):
