@@ -89,6 +89,8 @@ def test_a_replaced_row_is_one_rollout(tmp_path, tiny):
     batch = dynamic.batch
     model = dynamic.model.eval()
     pad = dynamic._tokenizer.pad_token_id
+    assert (batch["prompt_mask"].diff(dim=1) >= 0).all()  # generation wants padding on the left
+    assert (batch["completion_mask"].diff(dim=1) <= 0).all()
     for row in range(32):
         prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
         completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
