@@ -12,6 +12,16 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+# Settings of a GRPOConfig for tests.
+QUIET_ON_CPU = {
+    "report_to": [],
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+}
+
+
 @pytest.fixture
 def tiny():
     """A model and tokenizer of a few thousand weights."""

@@ -11,6 +11,7 @@ from datasets import Dataset
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
 from bandpo.training.checkpoints import find_checkpoint, list_checkpoints, seal, set_aside_newer
 from bandpo.training.durable import CheckpointError, TrainingDivergedError
+from conftest import QUIET_ON_CPU
 
 TIMES = {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
 
@@ -31,11 +32,7 @@ def trainer(path, tiny, **changes):
         "learning_rate": 1e-2,
         "logging_steps": 1,
         "save_steps": 1,
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET_ON_CPU,
         "seed": 3,
         **changes,
     }

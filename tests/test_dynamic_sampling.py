@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
 from bandpo.training.dynamic_sampling import check_dynamic_sampling
+from conftest import QUIET_ON_CPU
 
 
 def reward(prompts, completions, **_):
@@ -34,11 +35,7 @@ def trainer(path, tiny, reward=reward, **changes):
         "max_steps": 1,
         "logging_steps": 1,
         "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET_ON_CPU,
         **changes,
     }
     return Kept(

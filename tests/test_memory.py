@@ -20,6 +20,7 @@ from trl.kernels import chunked_logprob
 
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
 from bandpo.training.models import scratch_model
+from conftest import QUIET_ON_CPU
 
 BATCH, LENGTH = 8, 24  # a micro-batch; no other dimension is that of the vocabulary, 99
 TILE = BATCH * LENGTH // 9
@@ -78,11 +79,7 @@ def watch(tmp_path, config=BandGRPOConfig, trainer=BandGRPOTrainer, length=LENGT
         "max_completion_length": length,
         "generation_kwargs": {"min_new_tokens": length},
         "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET_ON_CPU,
     }
     built = trainer(
         model=model,

@@ -11,6 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 from bandpo import Band, Clip, policy_loss
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
 from bandpo.training.durable import TrainingDivergedError
+from conftest import QUIET_ON_CPU
 
 
 def reward(completions, **_):
@@ -28,11 +29,7 @@ def settings(path, **changes):
         "learning_rate": 1e-2,
         "logging_steps": 1,
         "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET_ON_CPU,
         "seed": 3,
         **changes,
     }
