@@ -34,8 +34,9 @@ def run(tmp_path_factory):
             "train.per_device_train_batch_size=8",
             "train.num_generations=4",
             "train.max_completion_length=4",
-            "train.learning_rate=1e-3",
-            "rule.radius=0.001",
+            "train.learning_rate=3e-3",
+            "train.warmup_steps=0",
+            "rule.radius=0.0001",
             "task.low=0",
             "task.high=4",
             "train.report_to=[]",
@@ -151,3 +152,223 @@ def test_bounds_are_drawn(tmp_path):
     for name in ("bounds.png", "bounds.svg"):
         plot_bounds({"Clip": Clip(), "Band": Band()}, tmp_path / name)
         assert (tmp_path / name).stat().st_size > 5000
+
+
+def a_study(name="demo", sweep=None):
+    """The content of metrics.json of a study of three methods with three seeds; method i ends at .3 + .1 i."""
+    methods = {
+        "GRPO": {"rule": {"name": "clip"}},
+        "SAPO": {"rule": {"name": "trl"}, "train": {"loss_type": "sapo"}},
+        "BandKL": {"rule": {"name": "band", "radius": 0.05}},
+    }
+    points = [{"rule.radius": value} for value in sweep["rule.radius"]] if sweep else [{}]
+    runs = []
+    for point in points:
+        for i, (method, own) in enumerate(methods.items()):
+            for seed in range(3):
+                runs.append(
+                    {
+                        "method": method,
+                        "point": point,
+                        "seed": seed,
+                        "status": "finished",
+                        "command": f"bandpo train scratch seed={seed} --output runs/{method}/{seed}",
+                        "commit": "abc",
+                        "rule": own["rule"],
+                        "rollouts": {
+                            "step": [1, 5, 9],
+                            "reward": [0.1, 0.2 + 0.01 * seed, 0.3 + 0.1 * i],
+                            "tokens": [100, 200, 300],
+                        },
+                        "updates": {
+                            "step": [4, 8, 12],
+                            "entropy": [2.0, 1.0, 0.5],
+                            "clip_high": [0.0, 0.01, 0.02],
+                            "clip_low": [0.0, 0.01, None],
+                            "ratio_max": [1.0, 2.0, 3.0] if method != "SAPO" else [None, None, None],
+                            "ratio_min": [1.0, 0.5, 0.1] if method != "SAPO" else [None, None, None],
+                            "seconds": [1, 2, 3],
+                        },
+                        "evaluation": {
+                            when: {"samples": 4, "correct": [1, 2, i, seed], "greedy": [1, 0, 1, 0]}
+                            for when in ("before", "after")
+                        },
+                    }
+                )
+    return {
+        "format": 1,
+        "name": name,
+        "study": {
+            "description": "Three methods",
+            "methods": methods,
+            "reference": "GRPO",
+            "metric": "mean",
+            "seeds": [0, 1, 2],
+            "sweep": sweep or {},
+        },
+        "environment": {
+            "python": "3.11",
+            "packages": {"torch": "2.13.0"},
+            "commit": "abc",
+            "platform": "Linux",
+            "gpus": [],
+            "processor": "AMD EPYC",
+            "cores": 2,
+            "workers": 2,
+            "threads": 1,
+        },
+        "calibration": {
+            "clip as Band": {
+                "keys": ["rule.low", "rule.high"],
+                "value": 0.25,
+                "metric": "band/clip_fraction",
+                "matches": "BandKL",
+                "target": 0.06,
+                "reached": 0.061,
+            },
+            "Band as GRPO": {"pilots": []},
+        },
+        "runs": runs,
+    }
+
+
+def text_of(path):
+    return " ".join(" ".join(Page(path.read_text(encoding="utf-8")).text).split())
+
+
+def test_a_study_needs_its_metrics_alone(tmp_path):
+    file = tmp_path / "metrics.json"
+    metrics = a_study()
+    metrics["runs"][-1]["status"] = "failed"
+    metrics["runs"][-1]["error"] = "no space left"
+    file.write_text(json.dumps(metrics))
+    text = text_of(write_report([file]))
+    # Method i is right in 3 + i + seed of 16 samples; the last seed of BandKL failed.
+    assert "GRPO 3 0.250 [0.095, 0.405]" in text.replace("\xa0", " ")
+    assert "BandKL (1 failed) 2 0.344" in text
+    assert "+0.125 [+0.125, +0.125]" in text.replace("\xa0", " ")
+    for said in ("mean@4", "minus GRPO", "no space left", "bandpo train scratch seed=2 --output runs/SAPO/2"):
+        assert said in text
+    for said in ("rule.low=0.25, rule.high=0.25", "AMD EPYC 2 cores", "Study demo"):
+        assert said in text.replace("\xa0", " ")
+    assert "to come" not in text
+    markdown = (tmp_path / "report.md").read_text()
+    assert "| GRPO | 3 | 0.250 [0.095, 0.405] | - |" in markdown
+    assert {p.name for p in tmp_path.glob("*.png")} == {"bounds.png", "curves.png", "differences.png", "regions.png"}
+
+
+def test_a_study_that_has_not_begun_has_a_report(tmp_path):
+    metrics = a_study()
+    metrics["environment"] = {}
+    metrics["runs"] = [
+        {key: run[key] for key in ("method", "point", "seed")} | {"status": "waiting"} for run in metrics["runs"]
+    ]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert "9 of 9 runs are to come" in text_of(write_report([tmp_path]))
+
+
+def test_a_sweep_and_studies_beside_runs(run, tmp_path):
+    swept, other = tmp_path / "a.json", tmp_path / "b.json"
+    swept.write_text(json.dumps(a_study("swept", {"rule.radius": ["0.01", "0.05"]})))
+    other.write_text(json.dumps(a_study("other")))
+    html = write_report([swept, other, run], tmp_path / "all").read_text(encoding="utf-8")
+    page = Page(html)
+    text = " ".join(" ".join(page.text).split())
+    assert "Scores, rule.radius = 0.01" in text
+    assert "swept: Results" in text.replace("Study ", "")
+    assert (tmp_path / "all" / "sweep.png").exists()
+    assert (tmp_path / "all" / "study2-curves.png").exists()
+    assert (tmp_path / "all" / "runs-curves.png").exists()
+    ids = re.findall(r'\sid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', html)) <= set(ids)
+
+
+def test_what_is_no_study_is_named(tmp_path):
+    for content, said in (("{", "damaged"), ("[]", "format"), ('{"format": 99}', "format")):
+        (tmp_path / "metrics.json").write_text(content)
+        with pytest.raises(ValueError, match=said):
+            write_report([tmp_path])
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_curve(run, tmp_path):
+    from bandpo.report import run_sections
+
+    for name, change in (("one", ("\nseed: 0", "\nseed: 1")), ("two", ("radius: 0.0001", "radius: 0.2"))):
+        shutil.copytree(run, tmp_path / name)
+        config = tmp_path / name / "config.yaml"
+        assert change[0] in config.read_text()
+        config.write_text(config.read_text().replace(*change))
+    results, curves, *_ = run_sections([run, tmp_path / "one", tmp_path / "two"])
+    assert [row[:2] for row in results.blocks[0].rows] == [["Band KL 0.0001", "2"], ["Band KL 0.2", "1"]]
+    lines = {line.label: line for line in curves.blocks[0].picture.panels[0].lines}
+    assert set(lines) == {"Band KL 0.0001", "Band KL 0.2"}
+    assert lines["Band KL 0.0001"].low == lines["Band KL 0.0001"].y  # two equal runs: no spread
+    assert lines["Band KL 0.2"].low is None
+
+
+def test_curves_have_the_interval_over_seeds():
+    from bandpo.lab.sections import RunRecord, curves_pictures
+
+    empty = dict.fromkeys(("entropy", "clip_high", "clip_low", "ratio_max", "ratio_min"), [])
+    values = [[0.2, 0.5], [0.4, 0.7], [0.6, 0.6]]
+    records = [
+        RunRecord("A", seed, {**empty, "reward": [(1, own[0]), (5, own[1])]}) for seed, own in enumerate(values)
+    ]
+    (picture,) = curves_pictures([("", records)])
+    (line,) = picture.panels[0].lines
+    assert line.y == pytest.approx([0.4, 0.6])
+    half = 4.302653 * 0.2 / 3**0.5  # t with two degrees of freedom
+    assert line.high[0] == pytest.approx(0.4 + half, rel=1e-5)
+    assert line.low[0] == 0  # a reward is not negative
+
+
+def test_long_curves_are_averaged():
+    from bandpo.lab.figures import averaged
+
+    points = [(step, 2 * step) for step in range(1, 101)]
+    short = averaged(points, 50)
+    assert short[:2] == [(1.5, 3.0), (3.5, 7.0)]
+    assert len(short) == 50
+    assert averaged([(1, 2)]) == [(1, 2)]
+
+
+def test_of_a_long_completion_the_disputed_stretch_is_shown():
+    import numpy as np
+
+    from bandpo.lab.sections import SHOWN_TOKENS, tokens_block
+    from bandpo.training.batches import TokenBatch
+
+    length = 3 * SHOWN_TOKENS
+    old, new = np.full((1, length), np.log(0.01), np.float32), np.full((1, length), np.log(0.01), np.float32)
+    new[0, -5:] = np.log(0.02)
+    batch = TokenBatch(
+        step=3,
+        texts=np.array(["a\n"]),
+        tokens=np.zeros((1, length), np.int32),
+        logps=new,
+        old_logps=old,
+        entropy=np.ones((1, length), np.float32),
+        advantages=np.ones((1, length), np.float32),
+        mask=np.ones((1, length), bool),
+    )
+    block = tokens_block({"clip": Clip(), "band": Band()}, batch, 0)
+    assert len(block.tokens) == SHOWN_TOKENS
+    assert [token.held for token in block.tokens].count((True, False)) == 5
+    assert f"of {length}" in block.summary
+
+
+def test_text_that_hides_is_shown():
+    from bandpo.lab.html import visible
+
+    assert visible("a\u202eb\x00c\ud800\n\td") == "a\\u202eb\\u0000c\\ud800\n\td"
+    assert visible("x" * 10, 4) == "xxxx… (6 more characters)"
+
+
+def test_names_with_markup_stay_text():
+    from bandpo.lab.figures import Line, Panel, svg
+
+    drawn = svg(Panel("<b>$x^2$ &", "x", [Line("a", [0, 1], [0, 1])]), "n")
+    assert "&lt;b&gt;$x^2$ &amp;" in drawn
+    assert "var(--s0)" in drawn
+    assert "#0103" not in drawn

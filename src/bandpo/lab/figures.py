@@ -48,6 +48,7 @@ DASHES: tuple[tuple[float, ...], ...] = (
     (1, 2.2),
 )
 INK, GRID, MUTED = ("#1a1a1a", "#ececec"), ("#d9d9d9", "#3d3d3d"), ("#6b6b6b", "#9d9d9d")
+PANEL = (4.6, 3.3)  # inches
 MOST_POINTS = 60  # of a curve; more are averaged in stretches
 
 
@@ -196,14 +197,7 @@ def _pyplot(palette: Palette) -> Any:
 
 def draw(axis: Any, panel: Panel, palette: Palette) -> None:
     """Draw a panel, without a legend."""
-    from matplotlib.ticker import (
-        FixedLocator,
-        FuncFormatter,
-        LogLocator,
-        MaxNLocator,
-        NullFormatter,
-        PercentFormatter,
-    )
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
     for area in panel.areas:
         shade = colour(area.style, palette)
@@ -214,12 +208,13 @@ def draw(axis: Any, panel: Panel, palette: Palette) -> None:
         )
     for line in panel.lines:
         shade, y = colour(line.style, palette), np.asarray(line.y, np.float64)
+        thin = 0.18 if len(panel.lines) < 5 else 0.08  # bands of many lines would hide each other
         if line.low is not None and line.high is not None:
             if line.bars:
                 low, high = np.asarray(line.low, np.float64), np.asarray(line.high, np.float64)
                 axis.errorbar(line.x, y, [y - low, high - y], fmt="none", ecolor=shade, elinewidth=1.4, capsize=4)
             else:
-                axis.fill_between(line.x, line.low, line.high, color=shade, alpha=0.18, linewidth=0)
+                axis.fill_between(line.x, line.low, line.high, color=shade, alpha=thin, linewidth=0)
         (drawn,) = axis.plot(
             line.x,
             np.where(np.isfinite(y), y, np.nan),
@@ -230,15 +225,12 @@ def draw(axis: Any, panel: Panel, palette: Palette) -> None:
         )
         if pattern := dashes(line.style):
             drawn.set_dashes(pattern)
-    if panel.log_x:
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(numticks=7))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.xaxis.set_major_formatter(FuncFormatter(_plain))
-    if panel.log_y:
-        axis.set_yscale("log")
-        axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.yaxis.set_major_formatter(FuncFormatter(_plain))
+    for log, scale, one in ((panel.log_x, axis.set_xscale, axis.xaxis), (panel.log_y, axis.set_yscale, axis.yaxis)):
+        if log:
+            scale("log")
+            one.set_major_locator(LogLocator(numticks=7))
+            one.set_minor_locator(NullLocator())  # each tick takes a millisecond
+            one.set_major_formatter(FuncFormatter(_plain))
     if panel.percent:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol="%"))
     if panel.ticks:
@@ -262,14 +254,21 @@ def _plain(value: float, _: Any = None) -> str:
     return f"{value:g}" if 1e-4 <= abs(value) < 1e5 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
 
 
+def _place(panel: Panel) -> tuple[float, float, float, float]:
+    """(left, bottom, width, height) of the axes in shares of the panel.
+
+    Margins are fixed, so that panels stand in line with each other; long names of categories need more room.
+    """
+    left = 0.165 if panel.y_label else 0.13
+    bottom = 0.15 + (0.0115 * max(map(len, panel.ticks)) if panel.ticks else 0)
+    return left, bottom, 0.98 - left, 0.9 - bottom
+
+
 def svg(panel: Panel, name: str) -> str:
     """The panel as an <svg> element, text as text, colours as CSS variables; `name` keeps its ids apart."""
     pyplot = _pyplot(_PAGE)
-    figure = pyplot.figure(figsize=(4.6, 3.3))
-    # Fixed margins, so that panels stand in line with each other; long names of categories need more room.
-    bottom = 0.15 + (0.011 * max(map(len, panel.ticks)) if panel.ticks else 0)
-    axis = figure.add_axes((0.155 if panel.y_label else 0.12, bottom, 0.83 if panel.y_label else 0.865, 0.9 - bottom))
-    draw(axis, panel, _PAGE)
+    figure = pyplot.figure(figsize=PANEL)
+    draw(figure.add_axes(_place(panel)), panel, _PAGE)
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     pyplot.close(figure)
@@ -277,9 +276,15 @@ def svg(panel: Panel, name: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<svg [^>]*?viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
-    used = set(re.findall(r"url\(#([^)]*)\)|href=\"#([^\"]*)\"", text))
-    wanted = {a or b for a, b in used}
-    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in wanted else "", text)
+    wanted = {a or b for a, b in re.findall(r"url\(#([^)]*)\)|href=\"#([^\"]*)\"", text)}
+
+    def keep(found: re.Match[str]) -> str:
+        if found[1] not in wanted:
+            return ""
+        wanted.remove(found[1])  # matplotlib may define the same marker twice
+        return f' id="{name}-{found[1]}"'
+
+    text = re.sub(r' id="([^"]*)"', keep, text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
     for stand_in, variable in _STAND_INS.items():
@@ -307,15 +312,16 @@ def save(picture: Picture, path: Path, columns: int = 2) -> None:
     columns = min(columns, len(picture.panels))
     rows = -(-len(picture.panels) // columns)
     legend = picture.legend if len(picture.legend) > 1 else {}
-    across = 3
-    legend_rows = -(-len(legend) // across)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(4.9 * columns, 3.5 * rows + 0.24 * legend_rows), layout="constrained", squeeze=False
-    )
-    for axis, panel in zip(axes.flat, picture.panels, strict=False):
+    across = min(len(legend), 4 if columns > 2 else 3 if columns > 1 else 2)
+    below = 0.22 * -(-len(legend) // across) + 0.1 if legend else 0.0
+    size = PANEL[0] * columns, PANEL[1] * rows + below
+    figure = pyplot.figure(figsize=size)
+    for i, panel in enumerate(picture.panels):
+        row, column = divmod(i, columns)
+        left, bottom, width, height = _place(panel)
+        corner = PANEL[0] * (column + left) / size[0], (PANEL[1] * (rows - 1 - row + bottom) + below) / size[1]
+        axis = figure.add_axes((*corner, PANEL[0] * width / size[0], PANEL[1] * height / size[1]))
         draw(axis, panel, PAPER)
-    for axis in axes.flat[len(picture.panels) :]:
-        axis.remove()
     handles: list[Any] = []
     for label, (style, area) in legend.items():
         if area:
@@ -325,7 +331,7 @@ def save(picture: Picture, path: Path, columns: int = 2) -> None:
             if pattern := dashes(style):
                 handles[-1].set_dashes(pattern)
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=across, fontsize=9, handlelength=3.6)
+        figure.legend(handles=handles, loc="lower center", ncols=across, fontsize=9, handlelength=3.6)
     buffer = io.BytesIO()
     figure.savefig(
         buffer, format=path.suffix.removeprefix("."), metadata={"Date": None} if path.suffix == ".svg" else None
@@ -343,15 +349,25 @@ def averaged(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> 
     ]
 
 
-def bounds_picture(rules: Mapping[str, ClipRule]) -> Picture:
-    """Ratio bounds, the probability they allow, and its change, against the old probability."""
+def _style(name: str, place: int, styles: Mapping[str, int] | None) -> int:
+    """Its own number where the page has given it one, so that a method looks the same in all pictures."""
+    return place if styles is None else styles.get(name, place)
+
+
+def bounds_picture(rules: Mapping[str, ClipRule], styles: Mapping[str, int] | None = None) -> Picture:
+    """Ratio bounds, the probability they allow, and its change, against the old probability.
+
+    Args:
+        rules: Label -> rule.
+        styles: Label -> number of its series; by default its place in `rules`.
+    """
     logps = torch.linspace(math.log(1e-4), math.log(0.9995), 160, dtype=torch.float64)
     p = logps.exp()
     ratio: list[Line] = [Line("simplex edge, r = 1/p", p.tolist(), (1 / p).tolist(), style=None)]
     reach: list[Line] = [Line("", p.tolist(), p.tolist(), style=None)]
     change: list[Line] = [Line("", p.tolist(), (1 - p).tolist(), style=None)]
-    for style, (name, rule) in enumerate(rules.items()):
-        limits = rule.bounds(logps)
+    for place, (name, rule) in enumerate(rules.items()):
+        limits, style = rule.bounds(logps), _style(name, place, styles)
         for side in (limits.upper, limits.lower):
             for lines, y in ((ratio, side), (reach, side * p), (change, side * p - p)):
                 lines.append(Line(name, p.tolist(), y.tolist(), style=style))
@@ -431,7 +447,7 @@ def regions_picture(rules: Mapping[str, ClipRule], points: Sequence[tuple[float,
     )
 
 
-def clipped_picture(counts: ClipCounts) -> Picture:
+def clipped_picture(counts: ClipCounts, styles: Mapping[str, int] | None = None) -> Picture:
     """Share of the tokens of each old probability that a rule would have held, by the advantage's sign."""
     labels = bin_labels(counts.edges)
     with np.errstate(invalid="ignore"):
@@ -441,7 +457,7 @@ def clipped_picture(counts: ClipCounts) -> Picture:
             title,
             "old probability",
             [
-                Line(name, range(len(labels)), shares[i, :, sign].tolist(), style=i)
+                Line(name, range(len(labels)), shares[i, :, sign].tolist(), style=_style(name, i, styles))
                 for i, name in enumerate(counts.rules)
             ],
             ticks=labels,
@@ -464,12 +480,12 @@ def clipped_picture(counts: ClipCounts) -> Picture:
     )
 
 
-def gains_picture(gains: Mapping[str, tuple[Gains, Gains]]) -> Picture:
+def gains_picture(gains: Mapping[str, tuple[Gains, Gains]], styles: Mapping[str, int] | None = None) -> Picture:
     """What tokens gained since their rollout, for each run: (positive, negative advantage)."""
     panels = []
     for j, sign in enumerate(("A > 0", "A < 0")):
         lines = [
-            Line(name, range(len(pair[j].mean)), pair[j].log_ratio.tolist(), style=i)
+            Line(name, range(len(pair[j].mean)), pair[j].log_ratio.tolist(), style=_style(name, i, styles))
             for i, (name, pair) in enumerate(gains.items())
         ]
         labels = bin_labels(next(iter(gains.values()))[j].edges)
@@ -490,9 +506,10 @@ def gains_picture(gains: Mapping[str, tuple[Gains, Gains]]) -> Picture:
     )
 
 
-def entropy_picture(entropies: Mapping[str, PositionEntropy]) -> Picture:
+def entropy_picture(entropies: Mapping[str, PositionEntropy], styles: Mapping[str, int] | None = None) -> Picture:
+    """Mean entropy against the position in the completion, a line a run or an update."""
     lines = [
-        Line(name, (e.start + 0.0).tolist(), e.entropy.tolist(), style=i)
+        Line(name, (e.start + 0.0).tolist(), e.entropy.tolist(), style=_style(name, i, styles))
         for i, (name, e) in enumerate(entropies.items())
     ]
     return Picture(

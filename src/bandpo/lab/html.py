@@ -26,6 +26,7 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    title: str = ""
     kind: str = "table"
 
     def markdown(self) -> list[str]:
@@ -162,7 +163,8 @@ class Page:
 def _in_markdown(block: Block) -> list[str]:
     match block:
         case Table():
-            return [*block.markdown(), *(["", block.caption] if block.caption else [])]
+            above = [f"### {block.title}", ""] if block.title else []
+            return [*above, *block.markdown(), *(["", block.caption] if block.caption else [])]
         case Text():
             return [block.text]
         case Code(summary=""):

@@ -53,9 +53,9 @@ def name_rule(rule: ClipRule) -> str:
 
 
 def with_rivals(rules: Mapping[str, ClipRule]) -> dict[str, ClipRule]:
-    """`RIVALS` and those of `rules` that are not among them; a rule without bounds has nothing to compare."""
-    own = {n: rule for n, rule in rules.items() if not isinstance(rule, NoClip) and rule not in RIVALS.values()}
-    return {**RIVALS, **own}
+    """`rules`, and those of `RIVALS` that are not among them; one without bounds has nothing to compare."""
+    own = {name: rule for name, rule in rules.items() if not isinstance(rule, NoClip)}
+    return {**own, **{name: rule for name, rule in RIVALS.items() if rule not in own.values()}}
 
 
 @dataclass(frozen=True)
