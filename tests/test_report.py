@@ -310,7 +310,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_curve(run, tmp_path):
 def test_curves_have_the_interval_over_seeds():
     from bandpo.lab.sections import RunRecord, curves_pictures
 
-    empty = dict.fromkeys(("entropy", "clip_high", "clip_low", "ratio_max", "ratio_min"), [])
+    empty = {key: [] for key in ("entropy", "clip_high", "clip_low", "ratio_max", "ratio_min")}
     values = [[0.2, 0.5], [0.4, 0.7], [0.6, 0.6]]
     records = [
         RunRecord("A", seed, {**empty, "reward": [(1, own[0]), (5, own[1])]}) for seed, own in enumerate(values)
