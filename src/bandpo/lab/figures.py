@@ -35,9 +35,10 @@ SERIES = (
     ("#806600", "#e6c300"),
     ("#444444", "#c4c4c4"),
     ("#a3123f", "#ff8fa3"),
-    ("#3d7dd8", "#9cc3ff"),
+    ("#6a3d9a", "#b9a3ff"),
 )
-# Lengths in points of drawn and empty stretches; as many as share no factor with SERIES.
+# Lengths in points of drawn and empty stretches. Their number shares no factor with that of SERIES, so that a pair
+# returns only after all of them.
 DASHES: tuple[tuple[float, ...], ...] = (
     (),
     (6, 2),
@@ -46,6 +47,8 @@ DASHES: tuple[tuple[float, ...], ...] = (
     (4, 1.5, 1.5, 1.5, 1.5, 1.5),
     (10, 3),
     (1, 2.2),
+    (3.5, 1.2),
+    (9, 1.5, 3, 1.5),
 )
 INK, GRID, MUTED = ("#1a1a1a", "#ececec"), ("#d9d9d9", "#3d3d3d"), ("#6b6b6b", "#9d9d9d")
 PANEL = (4.6, 3.3)  # inches
@@ -312,7 +315,8 @@ def save(picture: Picture, path: Path, columns: int = 2) -> None:
     columns = min(columns, len(picture.panels))
     rows = -(-len(picture.panels) // columns)
     legend = picture.legend if len(picture.legend) > 1 else {}
-    across = min(len(legend), 4 if columns > 2 else 3 if columns > 1 else 2)
+    entry = 0.7 + 0.075 * max(map(len, legend), default=0)  # inches that the longest one takes
+    across = max(1, min(len(legend), int(PANEL[0] * columns / entry)))
     below = 0.22 * -(-len(legend) // across) + 0.1 if legend else 0.0
     size = PANEL[0] * columns, PANEL[1] * rows + below
     figure = pyplot.figure(figsize=size)
@@ -381,12 +385,14 @@ def bounds_picture(rules: Mapping[str, ClipRule], styles: Mapping[str, int] | No
                 "Where its probability may go",
                 old,
                 reach,
-                y_label="r p",
+                y_label="new probability r p",
                 log_x=True,
                 log_y=True,
                 y_limits=(1e-5, 1.3),
             ),
-            Panel("Change of its probability", old, change, y_label="r p - p", log_x=True, y_limits=(-0.45, 0.45)),
+            Panel(
+                "Change of its probability", old, change, y_label="change r p - p", log_x=True, y_limits=(-0.45, 0.45)
+            ),
         ],
         caption="Each rule has two curves, its upper and its lower bound. Dotted grey: the simplex edge; no change.",
         alt=_bounds_alt(rules),

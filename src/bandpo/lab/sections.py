@@ -83,7 +83,7 @@ def curves_pictures(places: Sequence[tuple[str, Sequence[RunRecord]]], prefix: s
             for style, label in enumerate(labels):
                 own = [record.series[name] for record in records if record.label == label and record.series[name]]
                 if own:
-                    lines.append(_curve(label, own, style, bounded=name == "reward" or percent))
+                    lines.append(_curve(label, own, style, log))
                     if name in ("reward", "entropy"):
                         told.append(f"{place} {label} {name} {lines[-1].y[0]:.3g} to {lines[-1].y[-1]:.3g}".strip())
             if lines:
@@ -123,19 +123,26 @@ def _decades(lines: Sequence[figures.Line]) -> float:
     return math.log10(max(values) / min(values)) if values else 0.0
 
 
-def _curve(label: str, runs: Sequence[Points], style: int, bounded: bool) -> figures.Line:
-    """The mean over runs, at the first run's updates as far as all of them got, with its interval."""
+def _curve(label: str, runs: Sequence[Points], style: int, log: bool) -> figures.Line:
+    """The mean over runs, at the first run's updates as far as all of them got, with its interval.
+
+    Extremes of ratios are averaged as logarithms; nothing that is drawn here is negative.
+    """
     curves = [figures.averaged(points) for points in runs]
     last = min(curve[-1][0] for curve in curves)
     x = [step for step, _ in curves[0] if step <= last]
     values = np.stack([np.interp(x, [u for u, _ in curve], [v for _, v in curve]) for curve in curves], -1)
+    if log:
+        values = np.log(np.maximum(values, np.finfo(np.float64).tiny))
     intervals = [mean_interval(row) for row in values.tolist()]
-    low, high = ([getattr(i, side) for i in intervals] for side in ("low", "high"))
+
+    def drawn(side: str) -> list[float]:
+        found = np.array([getattr(interval, side) for interval in intervals], np.float64)
+        return (np.exp(found) if log else np.maximum(found, 0)).tolist()
+
     if len(runs) == 1:
-        low = high = None  # type: ignore[assignment]
-    elif bounded:
-        low, high = np.clip(low, 0, None).tolist(), np.clip(high, 0, None).tolist()
-    return figures.Line(label, x, [i.mean for i in intervals], low, high, style=style)
+        return figures.Line(label, x, drawn("mean"), style=style)
+    return figures.Line(label, x, drawn("mean"), drawn("low"), drawn("high"), style=style)
 
 
 def shared_sections(
@@ -177,8 +184,8 @@ def _points_of(batches: Sequence[TokenBatch], most: int = 250) -> Points:
         return []
     old = np.concatenate([batch.old_logps[batch.mask] for batch in batches]).astype(np.float64)
     new = np.concatenate([batch.logps[batch.mask] for batch in batches]).astype(np.float64)
-    chosen = np.unique(np.linspace(0, len(old) - 1, min(most, len(old))).astype(int))
-    return list(zip(np.exp(old[chosen]).tolist(), np.exp(new - old)[chosen].tolist(), strict=True))
+    pairs = np.stack([np.exp(old), np.exp(new - old)], -1).tolist()
+    return [(p, ratio) for p, ratio in _spread(pairs, most)]
 
 
 def _why_blocks(
@@ -280,6 +287,11 @@ def tokens_block(rules: Mapping[str, ClipRule], batch: TokenBatch, row: int, whe
     )
 
 
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` of them at equal distances, the first and the last among them."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).astype(int))]
+
+
 def sample_blocks(record: RunRecord, count: int) -> list[Block]:
     """Completions of `count` held-out problems before and after training, and of half as many rollouts."""
     if record.path is None:
@@ -297,10 +309,9 @@ def sample_blocks(record: RunRecord, count: int) -> list[Block]:
     rows: dict[int, list[dict[str, Any]]] = {}
     for row in read_lines(run.samples):
         rows.setdefault(row["step"], []).append(row)
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(max(1, count // 2), len(rows))).astype(int))
-    for step in (list(rows)[i] for i in chosen):
+    for step in _spread(list(rows), max(1, count // 2)):
         samples = []
-        for row in rows[step][:SAMPLES_A_ROLLOUT]:
+        for row in _spread(rows[step], SAMPLES_A_ROLLOUT):  # neighbours answer the same prompt
             known = ("step", "prompt", "completion", "advantage")
             rewards = ", ".join(
                 f"{k} {v:g}" for k, v in row.items() if k not in known and isinstance(v, (int, float))
@@ -317,7 +328,7 @@ def describe(environment: Mapping[str, Any]) -> str:
     processor = " ".join(str(environment[key]) for key in ("processor", "cores") if environment.get(key)) + (
         " cores" if environment.get("cores") else ""
     )
-    threads = f"{environment['cpu_threads']} CPU threads" if "cpu_threads" in environment else ""
+    threads = f"CPU threads: {environment['cpu_threads']}" if "cpu_threads" in environment else ""
     hardware = ", ".join(filter(None, [*environment["gpus"], processor, threads]))
     return (
         f"Commit {environment['commit'] or 'unknown'}; Python {environment['python']}; {packages}; {hardware}; "
