@@ -1,6 +1,7 @@
 """The report of a run and of several: complete, offline, and safe against what a model may write."""
 
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -113,6 +114,25 @@ def test_the_page_says_what_the_run_left(run, tmp_path):
     assert "No recorded token had an advantage" not in text
     clipped = max(row["band/clip_fraction"] for row in read_lines(run / "metrics.jsonl"))
     assert clipped > 0
+
+
+def test_recorded_tokens_give_the_figures_that_were_logged(run):
+    """The update's only micro-batch is kept whole, so its counts are those of metrics.jsonl."""
+    from bandpo.lab.why import outside
+    from bandpo.training.batches import read_batches
+
+    rows = {row["step"]: row for row in read_lines(run / "metrics.jsonl")}
+    batches = read_batches(run / "batches")
+    assert [batch.step for batch in batches] == [8, 16]
+    for batch in batches:
+        found, row = outside(Band(0.0001), batch), rows[batch.step]
+        assert batch.mask.shape[0] == 8
+        assert found.clipped.sum() / batch.mask.sum() == pytest.approx(row["band/clip_fraction"])
+        assert found.above.sum() / batch.mask.sum() == pytest.approx(row["band/out_of_band_fraction_high"])
+        assert batch.entropy[batch.mask].mean() == pytest.approx(row["entropy"], rel=1e-4)
+        ratio = (batch.logps - batch.old_logps)[batch.mask].max()
+        assert ratio == pytest.approx(math.log(row["band/ratio_max"]), abs=1e-5)
+    assert sum(outside(Band(0.0001), batch).clipped.sum() for batch in batches) > 0
 
 
 def test_pictures_and_markdown_beside_it(run, tmp_path):
@@ -321,6 +341,11 @@ def test_curves_have_the_interval_over_seeds():
     half = 4.302653 * 0.2 / 3**0.5  # t with two degrees of freedom
     assert line.high[0] == pytest.approx(0.4 + half, rel=1e-5)
     assert line.low[0] == 0  # a reward is not negative
+    ratios = [{**empty, "reward": [], "ratio_max": [(1, 10.0**power)]} for power in (0, 1, 2)]
+    (picture,) = curves_pictures([("", [RunRecord("A", seed, own) for seed, own in enumerate(ratios)])])
+    (line,) = picture.panels[0].lines
+    assert line.y == pytest.approx([10])
+    assert line.high[0] == pytest.approx(10 ** (1 + 4.302653 / 3**0.5), rel=1e-5)
 
 
 def test_long_curves_are_averaged():

@@ -7,7 +7,7 @@ import pytest
 
 from bandpo import DCPO, AdaptiveBand, Band, Clip, NoClip
 from bandpo.lab import why
-from bandpo.training.batches import TokenBatch, read_batches
+from bandpo.training.batches import TokenBatch, read_batches, steps_to_record
 
 RULES = {"clip": Clip(0.1, 0.2), "band": Band(0.02), "tv": Band((0.05, 0.02), "tv"), "dcpo": DCPO(), "none": NoClip()}
 
@@ -127,3 +127,45 @@ def test_rules_have_names():
     assert why.name_rule(Band((0.02, 0.1), "tv", cap=10)) == "Band TV 0.02/0.1, cap 10"
     assert why.name_rule(AdaptiveBand()) == "Adaptive band KL 0.05"
     assert why.name_rule(Clip(0.2, 0.28)) == "Clip 0.2/0.28"
+
+
+@pytest.mark.parametrize(
+    ("updates", "per_rollout", "batches", "steps"),
+    [
+        (48, 16, 3, {16, 32, 48}),
+        (240, 4, 4, {60, 120, 180, 240}),
+        (10, 4, 4, {4, 8}),  # two whole rollouts only
+        (3, 16, 2, {3}),  # ends within its first rollout
+        (8, 0.5, 2, {4, 8}),  # two rollouts an update
+    ],
+)
+def test_last_updates_of_rollouts_are_recorded(updates, per_rollout, batches, steps):
+    assert steps_to_record(updates, per_rollout, batches) == steps
+
+
+def test_as_many_completions_are_kept_as_fit(batch):
+    import types
+
+    import torch
+
+    trainer = types.SimpleNamespace(
+        last_forward=(torch.from_numpy(batch.logps), torch.from_numpy(batch.entropy)),
+        last_inputs={
+            "old_per_token_logps": torch.from_numpy(batch.old_logps),
+            "completion_ids": torch.from_numpy(batch.tokens + 10),
+            "completion_mask": torch.from_numpy(batch.mask.astype(np.int64)),
+            "tool_mask": torch.ones(6, 40).index_fill(1, torch.arange(30, 40), 0),
+            "advantages": torch.from_numpy(batch.advantages[:, 0].copy()),
+        },
+        processing_class=types.SimpleNamespace(decode=lambda ids: f"<{ids[0]}>"),
+    )
+    kept = TokenBatch.of_trainer(trainer, 7, limit=2 * 30 * 20 + 1)
+    assert kept.tokens.shape == (2, 30)  # two completions of 30 tokens of 20 bytes; the rest is a tool's
+    assert (kept.mask == batch.mask[:2, :30]).all()
+    assert (kept.logps[kept.mask] == batch.logps[:2, :30][kept.mask]).all()
+    assert (kept.advantages[kept.mask] == batch.advantages[:2, :30][kept.mask]).all()
+    texts = kept.texts[kept.tokens[kept.mask]]
+    assert texts.tolist() == [f"<{i + 10}>" for i in batch.tokens[:2, :30][kept.mask]]
+    assert kept.step == 7
+    trainer.last_inputs["old_per_token_logps"] = None
+    assert TokenBatch.of_trainer(trainer, 7, limit=10_000) is None

@@ -131,4 +131,4 @@ def steps_to_record(updates: int, per_rollout: float, batches: int) -> set[int]:
     """
     rollouts = max(1, int(updates / per_rollout))
     chosen = {-(-rollouts * i // batches) for i in range(1, batches + 1)}
-    return {max(1, int(rollout * per_rollout)) for rollout in chosen}
+    return {min(updates, max(1, int(rollout * per_rollout))) for rollout in chosen}
