@@ -397,3 +397,10 @@ def test_names_with_markup_stay_text():
     assert "&lt;b&gt;$x^2$ &amp;" in drawn
     assert "var(--s0)" in drawn
     assert "#0103" not in drawn
+
+
+def test_cells_cannot_break_a_markdown_table():
+    from bandpo.lab.html import Table
+
+    lines = Table(["a", "b"], [["x|y", "1"]], title="T").markdown()
+    assert lines == ["| a | b |", "| --- | ---: |", r"| x\|y | 1 |"]
