@@ -112,6 +112,8 @@ def test_the_page_says_what_the_run_left(run, tmp_path):
     assert len(list((run / "batches").glob("batch-*.npz"))) == 2
     assert "Which tokens, and why" in text
     assert "No recorded token had an advantage" not in text
+    for step in (1, 5, 9, 13):
+        assert f"rollout before update {step}" in text
     clipped = max(row["band/clip_fraction"] for row in read_lines(run / "metrics.jsonl"))
     assert clipped > 0
 
@@ -295,13 +297,27 @@ def test_a_sweep_and_studies_beside_runs(run, tmp_path):
     page = Page(html)
     text = " ".join(" ".join(page.text).split())
     assert "Scores, rule.radius = 0.01" in text
-    assert "swept: Results" in text.replace("Study ", "")
+    assert "Study swept: Results" in text
     assert (tmp_path / "all" / "sweep.png").exists()
     assert (tmp_path / "all" / "study2-curves.png").exists()
     assert (tmp_path / "all" / "runs-curves.png").exists()
     ids = re.findall(r'\sid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', html)) <= set(ids)
+
+
+def test_curves_are_those_of_their_place(tmp_path):
+    from bandpo.lab.study_page import study_records
+
+    metrics = a_study(sweep={"rule.radius": ["0.01", "0.05"]})
+    for run in metrics["runs"]:
+        run["rollouts"]["reward"] = [float(run["point"]["rule.radius"])] * 3
+    metrics["runs"][0]["status"] = "failed"
+    for value, count in (("0.01", 8), ("0.05", 9)):
+        records = study_records(tmp_path / "metrics.json", metrics, {"rule.radius": value})
+        assert len(records) == count
+        assert {y for record in records for _, y in record.series["reward"]} == {float(value)}
+        assert records[-1].series["clip_low"] == [(4, 0.0), (8, 0.01)]  # the last was not a number
 
 
 def test_what_is_no_study_is_named(tmp_path):
@@ -325,6 +341,10 @@ def test_runs_that_differ_in_the_seed_alone_are_one_curve(run, tmp_path):
     assert set(lines) == {"Band KL 0.0001", "Band KL 0.2"}
     assert lines["Band KL 0.0001"].low == lines["Band KL 0.0001"].y  # two equal runs: no spread
     assert lines["Band KL 0.2"].low is None
+    config = tmp_path / "two" / "config.yaml"
+    config.write_text((run / "config.yaml").read_text().replace("learning_rate: 0.003", "learning_rate: 0.1"))
+    results, *_ = run_sections([run, tmp_path / "one", tmp_path / "two"])
+    assert [row[:2] for row in results.blocks[0].rows] == [["Band KL 0.0001, run", "2"], ["Band KL 0.0001, two", "1"]]
 
 
 def test_curves_have_the_interval_over_seeds():

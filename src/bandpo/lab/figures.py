@@ -277,17 +277,10 @@ def svg(panel: Panel, name: str) -> str:
     pyplot.close(figure)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"<svg [^>]*?viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
     wanted = {a or b for a, b in re.findall(r"url\(#([^)]*)\)|href=\"#([^\"]*)\"", text)}
-
-    def keep(found: re.Match[str]) -> str:
-        if found[1] not in wanted:
-            return ""
-        wanted.remove(found[1])  # matplotlib may define the same marker twice
-        return f' id="{name}-{found[1]}"'
-
-    text = re.sub(r' id="([^"]*)"', keep, text)
+    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in wanted else "", text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
     for stand_in, variable in _STAND_INS.items():
