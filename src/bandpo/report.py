@@ -18,11 +18,12 @@ import yaml
 from bandpo.files import read_lines, write_atomic
 from bandpo.lab import figures, why
 from bandpo.lab.html import Block, Code, Drawing, Page, Section, Table, Text
-from bandpo.lab.metrics import read_metrics
-from bandpo.lab.sections import CURVES, RunRecord, curves_pictures, describe, finite, rule_of, shared_sections, show
+from bandpo.lab.metrics import METRICS, read_metrics
+from bandpo.lab.sections import CURVES, RunRecord, curves_pictures, describe, finite, shared_sections, show
 from bandpo.lab.statistics import mean_interval
-from bandpo.lab.study_page import METRICS, metrics_file, study_sections
+from bandpo.lab.study_page import metrics_file, study_sections
 from bandpo.rules import ClipRule
+from bandpo.training.config import clip_rule_of
 from bandpo.training.run_dir import RunDirectory
 from bandpo.training.summary import label as metric_label
 from bandpo.training.summary import metric_rows
@@ -120,7 +121,7 @@ def read_run(path: Path) -> tuple[RunRecord, dict[str, Any]]:
 
 
 def _method_of(config: dict[str, Any]) -> str:
-    rule = rule_of(config["rule"])
+    rule = clip_rule_of(config["rule"])
     if rule is not None:
         return why.name_rule(rule)
     train = config["train"]
@@ -133,7 +134,7 @@ def run_sections(paths: Sequence[Path], prefix: str = "") -> list[Section]:
     found = [read_run(path) for path in paths]
     configs = [config for _, config in found]
     records = _distinct_labels([record for record, _ in found], configs)
-    found_rules = [rule for config in configs if (rule := rule_of(config["rule"])) is not None]
+    found_rules = [rule for config in configs if (rule := clip_rule_of(config["rule"])) is not None]
     rules = {why.name_rule(rule): rule for rule in found_rules}
     labels = list(dict.fromkeys(record.label for record in records))
     sections = [Section(f"{prefix}results", "Results", _run_results(records))]

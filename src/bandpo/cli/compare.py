@@ -40,6 +40,7 @@ def compare(
     """
     from rich.console import Console
 
+    from bandpo.lab.metrics import METRICS, read_metrics
     from bandpo.lab.study import load_study, study_names
     from bandpo.lab.summary import print_study
 
@@ -48,10 +49,8 @@ def compare(
         for name in study_names():
             typer.echo(f"{name:10} {load_study(name).description}")
         return
-    done = Path(study) / "metrics.json" if Path(study).is_dir() else Path(study)
-    if done.name == "metrics.json":
-        from bandpo.lab.metrics import read_metrics
-
+    done = Path(study) / METRICS if Path(study).is_dir() else Path(study)
+    if done.name == METRICS:
         print_study(read_metrics(done), console)
         return
 

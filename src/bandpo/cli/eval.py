@@ -182,6 +182,7 @@ def locate_model(model: str, checkpoint: int | None) -> str:
     Raises:
         ValueError: If the run has no such model; the ones it has are named.
     """
+    from bandpo.training.checkpoints import list_checkpoints, step_of
     from bandpo.training.run_dir import RunDirectory
 
     run = RunDirectory(Path(model).expanduser())
@@ -191,8 +192,7 @@ def locate_model(model: str, checkpoint: int | None) -> str:
         return model
     found = run.model if checkpoint is None else run.checkpoints / f"checkpoint-{checkpoint}"
     if not found.is_dir():
-        steps = [p.name.removeprefix("checkpoint-") for p in run.checkpoints.glob("checkpoint-*")]
-        known = ", ".join(sorted((s for s in steps if s.isdigit()), key=int)) or "none"
+        known = ", ".join(str(step_of(p)) for p in list_checkpoints(run.checkpoints)) or "none"
         raise ValueError(f"run {model!r} has no {found.relative_to(run.path)}; its checkpoints: {known}")
     return str(found)
 

@@ -115,6 +115,7 @@ def of_evaluations(folders: list[Path], greedy: bool) -> Iterator[Shown]:
 def of_training(file: Path, step: int | None) -> Iterator[Shown]:
     """Rows {step, prompt, completion, advantage, REWARD: value, ...}; several rewards are added up."""
     from bandpo.files import read_lines
+    from bandpo.training.run_dir import rewards_of
 
     current, numbers = None, dict[str, int]()
     for row in read_lines(file):
@@ -123,8 +124,6 @@ def of_training(file: Path, step: int | None) -> Iterator[Shown]:
         if row["step"] != current:
             current, numbers = row["step"], {}
         number = numbers.setdefault(row["prompt"], len(numbers) + 1)
-        known = ("step", "prompt", "completion", "advantage", "tokens", "truncated")
-        rewards = [value for key, value in row.items() if key not in known and isinstance(value, (int, float))]
         notes = [f"advantage {row['advantage']:.2f}"]
         notes += [f"{row['tokens']} tokens"] if "tokens" in row else [f"{len(row['completion'])} characters"]
         yield Shown(
@@ -133,7 +132,7 @@ def of_training(file: Path, step: int | None) -> Iterator[Shown]:
             row["prompt"],
             None,
             row["completion"],
-            sum(rewards),
+            sum(rewards_of(row).values()),
             tuple(notes),
             row.get("truncated"),
         )

@@ -65,12 +65,9 @@ def _load_transformers(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
 def _load_vllm(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
     from vllm import LLM
 
-    from bandpo.training.models import convert_gguf, resolve
+    from bandpo.training.models import loadable
 
-    source = resolve(path)
-    if source.endswith(".gguf"):
-        source = str(convert_gguf(Path(source)))
-    model = LLM(model=source, dtype=dtype, seed=seed)
+    model = LLM(model=loadable(path), dtype=dtype, seed=seed)
     return model, model.get_tokenizer()
 
 

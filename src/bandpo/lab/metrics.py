@@ -14,6 +14,7 @@ from bandpo.evaluation.store import GREEDY, RESULT, SAMPLES, read_grades
 from bandpo.files import read_lines, write_atomic
 from bandpo.training.run_dir import RunDirectory
 
+METRICS = "metrics.json"
 FORMAT = 1
 DIGITS = 4
 MOST_ENTRIES = 64

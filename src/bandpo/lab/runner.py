@@ -25,8 +25,9 @@ from rich.progress import Progress, TaskID
 
 from bandpo.files import write_atomic
 from bandpo.lab.calibration import describe, next_values
-from bandpo.lab.metrics import FORMAT, collect_run, mean_of, read_metrics, write_metrics
+from bandpo.lab.metrics import FORMAT, METRICS, collect_run, mean_of, read_metrics, write_metrics
 from bandpo.lab.study import Run, Study, as_overrides, collapse, initial_folder, run_config, run_settings
+from bandpo.machine import cores
 from bandpo.progress import make_progress
 from bandpo.training.config import load_config
 from bandpo.training.run_dir import RunDirectory
@@ -128,7 +129,7 @@ class Pool:
                         active.append(self._start(job, slot, progress))
                     now = time.monotonic()
                     for one in active:
-                        progress.update(one.bar, completed=_lines(one.job.output / "metrics.jsonl"))
+                        progress.update(one.bar, completed=_lines(RunDirectory(one.job.output).metrics))
                     left = self.seconds_left(took, [now - one.since for one in active], len(waiting))
                     figures = "" if left is None else f"about {max(1, round(left / 60))} min left"
                     progress.update(
@@ -236,10 +237,6 @@ def machine_workers(study: Study) -> tuple[int, list[int]]:
     return study.workers or max(1, len(gpus) or min(cores(), memory)), gpus
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 # The study
 
 
@@ -265,8 +262,8 @@ class StudyRunner:
         self.records: dict[tuple[str, str], dict[str, Any]] = {}
         self.calibration: dict[str, Any] = {}
         self.environment: dict[str, Any] = {}
-        if (directory / "metrics.json").exists():
-            metrics = read_metrics(directory / "metrics.json")
+        if (directory / METRICS).exists():
+            metrics = read_metrics(directory / METRICS)
             self.environment = metrics["environment"]
             self.records = {_key(record): record for record in metrics["runs"]}
         if (directory / "calibration.json").exists():
@@ -519,7 +516,7 @@ class StudyRunner:
         }
 
     def write(self) -> None:
-        write_metrics(self.directory / "metrics.json", self.metrics())
+        write_metrics(self.directory / METRICS, self.metrics())
 
     def seconds_left(self, took: list[float], ages: list[float], waiting: int) -> float | None:
         if not took and self.study.budget.seconds is None:

@@ -16,10 +16,9 @@ from bandpo.files import read_lines
 from bandpo.lab import figures, why
 from bandpo.lab.html import Block, Drawing, Sample, Samples, Section, Table, Text, TokenRow, Tokens
 from bandpo.lab.statistics import Interval, mean_interval
-from bandpo.rules import ClipRule, make_rule
+from bandpo.rules import ClipRule
 from bandpo.training.batches import TokenBatch, read_batches
-from bandpo.training.config import TRL_RULE
-from bandpo.training.run_dir import RunDirectory
+from bandpo.training.run_dir import RunDirectory, rewards_of
 
 # Title, metric, whether a share, whether its axis is logarithmic. No divergence: each rule has its own.
 CURVES: tuple[tuple[str, str, bool, bool], ...] = (
@@ -56,11 +55,6 @@ class RunRecord:
 
 def finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def rule_of(settings: Mapping[str, Any]) -> ClipRule | None:
-    """The clip rule that `rule` of a recipe names; None where TRL's own loss stays as it is."""
-    return None if settings["name"] == TRL_RULE else make_rule(**settings)
 
 
 def show(interval: Interval | None, form: str = ".3f") -> str:
@@ -312,10 +306,7 @@ def sample_blocks(record: RunRecord, count: int) -> list[Block]:
     for step in _spread(list(rows), max(1, count // 2)):
         samples = []
         for row in _spread(rows[step], SAMPLES_A_ROLLOUT):  # neighbours answer the same prompt
-            known = ("step", "prompt", "completion", "advantage")
-            rewards = ", ".join(
-                f"{k} {v:g}" for k, v in row.items() if k not in known and isinstance(v, (int, float))
-            )
+            rewards = ", ".join(f"{name} {value:g}" for name, value in rewards_of(row).items())
             facts = f"{rewards}, advantage {row['advantage']:+.2f}"
             samples.append(Sample(row["prompt"], row["completion"], facts))
         blocks.append(Samples(f"{record.label}: rollout before update {step}", samples))

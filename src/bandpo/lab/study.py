@@ -5,18 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from bandpo.rules import nearest
-from bandpo.training.config import RunConfig, apply_override, load_config, parse_value
+from bandpo.training.config import (
+    RunConfig,
+    Strict,
+    apply_override,
+    find_yaml,
+    flatten,
+    load_config,
+    parse_mapping,
+    parse_value,
+    yaml_names,
+)
 
 STUDIES = resources.files("bandpo") / "studies"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]*")
@@ -24,11 +32,7 @@ MATCH = "match"
 METRICS = "mean, greedy, reward or pass@K"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Match(_Strict):
+class Match(Strict):
     """A control: settings of a method chosen so that a figure of its runs is that of another method's.
 
     Attributes:
@@ -55,7 +59,7 @@ class Match(_Strict):
         return [self.key] if isinstance(self.key, str) else self.key
 
 
-class Pilot(_Strict):
+class Pilot(Strict):
     """The short runs that choose the settings of matched controls.
 
     Attributes:
@@ -71,7 +75,7 @@ class Pilot(_Strict):
     overrides: dict[str, Any] = Field(default_factory=dict)
 
 
-class Budget(_Strict):
+class Budget(Strict):
     """What one run takes where the study was tuned; decides how many run at a time, and the estimate at the start.
 
     Attributes:
@@ -83,7 +87,7 @@ class Budget(_Strict):
     memory: float = Field(default=2.0, gt=0)
 
 
-class Study(_Strict):
+class Study(Strict):
     """Everything that determines a study.
 
     Attributes:
@@ -206,15 +210,6 @@ class Run:
         return " ".join(filter(None, [self.method, place, self.trial or f"seed {self.seed}"]))
 
 
-def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as (dotted key, value) pairs."""
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def collapse(*layers: dict[str, Any]) -> dict[str, Any]:
     """Settings laid over each other, as dotted key -> value; another `name` drops what was below it.
 
@@ -242,7 +237,7 @@ def _as_text(value: Any) -> str:
 
 
 def study_names() -> list[str]:
-    return sorted(p.name.removesuffix(".yaml") for p in STUDIES.iterdir() if p.name.endswith(".yaml"))
+    return yaml_names(STUDIES)
 
 
 def load_study(study: str, overrides: list[str] | None = None) -> Study:
@@ -253,24 +248,8 @@ def load_study(study: str, overrides: list[str] | None = None) -> Study:
     Raises:
         ValueError: For an unknown study, key or value; where it is one method's, the message names the method.
     """
-    if study.endswith((".yaml", ".yml")):
-        path = Path(study).expanduser()
-        if not path.is_file():
-            raise ValueError(f"study file {study!r} does not exist")
-        text = path.read_text(encoding="utf-8")
-    elif study in study_names():
-        path, text = None, (STUDIES / f"{study}.yaml").read_text(encoding="utf-8")
-    else:
-        raise ValueError(
-            f"unknown study {study!r}{nearest(study, study_names())}; known studies: {', '.join(study_names())} "
-            "(or the path of a .yaml file)"
-        )
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"study {study!r} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"study {study!r} is a {type(data).__name__}, allowed is a mapping of keys to values")
+    text, path = find_yaml("study", study, STUDIES)
+    data = parse_mapping(text, f"study {study!r}")
     recipe = data.get("recipe")
     if path is not None and isinstance(recipe, str) and recipe.endswith((".yaml", ".yml")):
         data["recipe"] = str(path.parent / Path(recipe).expanduser())

@@ -12,14 +12,14 @@ import yaml
 
 from bandpo.lab import figures
 from bandpo.lab.html import Block, Code, Drawing, Section, Table, Text
-from bandpo.lab.metrics import read_metrics
-from bandpo.lab.sections import CURVES, RunRecord, curves_pictures, describe, finite, rule_of, shared_sections, show
+from bandpo.lab.metrics import METRICS, read_metrics
+from bandpo.lab.sections import CURVES, RunRecord, curves_pictures, describe, finite, shared_sections, show
 from bandpo.lab.statistics import Comparison, compare
 from bandpo.lab.study import Run
 from bandpo.rules import ClipRule
+from bandpo.training.config import clip_rule_of
 from bandpo.training.run_dir import RunDirectory
 
-METRICS = "metrics.json"
 LEGEND = (
     "Means over seeds with 95% intervals over seeds. Differences are paired by seed; p is corrected for the number "
     "of methods by Holm's method. P(better): probability that a run ends above one of {reference}. Mean reward: over "
@@ -93,7 +93,7 @@ def _rules(metrics: Mapping[str, Any], places: Sequence[Comparison]) -> dict[str
     return {
         method: rule
         for method in metrics["study"]["methods"]
-        if method in found and (rule := rule_of(found[method])) is not None
+        if method in found and (rule := clip_rule_of(found[method])) is not None
     }
 
 

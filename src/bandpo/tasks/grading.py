@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from bandpo.machine import cores
+
 Kind = Literal["math", "reasoning-gym"]
 
 DEFAULT_TIME_LIMIT = 5.0
@@ -137,7 +139,7 @@ class Grader:
 
     def __init__(self, kind: Kind, workers: int | None = None) -> None:
         self.kind = kind
-        self.workers = workers or min(_cpus(), MAX_WORKERS)
+        self.workers = workers or min(cores(), MAX_WORKERS)
         self._free: list[_Worker] = []
         self._every: list[_Worker] = []
         self._changed = threading.Condition()
@@ -224,10 +226,6 @@ class Grader:
                 self._every.append(_Worker(self.kind))
                 self._free.insert(0, self._every[-1])
                 self._changed.notify()
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _shared: dict[Kind, Grader] = {}

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from bandpo.files import append_line
 from bandpo.training.batches import BYTES_A_RUN, TokenBatch, steps_to_record
 from bandpo.training.run_dir import RunDirectory
+from bandpo.training.trainer import micro_batches_per_rollout
 
 FIGURES = (
     ("reward", "reward", "{:.2f}"),
@@ -54,7 +55,7 @@ class BatchRecorder(TrainerCallback):
         self._steps: set[int] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        per_rollout = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
+        per_rollout = micro_batches_per_rollout(args) / args.gradient_accumulation_steps
         self._steps = steps_to_record(state.max_steps, per_rollout, self.batches)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,11 +23,13 @@ MODEL_DTYPES: tuple[str, ...] = get_args(Dtype)
 TRL_RULE = "trl"  # no clip rule of ours: TRL's own loss as `train` describes it
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Settings that refuse unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ScratchConfig(_Strict):
+class ScratchConfig(Strict):
     """A small Llama with random weights and one token a character."""
 
     hidden_size: int = Field(default=128, ge=8)
@@ -34,7 +38,7 @@ class ScratchConfig(_Strict):
     positions: int = Field(default=256, ge=16)
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """Which model: `path` (hub name, local directory, GGUF file or package:NAME/FILE), or `scratch`."""
 
     path: str | None = None
@@ -48,7 +52,7 @@ class ModelConfig(_Strict):
         return self
 
 
-class LoraConfig(_Strict):
+class LoraConfig(Strict):
     """Low-rank adapters (PEFT) on the named modules."""
 
     rank: int = Field(default=16, ge=1)
@@ -57,7 +61,7 @@ class LoraConfig(_Strict):
     targets: str | list[str] = "all-linear"
 
 
-class WarmupConfig(_Strict):
+class WarmupConfig(Strict):
     """Supervised training on the task's solutions before reinforcement learning."""
 
     steps: int = Field(default=200, ge=1)
@@ -65,7 +69,7 @@ class WarmupConfig(_Strict):
     learning_rate: float = Field(default=1e-3, gt=0)
 
 
-class EvalConfig(_Strict):
+class EvalConfig(Strict):
     """Evaluation on held-out problems before and after training."""
 
     samples: int = Field(default=4, ge=1)
@@ -85,7 +89,7 @@ ALARMS = (
 )
 
 
-class AlarmConfig(_Strict):
+class AlarmConfig(Strict):
     """When the alarms of docs/alarms.md fire, and which of them stop the run.
 
     Attributes:
@@ -130,13 +134,13 @@ class AlarmConfig(_Strict):
         return self.stop if isinstance(self.stop, bool) else name in self.stop
 
 
-class RecordConfig(_Strict):
+class RecordConfig(Strict):
     """What a run keeps of single tokens: at so many updates, spread evenly, a micro-batch (docs/report.md)."""
 
     batches: int = Field(default=4, ge=1, le=32)
 
 
-class RunConfig(_Strict):
+class RunConfig(Strict):
     """Everything that determines a run.
 
     Attributes:
@@ -194,11 +198,66 @@ class RunConfig(_Strict):
 
     def clip_rule(self) -> ClipRule | None:
         """The rule that bounds the ratio; None where TRL's own loss is left alone."""
-        return None if self.rule["name"] == TRL_RULE else make_rule(**self.rule)
+        return clip_rule_of(self.rule)
+
+
+def clip_rule_of(settings: Mapping[str, Any]) -> ClipRule | None:
+    """The clip rule that `rule` of a recipe describes; None where TRL's own loss is left alone."""
+    return None if settings["name"] == TRL_RULE else make_rule(**settings)
 
 
 def recipe_names() -> list[str]:
-    return sorted(p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
+    return yaml_names(RECIPES)
+
+
+def yaml_names(folder: Traversable) -> list[str]:
+    """Names of the .yaml files that the package brings in a folder."""
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def find_yaml(kind: str, name: str, folder: Traversable) -> tuple[str, Path | None]:
+    """The text of a recipe or study by name, or by the path of a .yaml file, and that path.
+
+    Args:
+        kind: What it is, for messages.
+        folder: Where the package keeps those that have a name.
+
+    Raises:
+        ValueError: If there is none; the nearest name is given.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise ValueError(f"{kind} file {name!r} does not exist")
+        return path.read_text(encoding="utf-8"), path
+    known = yaml_names(folder)
+    if name not in known:
+        plural = folder.name  # recipes, studies
+        raise ValueError(
+            f"unknown {kind} {name!r}{nearest(name, known)}; known {plural}: {', '.join(known)} "
+            "(or the path of a .yaml file)"
+        )
+    return (folder / f"{name}.yaml").read_text(encoding="utf-8"), None
+
+
+def parse_mapping(text: str, what: str) -> dict[str, Any]:
+    """A YAML mapping; ValueError that calls the text `what` if it is none."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{what} is a {type(data).__name__}, allowed is a mapping of keys to values")
+    return data
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted key, value) pairs."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
@@ -223,25 +282,10 @@ def read_recipe(recipe: str, _heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         ValueError: For a recipe that does not exist, is not a mapping, or inherits from itself.
     """
-    if recipe.endswith((".yaml", ".yml")):
-        path = Path(recipe).expanduser()
-        if not path.is_file():
-            raise ValueError(f"recipe file {recipe!r} does not exist")
+    text, path = find_yaml("recipe", recipe, RECIPES)
+    if path is not None:
         recipe = str(path.resolve())
-        text = path.read_text(encoding="utf-8")
-    elif recipe in recipe_names():
-        text = (RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")
-    else:
-        raise ValueError(
-            f"unknown recipe {recipe!r}{nearest(recipe, recipe_names())}; known recipes: "
-            f"{', '.join(recipe_names())} (or the path of a .yaml file)"
-        )
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {recipe!r} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"recipe {recipe!r} is a {type(data).__name__}, allowed is a mapping of keys to values")
+    data = parse_mapping(text, f"recipe {recipe!r}")
     base = data.pop("base", None)
     if base is None:
         return data

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import Progress
@@ -131,8 +133,6 @@ def run_training(
 
 def start_processes() -> Any:
     """The processes of this run, one unless `accelerate launch` started more."""
-    from accelerate import PartialState
-
     # Others wait while the first one evaluates, for longer than the default half hour.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
 
@@ -167,11 +167,19 @@ def prepare_initial(
     """The weights that training starts from; those that this run makes itself are kept in its directory."""
     if run.initial.exists() or (config.warmup is None and config.model.scratch is None):
         return model, tokenizer
-    if config.warmup is not None:
-        warm_up(model, tokenizer, config.task, problems, config.warmup, config.seed, run.path / "warmup")
-    save_model(lambda folder: model.save_pretrained(folder), tokenizer, run.initial, processes)
+    make_initial(config, model, tokenizer, problems, run.initial, processes)
     # Loaded anew, it knows where it came from: TRL takes the reference model from there.
     return load_model(str(run.initial), config.model.dtype)
+
+
+def make_initial(
+    config: RunConfig, model: Any, tokenizer: Any, problems: list[Problem], target: Path, processes: Any
+) -> None:
+    """Warm a model up where the recipe says so, and save it."""
+    if config.warmup is not None:
+        with tempfile.TemporaryDirectory(prefix="bandpo-warmup-") as folder:
+            warm_up(model, tokenizer, config.task, problems, config.warmup, config.seed, Path(folder))
+    save_model(lambda folder: model.save_pretrained(folder), tokenizer, target, processes)
 
 
 def save_model(save: Callable[[str], Any], tokenizer: Any, target: Path, processes: Any) -> None:
@@ -329,8 +337,6 @@ def build_args(config: RunConfig, settings: dict[str, Any], run: RunDirectory) -
         "dataloader_pin_memory": False,
     }
     merged = {**TRAIN_DEFAULTS, **(machine if on_cpu else {}), **settings}
-    if config.shaping:
-        merged["reward_weights"] = [1.0, *(one.get("weight", 1.0) for one in config.shaping)]
     # The rule object reaches the trainer as it is; TRL's own copy of these settings is then unused.
     return config_class(config)(output_dir=str(run.checkpoints), seed=config.seed, **merged)
 
@@ -346,6 +352,8 @@ def build_trainer(
     if args.use_cpu:
         chunked_logprob.TOKEN_CHUNK_SIZE = CPU_TILE
     shaping = config.shaping_rewards(args.max_completion_length)
+    if shaping:
+        args.reward_weights = [1.0, *(one.weight for one in shaping)]
     rows = [{"prompt": config.task.prompt(p, tokenizer), "problem": i} for i, p in enumerate(problems)]
     rule = config.clip_rule()
     trainer_class: Any = DurableGRPOTrainer if rule is None else partial(BandGRPOTrainer, rule=rule)

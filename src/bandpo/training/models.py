@@ -39,9 +39,7 @@ def load_model(path: str, dtype: str = "float32") -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = resolve(path)
-    if source.endswith(".gguf"):
-        source = str(convert_gguf(Path(source)))
+    source = loadable(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
@@ -71,6 +69,12 @@ def resolve(path: str) -> str:
     if looks_local:
         raise ValueError(f"model path {path!r} does not exist")
     return path
+
+
+def loadable(path: str) -> str:
+    """What transformers and vLLM load for a model path: a directory, a converted GGUF file, or a hub name."""
+    source = resolve(path)
+    return str(convert_gguf(Path(source))) if source.endswith(".gguf") else source
 
 
 def convert_gguf(file: Path) -> Path:

@@ -49,7 +49,7 @@ from bandpo.training.memory import (
     resident_memory,
     show_bytes,
 )
-from bandpo.training.models import convert_gguf, load_model, resolve
+from bandpo.training.models import load_model, loadable, resolve
 from bandpo.training.run_dir import RunDirectory
 from bandpo.training.trainer import can_clip
 
@@ -273,9 +273,7 @@ def read_architecture(config: RunConfig) -> Architecture:
         model = build_model(config)[0]
     else:
         assert config.model.path is not None
-        source = resolve(config.model.path)
-        if source.endswith(".gguf"):
-            source = str(convert_gguf(Path(source)))
+        source = loadable(config.model.path)
         try:
             sizes = AutoConfig.from_pretrained(source)
         except OSError as error:

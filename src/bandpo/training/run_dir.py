@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from bandpo.files import append_line, read_lines, write_atomic
+from bandpo.training.config import flatten
 
 PACKAGES = ("bandpo", "torch", "trl", "transformers", "peft", "datasets", "accelerate", "math-verify", "vllm")
 
@@ -92,8 +93,8 @@ class RunDirectory:
 
     def check_config(self, config: dict[str, Any]) -> None:
         """Raise ValueError if the run was started with other settings."""
-        found = _flat(yaml.safe_load(self.config.read_text(encoding="utf-8")))
-        given = _flat(config)
+        found = dict(flatten(yaml.safe_load(self.config.read_text(encoding="utf-8"))))
+        given = dict(flatten(config))
         different = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
         if different:
             key = different[0]
@@ -125,11 +126,10 @@ class RunDirectory:
         write_atomic(self.status, json.dumps(record, indent=2) + "\n")
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {dotted key: value}."""
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    return {k: v for key, child in node.items() for k, v in _flat(child, f"{prefix}.{key}".lstrip(".")).items()}
+def rewards_of(row: dict[str, Any]) -> dict[str, float]:
+    """The rewards, by name, of one line of samples.jsonl."""
+    known = ("step", "prompt", "completion", "advantage", "tokens", "truncated")
+    return {name: value for name, value in row.items() if name not in known and isinstance(value, (int, float))}
 
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
