@@ -58,6 +58,13 @@ def test_cache_directory(monkeypatch, tmp_path):
     assert cache_directory() == tmp_path / "bandpo"
 
 
+def test_scale_of_the_first_weights():
+    for given, expected in ((None, 0.02), (0.2, 0.2)):
+        model, _ = scratch_model(64, layers=1, heads=2, positions=32, seed=1, initializer_range=given)
+        spread = model.model.layers[0].mlp.up_proj.weight.std().item()
+        assert spread == pytest.approx(expected, rel=0.05)
+
+
 def test_scratch_model_is_seeded_and_reads_characters():
     first, tokenizer = scratch_model(hidden_size=32, layers=1, heads=2, positions=32, seed=1)
     second, _ = scratch_model(hidden_size=32, layers=1, heads=2, positions=32, seed=1)

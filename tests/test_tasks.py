@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import sys
 
 import pytest
@@ -95,14 +96,33 @@ def test_arithmetic_splits_every_problem_once():
 
 
 def test_written_sum_ends_in_the_sum():
-    assert written_sum(47, 85) == "7+5=12;4+8+1=13;132"
+    assert written_sum(47, 85, 0, random.Random(0)) == "7+5=12;4+8+1=13;132"
     for a in range(0, 120, 7):
         for b in range(0, 120, 11):
-            *steps, last = written_sum(a, b).split(";")
+            *steps, last = written_sum(a, b, 0, random.Random(0)).split(";")
             assert int(last) == a + b
             for step in steps:
                 left, right = step.split("=")
                 assert eval(left) == int(right)
+
+
+def test_slips_are_as_frequent_as_asked_and_carried_on():
+    train, heldout = Arithmetic(low=10, high=99, steps=True, slips=0.4).problems()
+    right = total = 0
+    for problem in train + heldout:
+        *steps, last = problem.solution.split(";")
+        sums = [int(step.split("=")[1]) for step in steps]
+        right += sum(eval(step.split("=")[0]) == value for step, value in zip(steps, sums, strict=True))
+        total += len(steps)
+        assert steps[1].count("+") == 1 + (sums[0] >= 10)
+        assert last == f"{sums[1]}{sums[0] % 10}"
+        assert int(problem.answer) == eval(problem.question)
+    # A random number from 0 to 19 is right in one case of twenty; 16,200 sums.
+    assert abs(right / total - (0.6 + 0.4 / 20)) < 0.016
+    assert (
+        Arithmetic(steps=True).problems()[0][0].question
+        == Arithmetic(steps=True, slips=0.4).problems()[0][0].question
+    )
 
 
 def test_questions_from_a_file(questions):
@@ -140,7 +160,15 @@ def test_missing_data_is_named():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"low": 5, "high": 4}, {"heldout": 400}, {"operations": ()}, {"steps": True, "operations": ("-",)}]
+    "settings",
+    [
+        {"low": 5, "high": 4},
+        {"heldout": 400},
+        {"operations": ()},
+        {"steps": True, "operations": ("-",)},
+        {"slips": 0.1},
+        {"steps": True, "slips": 1.0},
+    ],
 )
 def test_impossible_arithmetic(settings):
     with pytest.raises(ValidationError):

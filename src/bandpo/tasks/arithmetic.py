@@ -17,7 +17,8 @@ class Arithmetic(Task):
 
     Every pair that the settings allow is either a training or a held-out problem, never both. With
     `steps`, a problem's solution writes the digit-wise sum out from the last digit to the first; only
-    addition of non-negative integers has one.
+    addition of non-negative integers has one. `slips` is the share of these sums of digits that is replaced by a
+    random number from 0 to 19: a model warmed up on such solutions knows the method and is unsure of each sum.
     """
 
     name: Literal["arithmetic"] = "arithmetic"
@@ -26,6 +27,7 @@ class Arithmetic(Task):
     high: int = 20
     operations: tuple[Operation, ...] = ("+",)
     steps: bool = False
+    slips: float = Field(default=0.0, ge=0, lt=1)
     train_size: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
@@ -36,6 +38,8 @@ class Arithmetic(Task):
             raise ValueError("operations is empty; allowed are '+', '-' and '*'")
         if self.steps and (self.operations != ("+",) or self.low < 0):
             raise ValueError("steps needs operations ['+'] and low >= 0")
+        if self.slips and not self.steps:
+            raise ValueError(f"slips is {self.slips:g}, but only solutions with steps=true can slip")
         total = (self.high - self.low + 1) ** 2 * len(self.operations)
         if self.heldout >= total:
             raise ValueError(f"heldout is {self.heldout}, but there are only {total} problems")
@@ -44,23 +48,27 @@ class Arithmetic(Task):
     def problems(self) -> tuple[list[Problem], list[Problem]]:
         numbers = range(self.low, self.high + 1)
         every = [(a, op, b) for op in self.operations for a in numbers for b in numbers]
-        random.Random(self.seed).shuffle(every)
-        problems = [self._problem(*one) for one in every]
+        dice = random.Random(self.seed)
+        dice.shuffle(every)
+        problems = [self._problem(*one, dice) for one in every]
         train = problems[self.heldout :]
         return train[: self.train_size], problems[: self.heldout]
 
-    def _problem(self, a: int, op: str, b: int) -> Problem:
+    def _problem(self, a: int, op: str, b: int, dice: random.Random) -> Problem:
         value = {"+": a + b, "-": a - b, "*": a * b}[op]
-        return Problem(f"{a} {op} {b}", str(value), written_sum(a, b) if self.steps else None)
+        return Problem(f"{a} {op} {b}", str(value), written_sum(a, b, self.slips, dice) if self.steps else None)
 
 
-def written_sum(a: int, b: int) -> str:
-    """Digit-wise addition, last digit first: 47+85 -> '7+5=12;4+8+1=13;132'."""
-    steps, carry = [], 0
+def written_sum(a: int, b: int, slips: float, dice: random.Random) -> str:
+    """Digit-wise addition, last digit first: 47+85 -> '7+5=12;4+8+1=13;132'; what follows a slip follows from it."""
+    steps, carry, answer = [], 0, ""
     first, second = str(a)[::-1], str(b)[::-1]
     for i in range(max(len(first), len(second))):
         x, y = (int(digits[i]) if i < len(digits) else 0 for digits in (first, second))
         total = x + y + carry
+        if dice.random() < slips:
+            total = dice.randrange(20)
         steps.append(f"{x}+{y}+{carry}={total}" if carry else f"{x}+{y}={total}")
-        carry = total // 10
-    return ";".join([*steps, str(a + b)])
+        carry, digit = divmod(total, 10)
+        answer = f"{digit}{answer}"
+    return ";".join([*steps, f"{carry or ''}{answer}"])

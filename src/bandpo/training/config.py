@@ -30,12 +30,17 @@ class Strict(BaseModel):
 
 
 class ScratchConfig(Strict):
-    """A small Llama with random weights and one token a character."""
+    """A small Llama with random weights and one token a character.
+
+    `initializer_range` is the standard deviation of the weights at first. None leaves it to transformers (0.02),
+    which is little for a narrow model: with about 1/sqrt(hidden_size) it learns faster.
+    """
 
     hidden_size: int = Field(default=128, ge=8)
     layers: int = Field(default=4, ge=1)
     heads: int = Field(default=4, ge=1)
     positions: int = Field(default=256, ge=16)
+    initializer_range: float | None = Field(default=None, gt=0)
 
 
 class ModelConfig(Strict):

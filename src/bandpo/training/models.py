@@ -116,7 +116,9 @@ def convert_gguf(file: Path) -> Path:
     return target
 
 
-def scratch_model(hidden_size: int, layers: int, heads: int, positions: int, seed: int) -> tuple[Any, Any]:
+def scratch_model(
+    hidden_size: int, layers: int, heads: int, positions: int, seed: int, initializer_range: float | None = None
+) -> tuple[Any, Any]:
     """A small Llama with random weights and one token per printable ASCII character."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -148,6 +150,7 @@ def scratch_model(hidden_size: int, layers: int, heads: int, positions: int, see
             pad_token_id=vocabulary["<pad>"],
             eos_token_id=vocabulary["<eos>"],
             bos_token_id=None,
+            **({} if initializer_range is None else {"initializer_range": initializer_range}),
         )
     )
     return model, tokenizer
