@@ -368,6 +368,37 @@ def test_curves_have_the_interval_over_seeds():
     assert line.high[0] == pytest.approx(10 ** (1 + 4.302653 / 3**0.5), rel=1e-5)
 
 
+def test_many_methods_have_a_panel_each():
+    from bandpo.lab.sections import CROWDED, RunRecord, curves_pictures
+
+    def pictures(methods):
+        empty = {key: [] for key in ("entropy", "clip_high", "clip_low", "ratio_max", "ratio_min")}
+        return curves_pictures(
+            [
+                (
+                    "",
+                    [
+                        RunRecord(f"M{m}", seed, {**empty, "reward": [(1, m + seed)]})
+                        for m in methods
+                        for seed in (0, 1)
+                    ],
+                )
+            ]
+        )
+
+    (few,) = pictures(range(CROWDED))
+    assert all(line.high for line in few.panels[0].lines)
+    together, each = pictures(range(CROWDED + 1))
+    assert not any(line.high for line in together.panels[0].lines)
+    assert [panel.title for panel in each.panels] == [f"M{m}" for m in range(CROWDED + 1)]
+    *others, own = each.panels[2].lines
+    assert (own.y, own.style, len(others)) == ([2.5], 2, CROWDED)
+    assert own.high[0] == pytest.approx(2.5 + 12.7062 * 0.5, rel=1e-4)
+    assert sorted(line.y[0] for line in others) == [0.5, 1.5, 3.5, 4.5, 5.5, 6.5]
+    assert all(line.style is None and line.high is None for line in others)
+    assert list(each.legend) == ["other methods"]
+
+
 def test_long_curves_are_averaged():
     from bandpo.lab.figures import averaged
 

@@ -31,6 +31,7 @@ CURVES: tuple[tuple[str, str, bool, bool], ...] = (
 )
 SAMPLES_A_ROLLOUT = 8
 SHOWN_TOKENS = 80  # of one completion, side by side
+CROWDED = 6  # methods; bands of more hide each other
 
 
 Points = list[tuple[float, float]]
@@ -69,7 +70,8 @@ def show(interval: Interval | None, form: str = ".3f") -> str:
 def curves_pictures(places: Sequence[tuple[str, Sequence[RunRecord]]], prefix: str = "") -> list[figures.Picture]:
     """Learning curves at each place of a sweep (one without a name, where there is none)."""
     curves = CURVES if len(places) == 1 else CURVES[:2]
-    panels, told = [], []
+    panels, told, whole = [], [], []
+    crowded = any(len({record.label for record in records}) > CROWDED for _, records in places)
     for place, records in places:
         labels = list(dict.fromkeys(record.label for record in records))
         for title, name, percent, log in curves:
@@ -81,11 +83,12 @@ def curves_pictures(places: Sequence[tuple[str, Sequence[RunRecord]]], prefix: s
                     if name in ("reward", "entropy"):
                         told.append(f"{place} {label} {name} {lines[-1].y[0]:.3g} to {lines[-1].y[-1]:.3g}".strip())
             if lines:
+                whole.append((title, lines))
                 panels.append(
                     figures.Panel(
                         f"{title}: {place}" if place else title,
                         "update",
-                        lines,
+                        [replace(line, low=None, high=None) for line in lines] if crowded else lines,
                         percent=percent,
                         log_y=log and _decades(lines) > 1,
                         y_limits=(None if log else 0, None),
@@ -98,17 +101,47 @@ def curves_pictures(places: Sequence[tuple[str, Sequence[RunRecord]]], prefix: s
         for _, records in places
         for label in {r.label for r in records}
     )
-    band = " Lines: mean over seeds; bands: 95% intervals over seeds (Student's t)." if seeds > 1 else ""
-    return [
+    bands = " Lines: mean over seeds; bands: 95% intervals over seeds (Student's t)." if seeds > 1 else ""
+    if crowded and seeds > 1:
+        bands = f" Lines: mean over seeds, without their intervals, since there are more than {CROWDED} methods."
+    pictures = [
         figures.Picture(
             f"{prefix}curves",
             "Training",
             panels,
             caption=f"Each point is a mean over neighbouring updates where there are more than {figures.MOST_POINTS}."
-            + band,
+            + bands,
             alt="From the first to the last point: " + "; ".join(told) + ".",
         )
     ]
+    if crowded and len(places) == 1:
+        title, lines = whole[0]
+        pictures.append(_each_picture(title, lines, prefix))
+    return pictures
+
+
+def _each_picture(title: str, lines: Sequence[figures.Line], prefix: str) -> figures.Picture:
+    """Each curve in a panel of its own, before the others in grey."""
+    top = max(value for line in lines for value in line.high or line.y)
+    panels = [
+        figures.Panel(
+            own.label,
+            "update",
+            [
+                *(replace(o, label="other methods", low=None, high=None, style=None) for o in lines if o is not own),
+                replace(own, label=""),
+            ],
+            y_limits=(0, top),
+        )
+        for own in lines
+    ]
+    return figures.Picture(
+        f"{prefix}methods",
+        f"{title}, method by method",
+        panels,
+        caption="Lines: mean over seeds; band: 95% interval over seeds (Student's t); grey: the other methods.",
+        alt=", ".join(line.label for line in lines) + ": the same figures as in the picture above.",
+    )
 
 
 def _decades(lines: Sequence[figures.Line]) -> float:
