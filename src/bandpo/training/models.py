@@ -137,20 +137,19 @@ def scratch_model(
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=hidden_size,
-            intermediate_size=4 * hidden_size,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            max_position_embeddings=positions,
-            tie_word_embeddings=True,
-            pad_token_id=vocabulary["<pad>"],
-            eos_token_id=vocabulary["<eos>"],
-            bos_token_id=None,
-            **({} if initializer_range is None else {"initializer_range": initializer_range}),
-        )
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        pad_token_id=vocabulary["<pad>"],
+        eos_token_id=vocabulary["<eos>"],
+        bos_token_id=None,
     )
-    return model, tokenizer
+    if initializer_range is not None:
+        config.initializer_range = initializer_range
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config), tokenizer
