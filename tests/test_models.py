@@ -1,5 +1,7 @@
 """Loading models from where users keep them."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -15,8 +17,8 @@ def test_gguf_is_converted_once_and_keeps_its_logits(tmp_path, monkeypatch):
     model, tokenizer = load_model(GGUF)
     (folder,) = (tmp_path / "models").iterdir()
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    with monkeypatch.context() as patch:
-        patch.setattr("transformers.modeling_gguf_pytorch_utils.load_gguf_checkpoint", None)  # not read again
+    with monkeypatch.context() as patch:  # the file is not read again
+        patch.setattr(import_module("transformers.modeling_gguf_pytorch_utils"), "load_gguf_checkpoint", None)
         again, _ = load_model(GGUF)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     ids = torch.tensor([tokenizer("The sum of 2 and 3 is")["input_ids"]])
