@@ -8,6 +8,7 @@ from scipy import stats
 
 from bandpo.lab.statistics import (
     Interval,
+    clipped_share,
     compare,
     difference_p,
     end_entropy,
@@ -31,7 +32,8 @@ def make_run(method, seed, correct=(4, 2, 0, 1), reward=None, entropy=None, poin
     return {
         "method": method, "point": point or {}, "seed": seed, "status": "finished",
         "rollouts": {"step": steps, "reward": reward, "tokens": [100 * s for s in steps]},
-        "updates": {"step": steps, "entropy": entropy, "seconds": [2.0 * s for s in steps]},
+        "updates": {"step": steps, "entropy": entropy, "seconds": [2.0 * s for s in steps],
+                    "clip_low": [0.0] * len(steps), "clip_high": [0.1] * len(steps)},
         "evaluation": {"before": None, "after": {"samples": 4, "correct": list(correct), "greedy": [1, 0, 0, 0]}},
         **changes,
     }  # fmt: skip
@@ -123,6 +125,12 @@ def test_scores_of_a_run():
     assert final_score(run, "reward") == pytest.approx((18 / 19 + 1) / 2)
     assert learning_area(run) == pytest.approx(0.5)
     assert end_entropy(run) == pytest.approx(0.075)
+    for low, high, share in (
+        ([0.1, None, 0.3], [0.2, 0.1, 0.0], 0.3),
+        ([None], [0.25], 0.25),
+        ([None], [None], None),
+    ):
+        assert clipped_share({"updates": {"clip_low": low, "clip_high": high}}) == pytest.approx(share)
     steps, smooth = smoothed_reward(run)
     assert list(steps) == list(range(2, 21))
     assert smooth[0] == pytest.approx(0.5 / 19)

@@ -141,6 +141,12 @@ def end_entropy(run: dict[str, Any]) -> float:
     return float(np.mean(entropy[-max(1, round(END * len(entropy))) :]))
 
 
+def clipped_share(run: dict[str, Any]) -> float | None:
+    """Mean share of tokens clipped on either side while training; None where no update reports it."""
+    sides = [[v for v in run["updates"][side] if v is not None] for side in ("clip_low", "clip_high")]
+    return float(sum(np.mean(side) for side in sides if side)) if any(sides) else None
+
+
 def reached_at(run: dict[str, Any], level: float) -> int | None:
     """Index of the first rollout whose smoothed reward is at least `level`; None if there is none."""
     steps, reward = smoothed_reward(run)
@@ -191,6 +197,8 @@ class MethodResult:
         final: The study's metric.
         pass_at: k -> pass@k after training; empty without an evaluation.
         area: Mean reward while training.
+        clipped: Share of tokens clipped while training; of CISPO, whose tokens keep a gradient, the share of capped
+            weights.
         end_entropy, matched_entropy: Nats a token; at the end, and where the smoothed reward first was half-way
             between the reference's start and end (of the same seed), over the runs that got there.
         target: See `Target`; None without a run of the reference to compare with.
@@ -206,6 +214,7 @@ class MethodResult:
     final: Interval | None = None
     pass_at: dict[int, Interval] | None = None
     area: Interval | None = None
+    clipped: Interval | None = None
     end_entropy: Interval | None = None
     matched_entropy: Interval | None = None
     target: Target | None = None
@@ -265,11 +274,13 @@ def _compare_point(point: dict[str, str], runs: list[dict[str, Any]], study: dic
 
 def _own_figures(runs: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     after = [run["evaluation"]["after"] for run in runs if run["evaluation"]]
+    clipped = [share for run in runs if (share := clipped_share(run)) is not None]
     ks = [2**i for i in range(1, after[0]["samples"].bit_length())] if after else []
     return {
         "final": mean_interval([final_score(run, metric) for run in runs]),
         "pass_at": {k: mean_interval([pass_at(evaluation, k) for evaluation in after]) for k in ks},
         "area": mean_interval([learning_area(run) for run in runs]),
+        "clipped": mean_interval(clipped) if clipped else None,
         "end_entropy": mean_interval([end_entropy(run) for run in runs]),
     }
 

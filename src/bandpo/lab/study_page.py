@@ -22,10 +22,10 @@ from bandpo.training.run_dir import RunDirectory
 
 LEGEND = (
     "Means over seeds with 95% intervals over seeds. Differences are paired by seed; p is corrected for the number "
-    "of methods by Holm's method. P(better): probability that a run ends above one of {reference}. Mean reward: over "
-    "the training. Entropy in nats a token, at the end and where the reward first was half-way between the first and "
-    "the last of {reference} (same seed). Target: the reward at which {reference} of the same seed ended; medians "
-    "over runs, never where half of them or more did not get there."
+    "of methods by Holm's method. P(better): probability that a run ends above one of {reference}. Mean reward and "
+    "clipped (share of the tokens) are those of the whole training; entropy in nats a token, at the end and where "
+    "the reward first was half-way between the first and the last of {reference} (same seed). Target: the reward at "
+    "which {reference} of the same seed ended; medians over runs, never where half of them or more did not get there."
 )
 
 
@@ -160,12 +160,13 @@ def learning_table(comparison: Comparison) -> Table:
         if target is not None:
             medians = [target.medians[kind] for kind in ("updates", "tokens", "seconds")]
             cells = [f"{target.reached} of {target.runs}", *("never" if m is None else f"{m:,.0f}" for m in medians)]
-        figures_ = [show(i) for i in (result.area, result.end_entropy, result.matched_entropy)]
+        figures_ = [show(i) for i in (result.area, result.clipped, result.end_entropy, result.matched_entropy)]
         rows.append([result.method, *figures_, *cells])
     return Table(
         [
             "method",
             "mean reward",
+            "clipped",
             "entropy, end",
             "entropy, half-way",
             "target reached",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from bandpo.lab.statistics import Comparison, Interval, MethodResult, Target, compare
 
 LEGEND = (
     "±: 95% interval over seeds. difference: to {reference}, paired by seed. p: corrected for the number of methods "
     "(Holm). target: the reward that the run of the same seed of the reference ended at; medians, 'never' where half "
-    "of the runs or more did not get there. entropy in nats a token; half-way: between its first and last reward."
+    "of the runs or more did not get there. clipped: share of the tokens. entropy in nats a token; half-way: between "
+    "its first and last reward."
 )
 
 
@@ -36,7 +38,13 @@ def print_study(metrics: dict[str, Any], console: Console) -> None:
 
 
 def _table(place: str, *columns: str) -> Table:
-    table = Table("method", title=place or None)
+    table = Table(
+        Column("method", overflow="fold"),
+        title=place or None,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for title in columns:
         table.add_column(title, justify="right")
     return table
@@ -63,17 +71,18 @@ def _learning(comparison: Comparison, place: str) -> Table:
     table = _table(
         place,
         "mean reward",
+        "clipped",
         "entropy, end",
         "half-way",
         "target",
         "updates",
-        "tokens",
         "seconds",
     )
     for result in comparison.results:
         table.add_row(
             result.method,
             show(result.area),
+            show(result.clipped),
             show(result.end_entropy),
             show(result.matched_entropy),
             *_compute(result),
@@ -84,10 +93,10 @@ def _learning(comparison: Comparison, place: str) -> Table:
 def _compute(result: MethodResult) -> list[str]:
     target = result.target
     if target is None:
-        return [""] * 4
+        return [""] * 3
     return [
         f"{target.reached} of {target.runs}",
-        *(_median(target, kind) for kind in ("updates", "tokens", "seconds")),
+        *(_median(target, kind) for kind in ("updates", "seconds")),
     ]
 
 
