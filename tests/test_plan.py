@@ -141,7 +141,7 @@ def run(*arguments, cwd):
 def test_a_dry_run_foretells_the_memory_and_leaves_nothing(tmp_path):
     command = (
         "train", "scratch", "warmup=null", "task.heldout=4", "eval={samples: 1, greedy: false}", "train.max_steps=2",
-        "train.max_completion_length=24", "train.per_device_train_batch_size=128",
+        "train.max_completion_length=24", "train.generation_batch_size=256", "train.per_device_train_batch_size=128",
     )  # fmt: skip
     dry = run(*command, "--dry-run", cwd=tmp_path)
     assert dry.returncode == 0, dry.stderr

@@ -88,7 +88,7 @@ def test_every_recipe_builds_the_trainers_configuration(name, tmp_path):
     args = args_of(config, tmp_path)
     assert can_clip(args), "a recipe under which no rule can act"
     processes = 4 if name in PAPER else 1
-    assert plan_steps(args, None, processes).updates_per_rollout == 4
+    assert plan_steps(args, None, processes).updates_per_rollout == (16 if name == "scratch" else 4)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -192,7 +192,8 @@ def test_every_command_of_the_page_parses(words, tmp_path):
         assert launch.training_script == "bandpo"
         assert launch.config_file is None or load_config_from_file(launch.config_file)
         config = parse_bandpo(launch.training_script_args)
-        assert plan_steps(args_of(config, tmp_path), None, launch.num_processes).updates_per_rollout == 4
+        updates = plan_steps(args_of(config, tmp_path), None, launch.num_processes).updates_per_rollout
+        assert updates == (16 if "scratch" in launch.training_script_args else 4)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fsdp2", "FSDP"), ("zero3", "DEEPSPEED"), ("multi_gpu", "MULTI_GPU")])
