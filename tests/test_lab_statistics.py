@@ -155,7 +155,13 @@ def test_a_median_with_a_run_that_never_gets_there():
     fast, never = np.minimum(np.linspace(0, 2, 20), 1), np.linspace(0, 0.4, 20)
     runs = [make_run("GRPO", s) for s in range(3)]
     runs += [make_run("Band", s, reward=r) for s, r in enumerate((fast, fast, never))]
-    band = compare(make_metrics(runs))[0].results[1]
+    grpo, band = compare(make_metrics(runs))[0].results
+    assert grpo.area_difference is None
+    gains = [learning_area(run) - 0.5 for run in runs[3:]]  # the reference's reward rises from 0 to 1
+    assert band.area_difference.mean == pytest.approx(np.mean(gains))
+    half = 4.302653 * np.std(gains, ddof=1) / 3**0.5  # t with two degrees of freedom
+    assert band.area_difference.high - band.area_difference.mean == pytest.approx(half, rel=1e-5)
+    assert band.area_p == band.area_p_corrected == pytest.approx(stats.ttest_1samp(gains, 0).pvalue)
     assert (band.target.reached, band.target.medians["updates"]) == (2, 11)
 
 

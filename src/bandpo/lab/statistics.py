@@ -202,8 +202,10 @@ class MethodResult:
         end_entropy, matched_entropy: Nats a token; at the end, and where the smoothed reward first was half-way
             between the reference's start and end (of the same seed), over the runs that got there.
         target: See `Target`; None without a run of the reference to compare with.
-        difference: final minus the reference's, paired by seed; None for the reference itself.
+        difference, area_difference: final and area minus the reference's, paired by seed; None for the reference
+            itself.
         p, p_corrected: That there is no difference; corrected by Holm over the methods of this place.
+        area_p, area_p_corrected: The same for the area, a family of its own.
         improvement: Probability that a run of this method ends above one of the reference.
         failed: Runs that failed.
     """
@@ -219,8 +221,11 @@ class MethodResult:
     matched_entropy: Interval | None = None
     target: Target | None = None
     difference: Interval | None = None
+    area_difference: Interval | None = None
     p: float | None = None
     p_corrected: float | None = None
+    area_p: float | None = None
+    area_p_corrected: float | None = None
     improvement: float | None = None
 
 
@@ -267,8 +272,10 @@ def _compare_point(point: dict[str, str], runs: list[dict[str, Any]], study: dic
             result = replace(result, **_differences(paired, list(own.values()), list(other.values()), metric))
         results.append(result)
     tested = [i for i, result in enumerate(results) if result.p is not None]
-    for i, p in zip(tested, holm([results[i].p or 0.0 for i in tested]), strict=True):
-        results[i] = replace(results[i], p_corrected=p)
+    corrected = holm([results[i].p or 0.0 for i in tested])
+    areas = holm([results[i].area_p or 0.0 for i in tested])
+    for i, p, area_p in zip(tested, corrected, areas, strict=True):
+        results[i] = replace(results[i], p_corrected=p, area_p_corrected=area_p)
     return Comparison(point, metric, reference, results)
 
 
@@ -316,10 +323,15 @@ def _differences(
     others: list[dict[str, Any]],
     metric: str,
 ) -> dict[str, Any]:
-    values, base = ([final_score(pair[side], metric) for pair in paired] for side in (0, 1))
+    (values, base), (areas, area_base) = (
+        ([score(pair[side]) for pair in paired] for side in (0, 1))
+        for score in (lambda run: final_score(run, metric), learning_area)
+    )
     return {
         "difference": mean_interval([a - b for a, b in zip(values, base, strict=True)]),
         "p": difference_p(values, base),
+        "area_difference": mean_interval([a - b for a, b in zip(areas, area_base, strict=True)]),
+        "area_p": difference_p(areas, area_base),
         "improvement": probability_of_improvement(
             [final_score(run, metric) for run in runs], [final_score(run, metric) for run in others]
         ),

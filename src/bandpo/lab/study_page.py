@@ -160,12 +160,15 @@ def learning_table(comparison: Comparison) -> Table:
         if target is not None:
             medians = [target.medians[kind] for kind in ("updates", "tokens", "seconds")]
             cells = [f"{target.reached} of {target.runs}", *("never" if m is None else f"{m:,.0f}" for m in medians)]
-        figures_ = [show(i) for i in (result.area, result.clipped, result.end_entropy, result.matched_entropy)]
-        rows.append([result.method, *figures_, *cells])
+        figures_ = [show(i) for i in (result.clipped, result.end_entropy, result.matched_entropy)]
+        p = "-" if result.area_p_corrected is None else f"{result.area_p_corrected:.3f}"
+        rows.append([result.method, show(result.area), show(result.area_difference, "+.3f"), p, *figures_, *cells])
     return Table(
         [
             "method",
             "mean reward",
+            f"minus {comparison.reference}",
+            "p (Holm)",
             "clipped",
             "entropy, end",
             "entropy, half-way",
