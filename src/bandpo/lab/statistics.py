@@ -323,10 +323,8 @@ def _differences(
     others: list[dict[str, Any]],
     metric: str,
 ) -> dict[str, Any]:
-    (values, base), (areas, area_base) = (
-        ([score(pair[side]) for pair in paired] for side in (0, 1))
-        for score in (lambda run: final_score(run, metric), learning_area)
-    )
+    values, base = ([final_score(pair[side], metric) for pair in paired] for side in (0, 1))
+    areas, area_base = ([learning_area(pair[side]) for pair in paired] for side in (0, 1))
     return {
         "difference": mean_interval([a - b for a, b in zip(values, base, strict=True)]),
         "p": difference_p(values, base),
