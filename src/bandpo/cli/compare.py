@@ -46,8 +46,9 @@ def compare(
 
     console = Console()
     if not study:
-        for name in study_names():
-            typer.echo(f"{name:10} {load_study(name).description}")
+        names = study_names()
+        for name in names:
+            typer.echo(f"{name:{max(map(len, names))}}  {load_study(name).description}")
         return
     done = Path(study) / METRICS if Path(study).is_dir() else Path(study)
     if done.name == METRICS:
