@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from bandpo.lab.initial import make_initial
 from bandpo.lab.metrics import collect_run
 from bandpo.lab.statistics import final_score
+from bandpo.report import read_run
 from bandpo.training.config import load_config
 from bandpo.training.durable import DurableGRPOTrainer
 from bandpo.training.job import (
@@ -101,6 +102,11 @@ def test_what_is_collected_of_a_run(initial, tmp_path, rule):
     assert record["updates"]["entropy"] == pytest.approx([row["entropy"] for row in rows], rel=1e-3)
     assert record["updates"]["seconds"][-1] == pytest.approx(sum(row["step_time"] for row in rows), rel=1e-3)
     assert all(math.isfinite(value) for value in record["updates"]["clip_high"])
+    page, _ = read_run(tmp_path / "run")
+    for name in ("entropy", "clip_high", "ratio_max"):
+        points = [(i, value) for i, value in enumerate(record["updates"][name], 1) if value is not None]
+        assert bool(points) == (name != "ratio_max" or rule == "band")
+        assert page.series[name] == [(i, pytest.approx(value, rel=1e-3)) for i, value in points]
     after = json.loads((tmp_path / "run" / "eval" / "after" / "result.json").read_text())
     assert final_score(record, "mean") == pytest.approx(after["metrics"]["mean@2"]["mean"])
     assert final_score(record, "pass@2") == pytest.approx(after["metrics"]["pass@2"]["mean"])

@@ -18,7 +18,7 @@ import yaml
 from bandpo.files import read_lines, write_atomic
 from bandpo.lab import figures, why
 from bandpo.lab.html import Block, Code, Drawing, Page, Section, Table, Text
-from bandpo.lab.metrics import METRICS, read_metrics
+from bandpo.lab.metrics import METRICS, logged, read_metrics
 from bandpo.lab.sections import CURVES, RunRecord, curves_pictures, describe, finite, shared_sections, show
 from bandpo.lab.statistics import mean_interval
 from bandpo.lab.study_page import metrics_file, study_sections
@@ -29,13 +29,6 @@ from bandpo.training.summary import label as metric_label
 from bandpo.training.summary import metric_rows
 
 HTML, MARKDOWN = "report.html", "report.md"
-# Where metrics.jsonl has them: with a clip rule of ours, or with a loss of TRL's own.
-LOGGED = {
-    "clip_high": ("band/clip_fraction_high", "clip_ratio/high_mean"),
-    "clip_low": ("band/clip_fraction_low", "clip_ratio/low_mean"),
-    "ratio_max": ("band/ratio_max",),
-    "ratio_min": ("band/ratio_min",),
-}
 
 
 def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
@@ -110,13 +103,10 @@ def read_run(path: Path) -> tuple[RunRecord, dict[str, Any]]:
     run = RunDirectory.open(path)
     config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     rows = list(read_lines(run.metrics))
-    series = {}
-    for _, name, _, _ in CURVES:
-        keys = LOGGED.get(name, (name,))
-        points = [(row["step"], row[key]) for row in rows for key in keys[:1] if finite(row.get(key))]
-        if not points and len(keys) > 1:
-            points = [(row["step"], row[keys[1]]) for row in rows if finite(row.get(keys[1]))]
-        series[name] = points
+    series = {
+        name: [(row["step"], value) for row in rows if (value := logged(row, name)) is not None and finite(value)]
+        for _, name, _, _ in CURVES
+    }
     return RunRecord(_method_of(config), int(config.get("seed", 0)), series, run.path), config
 
 

@@ -27,13 +27,16 @@ ROLLOUT_SERIES = {
     "truncated": ("completions/clipped_ratio",),
     "tokens": ("num_tokens",),
 }
-UPDATE_MEANS = {
+UPDATE_SERIES = {
     "entropy": ("entropy",),
     "clip_low": ("band/clip_fraction_low", "clip_ratio/low_mean"),
     "clip_high": ("band/clip_fraction_high", "clip_ratio/high_mean", "cispo_clip_ratio"),
     "divergence": ("band/divergence",),
     "grad_norm": ("grad_norm",),
+    "ratio_max": ("band/ratio_max",),
+    "ratio_min": ("band/ratio_min",),
 }
+EXTREMES = {"ratio_max": max, "ratio_min": min}  # of several updates; other series keep the mean
 
 
 def collect_run(path: Path) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def collect_run(path: Path) -> dict[str, Any]:
         "alarms": [[event["step"], event["alarm"], event["event"]] for event in read_lines(run.alarms)],
         "rollouts": {
             "step": starts,
-            **{name: [_figure(_first(row, keys)) for row in rollouts] for name, keys in ROLLOUT_SERIES.items()},
+            **{name: [_figure(logged(row, name)) for row in rollouts] for name in ROLLOUT_SERIES},
         },
         "updates": _updates(rows),
         "evaluation": {when: _evaluation(run.evaluation(when)) for when in ("before", "after")}
@@ -69,21 +72,22 @@ def _updates(rows: list[dict[str, Any]]) -> dict[str, Any]:
         elapsed += sum(row.get("step_time", 0.0) for row in rows_of_bin)
         seconds.append(_figure(elapsed))
 
-    def series(keys: tuple[str, ...], reduce: Callable[[Iterable[float]], float]) -> list[float | None]:
-        found = ([value for row in own if (value := _first(row, keys)) is not None] for own in bins)
+    def series(name: str) -> list[float | None]:
+        reduce: Callable[[Iterable[float]], float] = EXTREMES.get(name, _mean)
+        found = ([value for row in own if (value := logged(row, name)) is not None] for own in bins)
         return [_figure(reduce(values)) if values else None for values in found]
 
     return {
         "bin": size,
         "step": [own[-1]["step"] for own in bins],
-        **{name: series(keys, _mean) for name, keys in UPDATE_MEANS.items()},
-        "ratio_max": series(("band/ratio_max",), max),
-        "ratio_min": series(("band/ratio_min",), min),
+        **{name: series(name) for name in UPDATE_SERIES},
         "seconds": seconds,
     }
 
 
-def _first(row: dict[str, Any], keys: tuple[str, ...]) -> float | None:
+def logged(row: dict[str, Any], name: str) -> float | None:
+    """The value that a row of metrics.jsonl has of a series of metrics.json; None if it has none."""
+    keys = {**ROLLOUT_SERIES, **UPDATE_SERIES}[name]
     return next((row[key] for key in keys if row.get(key) is not None), None)
 
 
