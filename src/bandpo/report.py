@@ -104,8 +104,7 @@ def read_run(path: Path) -> tuple[RunRecord, dict[str, Any]]:
     config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     rows = list(read_lines(run.metrics))
     series = {
-        name: [(row["step"], value) for row in rows if (value := logged(row, name)) is not None and finite(value)]
-        for _, name, _, _ in CURVES
+        name: [(row["step"], value) for row in rows if finite(value := logged(row, name))] for _, name, _, _ in CURVES
     }
     return RunRecord(_method_of(config), int(config.get("seed", 0)), series, run.path), config
 

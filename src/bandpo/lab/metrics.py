@@ -36,6 +36,7 @@ UPDATE_SERIES = {
     "ratio_max": ("band/ratio_max",),
     "ratio_min": ("band/ratio_min",),
 }
+SERIES = {**ROLLOUT_SERIES, **UPDATE_SERIES}
 EXTREMES = {"ratio_max": max, "ratio_min": min}  # of several updates; other series keep the mean
 
 
@@ -87,8 +88,7 @@ def _updates(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def logged(row: dict[str, Any], name: str) -> float | None:
     """The value that a row of metrics.jsonl has of a series of metrics.json; None if it has none."""
-    keys = {**ROLLOUT_SERIES, **UPDATE_SERIES}[name]
-    return next((row[key] for key in keys if row.get(key) is not None), None)
+    return next((row[key] for key in SERIES[name] if row.get(key) is not None), None)
 
 
 def _mean(values: Iterable[float]) -> float:
