@@ -27,10 +27,10 @@ from machine import RESULTS, ROOT, environment
 from torch import Tensor
 
 import bandpo
-from bandpo.band import band, band_side, inside
-from bandpo.divergences import get_divergence
+from bandpo.core.band import band, band_side, inside
+from bandpo.core.divergences import get_divergence
+from bandpo.core.table import band_table
 from bandpo.files import append_line, read_lines
-from bandpo.table import band_table
 
 ROWS = RESULTS / "speed.jsonl"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -100,9 +100,9 @@ def operation(kind: str, name: str, backend: str, device: str) -> Callable[[Inpu
         table = band_table(RADIUS, name, device)
         tensors = {"table": lambda x: _both(table(x.old))}[kind]
     elif backend == "triton":
-        from bandpo import kernels
+        from bandpo.core import backends
 
-        return lambda x: kernels.triton_band(x.old, RADIUS, RADIUS, name)
+        return lambda x: backends.triton_band(x.old, RADIUS, RADIUS, name)
     else:
         tensors = {
             "band": lambda x: _both(band(x.old, RADIUS, name)),

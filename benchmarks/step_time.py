@@ -33,8 +33,8 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from bandpo.files import append_line, write_atomic
+from bandpo.models import load_model, scratch_model
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
-from bandpo.training.models import load_model, scratch_model
 
 ARMS = ("stock", "clip", "band")
 RATIOS = (("clip", "stock"), ("band", "clip"), ("band", "stock"))

@@ -12,20 +12,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-# Settings of a GRPOConfig for tests.
-QUIET_ON_CPU = {
-    "report_to": [],
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
-}
-
-
 @pytest.fixture
 def tiny():
     """A model and tokenizer of a few thousand weights."""
-    from bandpo.training.models import scratch_model
+    from bandpo.models import scratch_model
 
     return scratch_model(hidden_size=32, layers=2, heads=2, positions=64, seed=0)
 

@@ -52,7 +52,7 @@ def test_the_core_needs_torch_alone():
 
 def test_reports_and_recipes_do_without_trl():
     code = (
-        "import sys, bandpo.report, bandpo.training.config, bandpo.training.models;"
+        "import sys, bandpo.report, bandpo.runs.config, bandpo.models;"
         "print([m for m in ('trl', 'transformers', 'datasets', 'peft') if m in sys.modules]);"
         "from bandpo.training import BandGRPOConfig, BandGRPOTrainer; print('trl' in sys.modules)"
     )

@@ -91,7 +91,7 @@ def test_any_rule_is_our_policy_loss(mode, rule, weighted):
         data["old_log_prob"],
         data["advantages"],
         data["response_mask"],
-        rule=bandpo.rules.make_rule(**rule),
+        rule=bandpo.core.rules.make_rule(**rule),
         aggregation=mode,
         dual_clip=6.0,
         weights=weights,

@@ -25,8 +25,8 @@ def bounds(
     from rich.console import Console
     from rich.table import Table
 
-    from bandpo.band import DEFAULT_RADIUS
-    from bandpo.rules import Band, Clip
+    from bandpo.core.band import DEFAULT_RADIUS
+    from bandpo.core.rules import Band, Clip
 
     for value in p or []:
         if not 0 < value <= 1:
@@ -42,8 +42,8 @@ def bounds(
         table.add_row(*(f"{value:.4g}" for value in (old, low, high, old * low, old * high)))
     Console().print(table)
     if plot is not None:
-        from bandpo.lab.why import name_rule
-        from bandpo.report import plot_bounds
+        from bandpo.report.pages import plot_bounds
+        from bandpo.report.why import name_rule
 
         plot_bounds({"Clip 0.2/0.2": Clip(), "Clip-Higher 0.2/0.28": Clip(0.2, 0.28), name_rule(rule): rule}, plot)
         typer.echo(f"wrote {plot}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from bandpo.training.memory import Architecture
+    from bandpo.runs.memory import Architecture
 
 EXTRAS = {"": "operator and loss", "cli": "command line", "report": "pictures and reports", "train": "training"}
 # What a feature outside our extras needs: (feature, package, what to install).
@@ -199,7 +199,7 @@ def find_devices() -> list[Device]:
 
 
 def _disks() -> dict[str, int]:
-    from bandpo.training.models import cache_directory
+    from bandpo.models import cache_directory
 
     folders = {"here": Path.cwd(), "converted models": cache_directory()}
     try:
@@ -244,7 +244,7 @@ def _largest(devices: list[Device]) -> dict[str, int]:
 
 def typical_model(hidden: int) -> Architecture:
     """The sizes of a decoder of today's shape, by its width."""
-    from bandpo.training.memory import Architecture
+    from bandpo.runs.memory import Architecture
 
     layers, intermediate, vocabulary = max(hidden // 112, 2), 3 * hidden, 128_000
     block = 5 * hidden * hidden // 2 + 3 * hidden * intermediate
@@ -260,7 +260,7 @@ def largest_models(free: int, gpu: bool) -> dict[str, int]:
     """
     from dataclasses import replace
 
-    from bandpo.training.memory import estimate_memory
+    from bandpo.runs.memory import estimate_memory
 
     ways = {"full fine-tuning": 1.0, "LoRA": 0.01}
     largest = dict.fromkeys(ways, 0)
@@ -288,7 +288,7 @@ def _print(diagnosis: Diagnosis) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from bandpo.training.memory import show_bytes
+    from bandpo.runs.memory import show_bytes
 
     console = Console()
     table = Table("", "", "installed", "wanted", "what to do", box=None, padding=(0, 2))

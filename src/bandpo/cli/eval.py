@@ -69,10 +69,10 @@ def evaluate(
     from bandpo.cli.train import quiet_libraries
     from bandpo.evaluation import evaluate_into
     from bandpo.evaluation.backends import choose_backend
+    from bandpo.models import resolve
     from bandpo.progress import make_progress
+    from bandpo.runs.config import MODEL_DTYPES
     from bandpo.tasks import DATASETS, benchmark
-    from bandpo.training.config import MODEL_DTYPES
-    from bandpo.training.models import resolve
 
     if dtype not in MODEL_DTYPES:
         raise ValueError(f"--dtype is {dtype!r}, allowed are {', '.join(MODEL_DTYPES)}")
@@ -144,7 +144,7 @@ def print_results(console: Any, names: Sequence[str], results: Sequence[dict[str
     """One table: a row a metric, a column a data set."""
     from rich.table import Table
 
-    from bandpo.training.summary import metric_rows
+    from bandpo.runs.summary import metric_rows
 
     table = Table("", *(f"{name} ({result['prompts']})" for name, result in zip(names, results, strict=True)))
     for row in metric_rows(results):
@@ -182,8 +182,8 @@ def locate_model(model: str, checkpoint: int | None) -> str:
     Raises:
         ValueError: If the run has no such model; the ones it has are named.
     """
+    from bandpo.runs.run_dir import RunDirectory
     from bandpo.training.checkpoints import list_checkpoints, step_of
-    from bandpo.training.run_dir import RunDirectory
 
     run = RunDirectory(Path(model).expanduser())
     if not run.config.is_file():

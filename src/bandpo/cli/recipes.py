@@ -8,7 +8,7 @@ def recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from bandpo.training.config import read_recipe, recipe_names
+    from bandpo.runs.config import read_recipe, recipe_names
 
     table = Table("recipe", "what it does", box=None)
     for name in recipe_names():

@@ -24,6 +24,6 @@ def report(
     ] = None,
 ) -> None:
     """Write a report: one HTML page that works offline, its pictures as PNG, and tables in Markdown."""
-    from bandpo.report import write_report
+    from bandpo.report.pages import write_report
 
     typer.echo(write_report(paths, output))

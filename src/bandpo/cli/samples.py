@@ -74,7 +74,7 @@ def find_samples(directory: Path, step: int | None, greedy: bool) -> Iterator[Sh
         ValueError: If there are none, or an option does not fit what is there.
     """
     from bandpo.evaluation.store import SETTINGS
-    from bandpo.training.run_dir import RunDirectory
+    from bandpo.runs.run_dir import RunDirectory
 
     run = RunDirectory(directory)
     if run.config.is_file():
@@ -115,7 +115,7 @@ def of_evaluations(folders: list[Path], greedy: bool) -> Iterator[Shown]:
 def of_training(file: Path, step: int | None) -> Iterator[Shown]:
     """Rows {step, prompt, completion, advantage, REWARD: value, ...}; several rewards are added up."""
     from bandpo.files import read_lines
-    from bandpo.training.run_dir import rewards_of
+    from bandpo.runs.run_dir import rewards_of
 
     current, numbers = None, dict[str, int]()
     for row in read_lines(file):

@@ -19,10 +19,10 @@ def tasks(
     from rich.table import Table
     from rich.text import Text
 
-    from bandpo.rules import nearest
     from bandpo.tasks import DATASETS, REWARDS, SHAPING, TASKS, TEMPLATES
     from bandpo.tasks.base import Task
     from bandpo.tasks.shaping import shaping_options
+    from bandpo.words import nearest
 
     if name is not None and name not in TASKS:
         raise ValueError(f"unknown task {name!r}{nearest(name, TASKS)}; known tasks: {', '.join(TASKS)}")

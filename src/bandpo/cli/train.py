@@ -39,7 +39,7 @@ def train(
     A run that was interrupted goes on from its last good checkpoint by `bandpo train RUN --resume`, and ends like
     one that was not. The same command line with --output and --resume starts a run or goes on with it.
     """
-    from bandpo.training.config import load_config
+    from bandpo.runs.config import load_config
 
     if (Path(recipe) / "config.yaml").is_file():
         recipe, output = _run_to_resume(recipe, overrides, output, resume)
@@ -55,7 +55,7 @@ def train(
     from rich.console import Console
 
     if dry_run:
-        from bandpo.training.plan import make_plan, print_plan
+        from bandpo.runs.plan import make_plan, print_plan
 
         plan = make_plan(config)
         print_plan(plan, Console())
@@ -63,8 +63,8 @@ def train(
             raise typer.Exit(1)
         return
 
-    from bandpo.training.job import run_training
-    from bandpo.training.summary import print_summary
+    from bandpo.runs.job import run_training
+    from bandpo.runs.summary import print_summary
 
     console = Console()
     if output is None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from bandpo.evaluation.sampling import Completion, Sampler, encode, sample
-from bandpo.rules import nearest
 from bandpo.tasks.base import Prompt
+from bandpo.words import nearest
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def choose_backend(name: str, path: str) -> Backend:
 def _load_transformers(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
     import torch
 
-    from bandpo.training.models import load_model
+    from bandpo.models import load_model
 
     model, tokenizer = load_model(path, dtype)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
@@ -65,7 +65,7 @@ def _load_transformers(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
 def _load_vllm(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
     from vllm import LLM
 
-    from bandpo.training.models import loadable
+    from bandpo.models import loadable
 
     model = LLM(model=loadable(path), dtype=dtype, seed=seed)
     return model, model.get_tokenizer()

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bandpo.diagnostics import clip_statistics
-from bandpo.divergences import as_work_dtype
-from bandpo.rules import ClipRule, make_rule
+from bandpo.core.diagnostics import clip_statistics
+from bandpo.core.divergences import as_work_dtype
+from bandpo.core.rules import ClipRule, make_rule
 
 
 def read_rule(options: Mapping[str, Any] | None) -> ClipRule:

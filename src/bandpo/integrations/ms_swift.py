@@ -8,8 +8,8 @@ from typing import Any
 from swift.rlhf_trainers import GRPOTrainer
 from swift.trainers import TrainerFactory
 
+from bandpo.core.rules import ClipRule
 from bandpo.integrations.common import clip_range, read_rule
-from bandpo.rules import ClipRule
 
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
 

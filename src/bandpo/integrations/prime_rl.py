@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bandpo.core.losses import policy_loss
 from bandpo.integrations.common import read_rule
-from bandpo.losses import policy_loss
 
 
 def band_loss(inputs: Any, rule: Mapping[str, Any] | None = None, dual_clip: float | None = None) -> Any:

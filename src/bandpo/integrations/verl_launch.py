@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from bandpo.rules import nearest
+from bandpo.words import nearest
 
 RECIPES = resources.files("bandpo") / "recipes" / "verl"
 PACKAGE, CONFIG = "bandpo.recipes.verl", "paper"

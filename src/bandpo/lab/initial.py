@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bandpo.training.config import RunConfig, load_config
+from bandpo.runs.config import RunConfig, load_config
 
 
 def make_initial(config: RunConfig, target: Path) -> None:
     """Build the recipe's model, warm it up, and save it; `target` appears only when it is complete."""
-    from bandpo.training import job
+    from bandpo.runs import job
 
     processes = job.start_processes()
     problems, _ = config.task.problems()

@@ -12,7 +12,7 @@ import yaml
 
 from bandpo.evaluation.store import GREEDY, RESULT, SAMPLES, read_grades
 from bandpo.files import read_lines, write_atomic
-from bandpo.training.run_dir import RunDirectory
+from bandpo.runs.run_dir import RunDirectory
 
 METRICS = "metrics.json"
 FORMAT = 1

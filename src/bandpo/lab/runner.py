@@ -29,8 +29,8 @@ from bandpo.lab.metrics import FORMAT, METRICS, collect_run, mean_of, read_metri
 from bandpo.lab.study import Run, Study, as_overrides, collapse, initial_folder, run_config, run_settings
 from bandpo.machine import cores
 from bandpo.progress import make_progress
-from bandpo.training.config import load_config
-from bandpo.training.run_dir import RunDirectory
+from bandpo.runs.config import load_config
+from bandpo.runs.run_dir import RunDirectory
 
 POLL = 0.2  # seconds
 PR_SET_PDEATHSIG = 1

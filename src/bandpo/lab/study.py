@@ -13,8 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from bandpo.rules import nearest
-from bandpo.training.config import (
+from bandpo.runs.config import (
     RunConfig,
     Strict,
     apply_override,
@@ -25,6 +24,7 @@ from bandpo.training.config import (
     parse_value,
     yaml_names,
 )
+from bandpo.words import nearest
 
 STUDIES = resources.files("bandpo") / "studies"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]*")

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from bandpo.rules import ClipRule
+from bandpo.core.rules import ClipRule
 
 
 def predicted_rollouts(rule: ClipRule, start: float, target: float) -> int:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bandpo.rules import nearest
 from bandpo.tasks.answers import after_hashes, last_boxed
 from bandpo.tasks.base import Problem
+from bandpo.words import nearest
 
 Row = dict[str, Any]
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bandpo.rules import nearest
 from bandpo.tasks.answers import last_tagged, stated_answer
 from bandpo.tasks.base import Problem, Task, without
 from bandpo.tasks.grading import Score, shared_grader
+from bandpo.words import nearest
 
 # A generator seeds its i-th problem with seed + i: held-out problems must start beyond any training problem.
 _MOST = 1 << 24

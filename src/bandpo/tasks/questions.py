@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from bandpo.rules import nearest
 from bandpo.tasks.base import Problem, Task, without
 from bandpo.tasks.datasets import DATASETS, Columns, is_file_name, keep_levels, known_dataset, read_file, read_hub
+from bandpo.words import nearest
 
 Purpose = Literal["train", "test"]
 

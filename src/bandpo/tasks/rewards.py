@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bandpo.rules import nearest
 from bandpo.tasks.answers import holds_words, plain, stated_answer
 from bandpo.tasks.grading import DEFAULT_TIME_LIMIT, Score, shared_grader
+from bandpo.words import nearest
 
 Reward = Callable[[str, str], float]
 

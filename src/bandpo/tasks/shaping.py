@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bandpo.rules import nearest
 from bandpo.tasks.answers import last_boxed
 from bandpo.tasks.rewards import load_function
+from bandpo.words import nearest
 
 Values = list[float]
 ShapingFunction = Callable[[Sequence[str], Sequence[list[int]]], Values]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bandpo.rules import nearest
+from bandpo.words import nearest
 
 TEMPLATES = {
     "plain": "{question}",

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback
 
-from bandpo.training.config import AlarmConfig
+from bandpo.runs.config import AlarmConfig
 
 Row = Mapping[str, Any]  # one log line of the trainer
 

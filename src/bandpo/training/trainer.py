@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from trl import GRPOConfig
 
-from bandpo.band import DEFAULT_RADIUS
-from bandpo.diagnostics import ClipStatistics, clip_statistics, finish_maxima
-from bandpo.rules import Clip, ClipRule, make_rule, nearest
+from bandpo.core.band import DEFAULT_RADIUS
+from bandpo.core.diagnostics import ClipStatistics, clip_statistics, finish_maxima
+from bandpo.core.rules import Clip, ClipRule, make_rule
 from bandpo.training.durable import DurableGRPOTrainer, TrainingDivergedError
 from bandpo.training.dynamic_sampling import check_dynamic_sampling, replace_uniform_groups
+from bandpo.words import nearest
 
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 ANCHORS = ("old", "sampler")

@@ -1,0 +1,1 @@
+"""The operator, rules and loss: what needs PyTorch alone."""

@@ -1,0 +1,165 @@
+"""The one place that picks how the loss is computed, and the fused kernels behind one of the choices.
+
+    eager     PyTorch operations one by one: every rule, dtype and device
+    compile   the same operations through torch.compile: needs a C++ compiler on the CPU, Triton on CUDA
+    triton    one hand-written kernel: CUDA, or the CPU under TRITON_INTERPRET=1 for tests; float32 and below;
+              the rules NoClip, Clip, DCPO, and Band with "kl", "tv" or "chi2"
+
+All three give the same value, gradient and metrics. Triton is imported when first asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+# The band may import this package, so nothing here imports the rest of bandpo at the top.
+if TYPE_CHECKING:
+    from bandpo.core.divergences import FDivergence
+    from bandpo.core.rules import ClipRule
+
+BACKENDS = ("eager", "compile", "triton")
+
+VARIABLE = "BANDPO_BACKEND"
+"""Environment variable that forces a backend where the call names none."""
+
+COMPILE_FROM = 2**18
+"""Tokens from which the automatic choice is worth the tens of seconds that a first compilation takes."""
+
+
+class _State:
+    compile_failure: str | None = None
+    told = False
+
+
+def triton_kernels() -> ModuleType:
+    """The module of Triton kernels; ImportError without Triton."""
+    return importlib.import_module("bandpo.core.kernels.fused")
+
+
+def triton_band(
+    old_logps: Tensor,
+    radius_low: float | Tensor,
+    radius_high: float | Tensor,
+    divergence: str | FDivergence = "kl",
+) -> tuple[Tensor, Tensor]:
+    """(log_lower, log_upper) by one Triton kernel; see :func:`bandpo.core.kernels.fused.triton_band`."""
+    result: tuple[Tensor, Tensor] = triton_kernels().triton_band(old_logps, radius_low, radius_high, divergence)
+    return result
+
+
+def triton_refusal(logps: Tensor, rule: ClipRule) -> str | None:
+    """Why the Triton kernels cannot do this call, or None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if logps.dtype == torch.float64:
+        return "the kernel computes in float32, and logps is float64"
+    if not logps.dim() or not logps.numel():
+        return "logps is empty or a single number"
+    if logps.device.type not in ("cuda", "cpu"):
+        return f"logps is on {logps.device.type}, and the kernel runs on CUDA"
+    if logps.device.type == "cpu" and not triton_kernels().INTERPRETED:
+        return "logps is on the CPU, where Triton only interprets (set TRITON_INTERPRET=1 before it is imported)"
+    why: str | None = triton_kernels().refusal(rule)
+    return why
+
+
+def compile_refusal(logps: Tensor) -> str | None:
+    """Why torch.compile cannot work for tensors like this, or None; says what is known without compiling."""
+    if logps.device.type == "meta":
+        return "logps is on the meta device"
+    if logps.device.type == "cpu" and not _has_cpp_compiler():
+        return "torch.compile needs a C++ compiler on the CPU, and none was found (install g++ or set CXX)"
+    if logps.device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "torch.compile needs Triton on CUDA, and it is not installed"
+    return _State.compile_failure
+
+
+def _has_cpp_compiler() -> bool:
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+    except ImportError:
+        return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl"))
+    try:
+        get_cpp_compiler()
+    except Exception:
+        return False
+    return True
+
+
+def pick_backend(requested: str | None, logps: Tensor, rule: ClipRule) -> str:
+    """The backend that computes the loss of `logps` under `rule`.
+
+    Without a request (or with BANDPO_BACKEND unset): "triton" on CUDA where the kernel knows the rule; else
+    "compile" from COMPILE_FROM tokens on where it can work; else "eager". Where torch.compile would have been
+    chosen and cannot work, a warning says so, once a process. Inside somebody else's torch.compile it is always
+    "eager", because those operations are being compiled already.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: a requested backend that cannot run here; names the reason and the backends that can.
+    """
+    if torch.compiler.is_compiling():
+        return "eager"
+    source = "backend"
+    if requested is None:
+        requested, source = os.environ.get(VARIABLE) or None, VARIABLE
+    if requested is not None:
+        return _forced(requested, source, logps, rule)
+    if logps.device.type == "cuda" and triton_refusal(logps, rule) is None:
+        return "triton"
+    if logps.numel() < COMPILE_FROM or isinstance(logps, torch._subclasses.FakeTensor):
+        return "eager"
+    why = compile_refusal(logps)
+    if why is None:
+        return "compile"
+    _tell(why)
+    return "eager"
+
+
+def _forced(requested: str, source: str, logps: Tensor, rule: ClipRule) -> str:
+    if requested not in BACKENDS:
+        from bandpo.words import nearest
+
+        raise ValueError(
+            f"unknown {source} {requested!r}{nearest(requested, BACKENDS)}; known: {', '.join(BACKENDS)}"
+        )
+    reasons: dict[str, Callable[[], str | None]] = {
+        "eager": lambda: None,
+        "compile": lambda: compile_refusal(logps),
+        "triton": lambda: triton_refusal(logps, rule),
+    }
+    why = reasons[requested]()
+    if why is not None:
+        able = [name for name in BACKENDS if name != requested and reasons[name]() is None]
+        raise RuntimeError(f"{source} {requested!r} cannot run: {why}; can run here: {', '.join(able)}")
+    return requested
+
+
+def _tell(why: str) -> None:
+    if not _State.told:
+        _State.told = True
+        warnings.warn(f"bandpo computes the loss eagerly, because torch.compile cannot work: {why}", stacklevel=4)
+
+
+def note_compile_failure(error: Exception) -> None:
+    """Remember that compiling failed, so that the automatic choice stays with eager, and say so once."""
+    first = str(error).strip().splitlines()
+    _State.compile_failure = f"{type(error).__name__}: {first[0] if first else 'no message'}"
+    _tell(_State.compile_failure)
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` under torch.compile as one graph with dynamic shapes, wrapped once a process."""
+    return torch.compile(function, fullgraph=True, dynamic=True)

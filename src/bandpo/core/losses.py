@@ -1,0 +1,297 @@
+"""The policy loss: a clipped surrogate under any clip rule."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from bandpo.core import backends
+from bandpo.core.band import POSITIVE_TOLERANCE, Radius, band_side, check_broadcast, check_logps
+from bandpo.core.diagnostics import clip_statistics
+from bandpo.core.divergences import as_work_dtype
+from bandpo.core.rules import Band, ClipRule
+from bandpo.words import nearest
+
+Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """Result of `policy_loss`.
+
+    Attributes:
+        loss: Scalar to call backward() on.
+        metrics: Name -> detached scalar tensor on the same device (docs/metrics.md explains each).
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+def policy_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    rule: ClipRule | None = None,
+    aggregation: str = "token-mean",
+    *,
+    dual_clip: float | None = None,
+    weights: Tensor | None = None,
+    entropy: Tensor | None = None,
+    horizon: int | None = None,
+    backend: str | None = None,
+) -> PolicyLoss:
+    """Clipped policy-gradient surrogate whose trust region is set by a clip rule.
+
+    Per token, with r = exp(logps - old_logps) and the rule's bounds [lower, upper],
+
+        loss = -min(r A, clip(r, lower, upper) A)
+
+    (arXiv 1707.06347, eq. 7, with the bounds of arXiv 2603.04918). The gradient vanishes exactly where the
+    ratio has left the bounds in the direction that the advantage pushes it, so it is decided by the rule's
+    membership test; bounds only supply the value of those tokens, which is constant.
+
+    Args:
+        logps: Log-probs under the policy being trained, shape (B, T); the only input that is differentiated.
+        old_logps: Log-probs under the policy that the trust region is centred on, shape (B, T).
+        advantages: Shape (B, T), (B, 1) or (B,) (one advantage a sequence).
+        mask: 1 (or True) for tokens that count, shape (B, T). Masked tokens may hold anything, NaN included.
+        rule: Clip rule; `Band()` if None.
+        aggregation: "token-mean", "seq-mean-token-sum", "seq-mean-token-mean" or "seq-mean-token-sum-norm",
+            as in verl; sequences without a token do not count.
+        dual_clip: If given (> 1), tokens with A < 0 lose no more than -A dual_clip (arXiv 1912.09729).
+        weights: Importance weights that multiply each token's loss, shape (B, T), e.g. rollout correction.
+        entropy: Policy entropy at each position in nats, shape (B, T); only reported.
+        horizon: Divisor of "seq-mean-token-sum-norm"; T if None.
+        backend: "eager", "compile" or "triton"; if None, the environment variable BANDPO_BACKEND, else the
+            fastest that can do the call (docs/backends.md). All give the same value, gradient and metrics.
+
+    Returns:
+        PolicyLoss: Loss in float32 (float64 for float64 log-probs), and metrics.
+
+    Raises:
+        ValueError: If shapes do not broadcast to that of `logps`, an option is unknown, log-probs are
+            positive, or (on the CPU, where looking costs no synchronisation) an unmasked value is NaN.
+        RuntimeError: If the backend asked for cannot run.
+    """
+    rule = Band() if rule is None else rule
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"dual_clip is {dual_clip!r}, allowed is None or a number > 1")
+    _check_aggregation(aggregation, horizon)
+    if advantages.dim() == 1 and logps.dim() == 2:
+        advantages = advantages.unsqueeze(1)
+    given = {"old_logps": old_logps, "advantages": advantages, "mask": mask}
+    given |= {name: t for name, t in (("weights", weights), ("entropy", entropy)) if t is not None}
+    for name, tensor in given.items():
+        check_broadcast(name, tensor, "logps", logps)
+    for tensor in (logps, old_logps):
+        if not tensor.dtype.is_floating_point:
+            as_work_dtype(tensor)  # says what is allowed
+
+    tensors = (logps, old_logps.detach(), advantages.detach(), mask, weights, entropy)
+    chosen = backends.pick_backend(backend, logps, rule)
+    if chosen == "triton":
+        if logps.device.type == "cpu":
+            _check_values(*tensors[:4])
+        return PolicyLoss(
+            *backends.triton_kernels().fused_loss(
+                *tensors[:4],
+                rule,
+                aggregation,
+                dual_clip=dual_clip,
+                weights=weights,
+                entropy=entropy,
+                horizon=horizon,
+            )
+        )
+    options = (aggregation, dual_clip, horizon)
+    if chosen == "compile":
+        forced = backend is not None or backends.VARIABLE in os.environ
+        result = _compiled(tensors, rule, options, forced)
+        if result is not None:
+            return result
+    loss, metrics, _ = _surrogate(*tensors, rule, *options)
+    return PolicyLoss(loss, metrics)
+
+
+def _compiled(tensors: Any, rule: ClipRule, options: Any, forced: bool) -> PolicyLoss | None:
+    """The loss through torch.compile; None if compiling fails and nobody insisted."""
+    logps = tensors[0]
+    try:
+        # One graph a rule, aggregation and set of options; their numbers, radii apart, are constants of it.
+        with torch._dynamo.config.patch(recompile_limit=256, specialize_float=True):
+            loss, metrics, bad = backends.compiled(_surrogate)(*tensors, _with_tensor_radius(rule, logps), *options)
+    except Exception as error:
+        if forced:
+            raise
+        backends.note_compile_failure(error)
+        return None
+    if logps.device.type == "cpu" and bool(bad):
+        _check_values(*tensors[:4])
+    return PolicyLoss(loss, metrics)
+
+
+def _with_tensor_radius(rule: ClipRule, like: Tensor) -> ClipRule:
+    """The same Band with its radius as tensors, so that a schedule of radii does not compile anew."""
+    if type(rule) is not Band:
+        return rule
+    dtype = as_work_dtype(like.detach()).dtype
+
+    def place(radius: float | Tensor) -> Tensor:
+        if isinstance(radius, Tensor):
+            return radius
+        return torch.full((), float(radius), dtype=dtype, device=like.device)
+
+    radius = rule.radius
+    placed = (place(radius[0]), place(radius[1])) if isinstance(radius, (tuple, list)) else place(radius)
+    return replace(rule, radius=placed)
+
+
+def _surrogate(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: Tensor | None,
+    entropy: Tensor | None,
+    rule: ClipRule,
+    aggregation: str,
+    dual_clip: float | None,
+    horizon: int | None,
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """(loss, metrics, whether a value is not allowed): the PyTorch operations behind "eager" and "compile"."""
+    keep = mask.bool().expand_as(logps)
+    work = as_work_dtype(logps)
+    zero = torch.zeros((), dtype=work.dtype, device=work.device)
+    work = torch.where(keep, work, zero)
+    old = torch.where(keep, as_work_dtype(old_logps), zero).to(work.dtype)
+    advantages = torch.where(keep, advantages.to(work.dtype), zero)
+    bad = torch.zeros((), dtype=torch.bool, device=work.device)
+    if torch.compiler.is_compiling():
+        # The caller looks at this where looking is free; one fused reduction instead of a pass a check.
+        bad = ~((work <= POSITIVE_TOLERANCE) & (old <= POSITIVE_TOLERANCE) & (advantages == advantages)).all()
+    else:
+        check_not_nan(logps=work.detach(), old_logps=old, advantages=advantages)
+
+    with torch.no_grad():
+        log_ratio = work - old
+        up = advantages > 0
+        outward = torch.where(up, log_ratio > 0, log_ratio < 0) & (advantages != 0)
+        inside = rule.inside(work, old)
+        clipped = outward & ~inside
+        held = _held_values(rule, old, up, clipped)
+        dual = torch.zeros_like(clipped)
+        if dual_clip is not None:
+            dual = (advantages < 0) & (log_ratio.exp() > dual_clip)
+            held = torch.where(dual, dual_clip, held)
+        constant = clipped | dual
+        held = torch.where(constant, held, zero)
+    # A token held at a bound leaves the graph before exp(): an overflowing ratio times zero would be NaN.
+    moving = keep & ~constant & (advantages != 0)
+    ratio = torch.where(moving, work - old, zero).exp()
+    token_loss = -advantages * torch.where(moving, ratio, held)
+    if weights is not None:
+        token_loss = token_loss * torch.where(keep, weights.detach().to(work.dtype), zero)
+    loss = aggregate(token_loss, keep, aggregation, horizon=horizon)
+
+    statistics = clip_statistics(work.detach(), old, advantages, keep, rule, entropy=entropy, inside=inside)
+    metrics = statistics.metrics()
+    if dual_clip is not None:
+        metrics["dual_clip_fraction"] = dual.sum() / statistics.tokens.clamp(min=1)
+    return loss, metrics, bad
+
+
+def _held_values(rule: ClipRule, old: Tensor, up: Tensor, clipped: Tensor) -> Tensor:
+    """The ratio at which each clipped token is held; what stands elsewhere is of no account.
+
+    Only the side that the advantage pushes to is solved, and on the CPU, where counting is free, only for the
+    clipped tokens, commonly a few in ten thousand.
+    """
+    if not isinstance(rule, Band) or type(rule).bounds is not Band.bounds:
+        bounds = rule.bounds(old)
+        return torch.where(up, bounds.upper, bounds.lower)
+    if old.device.type != "cpu" or torch.compiler.is_compiling():
+        return _outward_bound(rule, old, up, rule.radius)
+    where = clipped.nonzero(as_tuple=True)
+    held = torch.zeros_like(old)
+
+    def pick(radius: float | Tensor) -> float | Tensor:
+        return radius.expand(old.shape)[where] if isinstance(radius, Tensor) and radius.dim() else radius
+
+    radius = rule.radius
+    picked = (pick(radius[0]), pick(radius[1])) if isinstance(radius, (tuple, list)) else pick(radius)
+    held[where] = _outward_bound(rule, old[where], up[where], picked)
+    return held
+
+
+def _outward_bound(rule: Band, old: Tensor, up: Tensor, radius: Radius) -> Tensor:
+    bound = band_side(old, radius, rule.divergence, upper=up)
+    if rule.cap is not None:
+        bound = torch.where(up, bound.clamp(max=math.log(rule.cap)), bound)
+    if rule.floor:
+        bound = torch.where(up, bound, bound.clamp(min=math.log(rule.floor)))
+    return bound.exp()
+
+
+def _check_values(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor) -> None:
+    """The checks of the eager path on the CPU, for the paths that cannot make them: ValueError naming the value."""
+    keep = mask.bool().expand_as(logps)
+    dtype = as_work_dtype(logps.detach()).dtype
+    named = {"logps": logps, "old_logps": old_logps, "advantages": advantages}
+    kept = {name: torch.where(keep, tensor.detach().to(dtype), 0.0) for name, tensor in named.items()}
+    check_not_nan(**kept)
+    for name in ("logps", "old_logps"):
+        check_logps(kept[name], name)
+
+
+def _check_aggregation(aggregation: str, horizon: int | None) -> None:
+    if horizon is not None and not horizon > 0:
+        raise ValueError(f"horizon is {horizon!r}, allowed is None or a number > 0")
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(
+            f"unknown aggregation {aggregation!r}{nearest(aggregation, AGGREGATIONS)}; "
+            f"known: {', '.join(AGGREGATIONS)}"
+        )
+
+
+def aggregate(values: Tensor, mask: Tensor, aggregation: str, horizon: int | None = None) -> Tensor:
+    """Reduce per-token values (B, T) to a scalar, in the modes (and under the names) of verl.
+
+    token-mean: mean over all tokens. seq-mean-token-sum: sum over each sequence, mean over sequences.
+    seq-mean-token-mean: mean over each sequence, mean over sequences. seq-mean-token-sum-norm:
+    seq-mean-token-sum divided by `horizon` (T if None). Sequences without a token do not count.
+
+    Raises:
+        ValueError: For an unknown mode, or a horizon that is not positive.
+    """
+    _check_aggregation(aggregation, horizon)
+    counts = mask.to(values.dtype)
+    values = torch.where(mask.bool(), values, torch.zeros((), dtype=values.dtype, device=values.device))
+    if aggregation == "token-mean":
+        return values.sum() / counts.sum().clamp(min=1)
+    per_sequence = counts.sum(-1)
+    sequences = (per_sequence > 0).to(values.dtype).sum().clamp(min=1)
+    sums = values.sum(-1)
+    if aggregation == "seq-mean-token-mean":
+        return (sums / per_sequence.clamp(min=1)).sum() / sequences
+    mean = sums.sum() / sequences
+    if aggregation == "seq-mean-token-sum-norm":
+        return mean / (values.shape[-1] if horizon is None else horizon)
+    return mean
+
+
+def check_not_nan(**tensors: Tensor) -> None:
+    """Raise ValueError naming the tensor that holds a NaN; only where looking costs no device sync."""
+    if torch.compiler.is_compiling():
+        return
+    for name, tensor in tensors.items():
+        if tensor.device.type == "cpu" and bool(torch.isnan(tensor).any()):
+            count = int(torch.isnan(tensor).sum())
+            raise ValueError(f"{name} holds {count} NaN among its unmasked values; allowed are numbers")

@@ -1,0 +1,192 @@
+"""A report as one HTML file that needs nothing else, and the same tables in Markdown.
+
+No script, no font, no request: a content security policy forbids them all, so that a completion, which is
+anybody's text, cannot run either.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from bandpo.report import figures
+from bandpo.report.figures import Picture
+
+TEMPLATE = resources.files("bandpo") / "report" / "report.html.jinja"
+LONGEST_TEXT = 3000  # characters of a completion that a page shows
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells; the first column names the row."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    title: str = ""
+    kind: str = "table"
+
+    def markdown(self) -> list[str]:
+        def line(cells: Sequence[str]) -> str:
+            return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+        align = ["---", *["---:"] * (len(self.header) - 1)]
+        return [line(self.header), line(align), *(line(row) for row in self.rows)]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Code:
+    """Commands or settings, folded away where they are long."""
+
+    text: str
+    summary: str = ""
+    kind: str = "code"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion, and what is known of it."""
+
+    prompt: str
+    completion: str
+    facts: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Completions to unfold."""
+
+    summary: str
+    samples: Sequence[Sample]
+    kind: str = "samples"
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One token: its text, figures in words, and for each rule whether it is held."""
+
+    text: str
+    figures: Sequence[str]
+    held: Sequence[bool]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One completion's tokens under every rule."""
+
+    summary: str
+    rules: Sequence[str]
+    columns: Sequence[str]
+    tokens: Sequence[TokenRow]
+    kind: str = "tokens"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture in the page."""
+
+    picture: Picture
+    kind: str = "drawing"
+
+    @property
+    def panels(self) -> list[tuple[str, str]]:
+        """(title, <svg> element) of each panel."""
+        name = self.picture.name
+        return [(panel.title, figures.svg(panel, f"{name}{i}")) for i, panel in enumerate(self.picture.panels)]
+
+    @property
+    def legend(self) -> list[tuple[str, str]]:
+        """(<svg> sample, label) of each series."""
+        found = self.picture.legend
+        return [] if len(found) < 2 else [(figures.swatch(*how), label) for label, how in found.items()]
+
+
+Block = Table | Text | Code | Samples | Tokens | Drawing
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    name: str
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report."""
+
+    title: str
+    description: str
+    sections: Sequence[Section]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        return [block.picture for section in self.sections for block in section.blocks if isinstance(block, Drawing)]
+
+    def html(self) -> str:
+        """The page, complete."""
+        from jinja2 import Environment
+        from markupsafe import Markup
+
+        environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        environment.filters["visible"] = visible
+        environment.filters["drawn"] = Markup  # for what figures.py drew, and nothing else
+        template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+        light, dark = (_variables(which) for which in (0, 1))
+        return template.render(page=self, light=light, dark=dark)
+
+    def markdown(self) -> str:
+        """Tables, pictures by file name, commands; what unfolds in the page stays there."""
+        lines = [f"# {self.title}", "", *([self.description, ""] if self.description else [])]
+        for section in self.sections:
+            blocks = [found for block in section.blocks if (found := _in_markdown(block))]
+            if blocks:
+                lines += [f"## {section.title}", ""]
+                for block in blocks:
+                    lines += [*block, ""]
+        return "\n".join(lines)
+
+
+def _in_markdown(block: Block) -> list[str]:
+    match block:
+        case Table():
+            above = [f"### {block.title}", ""] if block.title else []
+            return [*above, *block.markdown(), *(["", block.caption] if block.caption else [])]
+        case Text():
+            return [block.text]
+        case Code(summary=""):
+            return ["```", block.text, "```"]
+        case Drawing():
+            return [f"![{block.picture.title}]({block.picture.name}.png)"]
+    return []
+
+
+def _variables(which: int) -> dict[str, Any]:
+    return {
+        "grid": figures.GRID[which],
+        "muted": figures.MUTED[which],
+        "ink": figures.INK[which],
+        **{f"s{i}": shades[which] for i, shades in enumerate(figures.SERIES)},
+    }
+
+
+def visible(text: str, longest: int = LONGEST_TEXT) -> str:
+    """Text with nothing invisible in it: control, direction and unpaired characters show as their code."""
+    shown = text if len(text) <= longest else f"{text[:longest]}… ({len(text) - longest:,} more characters)"
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else f"\\u{ord(c):04x}"
+        for c in shown
+    )

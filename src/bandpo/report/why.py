@@ -1,0 +1,250 @@
+"""Why do two rules learn differently? What each would have done to the same logged tokens.
+
+Everything here is a pure function of a recorded batch (`bandpo.training.batches.TokenBatch`) and of rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bandpo.core.band import DEFAULT_RADIUS
+from bandpo.core.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
+from bandpo.training.batches import TokenBatch
+
+# The rules that a report compares, by the names that the field gives them.
+RIVALS: dict[str, ClipRule] = {
+    "GRPO clip 0.2": Clip(),
+    "Clip-Higher 0.2/0.28": Clip(0.2, 0.28),
+    "DCPO": DCPO(),
+    f"Band KL {DEFAULT_RADIUS:g}": Band(),
+    f"Band TV {DEFAULT_RADIUS:g}": Band(divergence="tv"),
+    f"Band chi2 {DEFAULT_RADIUS:g}": Band(divergence="chi2"),
+}
+# Edges of the bins of the old probability; a bin holds its lower edge, the last one 1 as well.
+EDGES = (0.0, 0.001, 0.01, 0.1, 0.3, 0.7, 0.95, 1.0)
+SIDES = ("below", "above")
+SIGNS = ("negative", "positive")
+
+
+def name_rule(rule: ClipRule) -> str:
+    """A short label, such as 'Clip 0.2/0.28' or 'Band KL 0.05'."""
+    if isinstance(rule, NoClip):
+        return "No clip"
+    if isinstance(rule, Clip):
+        return f"Clip {rule.low:g}/{rule.high:g}"
+    if isinstance(rule, DCPO):
+        return "DCPO" if rule == DCPO() else f"DCPO {rule.low:g}/{rule.high:g}, cap {rule.cap}"
+    if isinstance(rule, (Band, AdaptiveBand)):
+        kind = "Band" if isinstance(rule, Band) else "Adaptive band"
+        short = {"kl": "KL", "tv": "TV"}
+        divergence = rule.divergence if isinstance(rule.divergence, str) else rule.divergence.name
+        radius = (
+            "/".join(f"{side:g}" for side in rule.radius) if isinstance(rule.radius, tuple) else f"{rule.radius:g}"
+        )
+        limits = "".join(f", {n} {v:g}" for n, v in (("cap", rule.cap), ("floor", rule.floor)) if v is not None)
+        return f"{kind} {short.get(divergence, divergence)} {radius}{limits}"
+    return type(rule).__name__
+
+
+def with_rivals(rules: Mapping[str, ClipRule]) -> dict[str, ClipRule]:
+    """`rules`, and those of `RIVALS` that are not among them; one without bounds has nothing to compare."""
+    own = {name: rule for name, rule in rules.items() if not isinstance(rule, NoClip)}
+    return {**own, **{name: rule for name, rule in RIVALS.items() if rule not in own.values()}}
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Which tokens of a batch lie outside a rule's bounds, shape (B, T) each.
+
+    Attributes:
+        above: The ratio exceeds the upper bound.
+        below: The ratio is under the lower bound.
+        clipped: The loss gives the token no gradient: above with A > 0, or below with A < 0.
+    """
+
+    above: NDArray[np.bool_]
+    below: NDArray[np.bool_]
+    clipped: NDArray[np.bool_]
+
+
+def outside(rule: ClipRule, batch: TokenBatch) -> Outside:
+    """Apply a rule to logged tokens; masked tokens are outside of nothing."""
+    logps, old_logps = torch.from_numpy(batch.logps), torch.from_numpy(batch.old_logps)
+    beyond = batch.mask & ~rule.inside(logps, old_logps).numpy()
+    rising = batch.logps > batch.old_logps
+    above, below = beyond & rising, beyond & ~rising
+    return Outside(above, below, (above & (batch.advantages > 0)) | (below & (batch.advantages < 0)))
+
+
+@dataclass(frozen=True)
+class ClipCounts:
+    """How many tokens each rule would have held, by old probability, side and sign of the advantage.
+
+    Attributes:
+        rules: R names.
+        edges: N + 1 edges of the bins.
+        outside: Tokens outside the bounds, shape (R, N, 2, 2): rule, bin, side (`SIDES`), sign (`SIGNS`). What
+            is clipped are (below, negative) and (above, positive); the other two pull the ratio back.
+        tokens: All tokens with an advantage, shape (N, 2): bin, sign.
+    """
+
+    rules: tuple[str, ...]
+    edges: tuple[float, ...]
+    outside: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+
+    @property
+    def clipped(self) -> NDArray[np.int64]:
+        """Clipped tokens by sign, shape (R, N, 2): negative advantage below, positive advantage above."""
+        return np.stack([self.outside[:, :, 0, 0], self.outside[:, :, 1, 1]], -1)
+
+
+def count_clipped(
+    rules: Mapping[str, ClipRule], batches: Sequence[TokenBatch], edges: Sequence[float] = EDGES
+) -> ClipCounts:
+    """Count, over all batches, what each rule would have held. Tokens of advantage 0 have no gradient to lose.
+
+    Raises:
+        ValueError: If the edges do not rise from 0 to 1.
+    """
+    edges = _check_edges(edges)
+    bins = len(edges) - 1
+    held = np.zeros((len(rules), bins, 2, 2), np.int64)
+    tokens = np.zeros((bins, 2), np.int64)
+    for batch in batches:
+        place = bin_of(batch.old_logps, edges)
+        signs = batch.mask & (batch.advantages < 0), batch.mask & (batch.advantages > 0)
+        for j, sign in enumerate(signs):
+            tokens[:, j] += np.bincount(place[sign], minlength=bins)
+        for i, rule in enumerate(rules.values()):
+            found = outside(rule, batch)
+            for s, side in enumerate((found.below, found.above)):
+                for j, sign in enumerate(signs):
+                    held[i, :, s, j] += np.bincount(place[side & sign], minlength=bins)
+    return ClipCounts(tuple(rules), edges, held, tokens)
+
+
+@dataclass(frozen=True)
+class Gains:
+    """How the probability of tokens changed since the rollout, by old probability, for one sign of the advantage.
+
+    Attributes:
+        edges: N + 1 edges of the bins.
+        tokens: Tokens in each bin, shape (N,).
+        mean: Mean of p_new - p_old, shape (N,); NaN where there is no token.
+        log_ratio: Mean of log(p_new / p_old) in nats, shape (N,); NaN where there is no token.
+    """
+
+    edges: tuple[float, ...]
+    tokens: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    log_ratio: NDArray[np.float64]
+
+
+def probability_gain(batches: Sequence[TokenBatch], positive: bool = True, edges: Sequence[float] = EDGES) -> Gains:
+    """What tokens of positive (or negative) advantage gained under the rule that the run was trained with.
+
+    A rule that starves rare good tokens shows here as a small gain in the lowest bins.
+    """
+    edges = _check_edges(edges)
+    bins = len(edges) - 1
+    tokens, gain, log_ratio = np.zeros(bins, np.int64), np.zeros(bins), np.zeros(bins)
+    for batch in batches:
+        kept = batch.mask & ((batch.advantages > 0) if positive else (batch.advantages < 0))
+        place = bin_of(batch.old_logps, edges)[kept]
+        new, old = batch.logps[kept].astype(np.float64), batch.old_logps[kept].astype(np.float64)
+        tokens += np.bincount(place, minlength=bins)
+        gain += np.bincount(place, np.exp(new) - np.exp(old), bins)
+        log_ratio += np.bincount(place, new - old, bins)
+    with np.errstate(invalid="ignore"):
+        return Gains(edges, tokens, gain / tokens, log_ratio / tokens)
+
+
+@dataclass(frozen=True)
+class PositionEntropy:
+    """Mean entropy along the completion.
+
+    Attributes:
+        start: First position of each stretch, from 0, shape (K,).
+        entropy: Mean over the stretch's tokens in nats, shape (K,).
+        tokens: Tokens in each stretch, shape (K,).
+    """
+
+    start: NDArray[np.int64]
+    entropy: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+
+def entropy_by_position(batch: TokenBatch, stretches: int = 32) -> PositionEntropy:
+    """Mean entropy against the position in the completion, in at most `stretches` stretches of equal length."""
+    length = batch.mask.shape[1]
+    width = -(-length // stretches)
+    place = np.broadcast_to(np.arange(length) // width, batch.mask.shape)[batch.mask]
+    tokens = np.bincount(place)
+    sums = np.bincount(place, batch.entropy[batch.mask].astype(np.float64))
+    filled = np.flatnonzero(tokens)
+    return PositionEntropy(filled * width, sums[filled] / tokens[filled], tokens[filled])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One token under every rule.
+
+    Attributes:
+        text: The token.
+        old_p: Its probability at the rollout.
+        p: Its probability just before the recorded update.
+        entropy: Of the policy at its place, in nats.
+        clipped: For each rule, whether the token gets no gradient.
+    """
+
+    text: str
+    old_p: float
+    p: float
+    entropy: float
+    clipped: tuple[bool, ...]
+
+
+def side_by_side(rules: Mapping[str, ClipRule], batch: TokenBatch, row: int) -> list[Verdict]:
+    """The tokens of completion `row` under every rule, in the rules' order."""
+    clipped = np.stack([outside(rule, batch).clipped[row] for rule in rules.values()], -1)
+    return [
+        Verdict(
+            str(batch.texts[batch.tokens[row, t]]),
+            float(np.exp(batch.old_logps[row, t])),
+            float(np.exp(batch.logps[row, t])),
+            float(batch.entropy[row, t]),
+            tuple(clipped[t].tolist()),
+        )
+        for t in np.flatnonzero(batch.mask[row])
+    ]
+
+
+def telling_rows(rules: Mapping[str, ClipRule], batch: TokenBatch, count: int) -> list[int]:
+    """Completions on whose tokens the rules disagree most (number of tokens clipped by some rules, not by all)."""
+    clipped = np.stack([outside(rule, batch).clipped for rule in rules.values()])
+    disputed = (clipped.any(0) & ~clipped.all(0)).sum(1)
+    return [int(row) for row in np.argsort(-disputed, kind="stable")[:count]]
+
+
+def bin_of(logps: NDArray[np.float32], edges: Sequence[float]) -> NDArray[np.int64]:
+    """Number of the bin that each token's probability falls into."""
+    inner = np.searchsorted(np.asarray(edges), np.exp(logps.astype(np.float64)), side="right") - 1
+    return np.clip(inner, 0, len(edges) - 2)
+
+
+def bin_labels(edges: Sequence[float]) -> list[str]:
+    return [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+
+
+def _check_edges(edges: Sequence[float]) -> tuple[float, ...]:
+    found = tuple(edges)
+    if len(found) < 2 or found[0] != 0 or found[-1] != 1 or any(a >= b for a, b in pairwise(found)):
+        raise ValueError(f"edges are {found}, allowed are rising probabilities from 0 to 1")
+    return found

@@ -1,0 +1,1 @@
+"""Recipes, the run directory and the job that fills it."""

@@ -1,0 +1,12 @@
+"""Words of messages: the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: object, known: Iterable[object]) -> str:
+    """' (did you mean ...?)' for the known word closest to `word`, or an empty string."""
+    match = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,181 @@
+"""One contract over the whole registry: the generators, their log forms, and the binary divergence."""
+
+import math
+import re
+
+import mpmath as mp
+import pytest
+import torch
+
+import oracle
+from bandpo.core.band import band, binary_divergence
+from bandpo.core.divergences import (
+    FDivergence,
+    as_work_dtype,
+    expm1_residual,
+    get_divergence,
+    log1mexp,
+    renyi_to_alpha,
+)
+from helpers import NAMES, ROOT
+
+U = torch.exp(torch.linspace(-8, 8, 401, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_generator_is_convex_and_zero_at_one(name):
+    f = get_divergence(name).f
+    y = f(U)
+    slope = (y[1:] - y[:-1]) / (U[1:] - U[:-1])
+    assert f(torch.ones(1, dtype=torch.float64)).item() == pytest.approx(0.0, abs=1e-15)
+    assert (slope[1:] - slope[:-1] >= -1e-9 * (1 + slope[1:].abs())).all()
+    assert (y >= -1e-12).all() or name in ("js",)
+    for u in (0.01, 0.7, 1.3, 50.0):
+        want = oracle.generator(name)(mp.mpf(u))
+        assert f(torch.tensor(u, dtype=torch.float64)).item() == pytest.approx(float(want), rel=1e-10, abs=1e-13)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_log_form_equals_the_generator_to_the_last_digits(name):
+    form = get_divergence(name).log_form
+    generator = oracle.generator(name)
+    t = [-1e-8, -1e-3, -0.2, -0.49, -0.51, -0.99, -1.01, -1.99, -2.01, -5.0, -20.0]
+    with mp.workdps(60):
+        h = mp.mpf(10) ** -20
+        tilt = (generator(1 + h) - generator(1 - h)) / (2 * h) if name != "tv" else mp.mpf(0)
+
+        def f(u):
+            return generator(u) - tilt * (u - 1)
+
+        for dtype, rel in ((torch.float64, 2e-14), (torch.float32, 4e-6)):
+            x = torch.tensor(t, dtype=dtype)
+            value, conjugate = form.value(x), form.conjugate(x)
+            slope, back = form.slope(x), form.slope(-x)
+            for i, ti in enumerate(x.tolist()):
+                u = mp.exp(mp.mpf(ti))
+                assert value[i].item() == pytest.approx(float(f(u)), rel=rel), (ti, dtype)
+                assert conjugate[i].item() == pytest.approx(float(u * f(1 / u)), rel=rel), (ti, dtype)
+                for got, at in ((slope, u), (back, 1 / u)):
+                    want = mp.diff(f, at, h=at * mp.mpf(10) ** -20)
+                    assert got[i].item() == pytest.approx(float(want), rel=10 * rel), (ti, dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_binary_divergence_equals_the_definition(name, dtype):
+    rel = 1e-12 if dtype == torch.float64 else 2e-5
+    for a in (-1e-6, -0.02, -0.7, -3.0, -20.0, -80.0):
+        old = torch.tensor(a, dtype=dtype)
+        for shift in (-5.0, -0.3, -1e-3, 1e-3, 0.3, 5.0):
+            new = (old + shift).clamp(max=0.0) if shift < 0 else old * math.exp(-shift)
+            got = binary_divergence(new, old, name).item()
+            with mp.workdps(60):
+                want = oracle.divergence(name, old.item(), mp.mpf(new.item()) - mp.mpf(old.item()))
+            if want > torch.finfo(dtype).max:
+                want = mp.inf
+            assert got == pytest.approx(float(want), rel=rel, abs=1e-37), (a, shift)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_binary_divergence_is_zero_at_one_and_grows_outwards(name):
+    old = -torch.logspace(-9, 1.9, 60, dtype=torch.float64)[:, None]
+    assert (binary_divergence(old, old, name) == 0).all()
+    down = binary_divergence(old - torch.linspace(0, 30, 200, dtype=torch.float64), old, name)
+    up = binary_divergence(old * torch.linspace(1, 0, 200, dtype=torch.float64), old, name)
+    for g in (down, up):
+        assert (g >= 0).all()
+        finite = torch.isfinite(g[:, 1:])
+        assert ((g[:, 1:] - g[:, :-1] >= -1e-13 * g[:, 1:].abs()) | ~finite).all()
+
+
+def test_elementary_functions_keep_their_digits():
+    x = -torch.logspace(-12, 2.5, 300, dtype=torch.float64)
+    with mp.workdps(200):
+        exact = [mp.mpf(v) for v in x.tolist()]
+        for ours, theirs, arg in (
+            (log1mexp, lambda v: mp.log(-mp.expm1(v)), exact),
+            (expm1_residual, lambda v: mp.expm1(v) - v, exact),
+        ):
+            want = torch.tensor([float(theirs(v)) for v in arg], dtype=torch.float64)
+            torch.testing.assert_close(ours(x), want, rtol=5e-15, atol=0)
+
+
+def test_work_dtype():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert as_work_dtype(torch.zeros(2, dtype=dtype)).dtype == torch.float32
+    assert as_work_dtype(torch.zeros(2, dtype=torch.float64)).dtype == torch.float64
+    with pytest.raises(ValueError, match="int64"):
+        as_work_dtype(torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("kll", "unknown divergence 'kll'; known: kl, .*Did you mean 'kl'"),
+        ("helinger", "Did you mean 'hellinger2'"),
+        ("alpha:1", "alpha must be a finite number other than 0 and 1"),
+        ("alpha:x", "got 'x'"),
+        (3, "must be a name"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_alternatives(name, message):
+    with pytest.raises(ValueError, match=message):
+        get_divergence(name)
+
+
+@pytest.mark.parametrize(
+    ("f", "message"),
+    [
+        (lambda u: u, r"f\(1\) must be 0, but f\(1\) = 1"),
+        (lambda u: -((u - 1) ** 2), "must be convex, but its slope falls near u = "),
+        (lambda u: torch.sin(u - 1), "must be convex"),
+        (lambda u: torch.where(u > 2, torch.nan, (u - 1) ** 2), "must be finite for u > 0, but f\\("),
+        (lambda u: 0.0, "must act elementwise on tensors"),
+        (lambda u: ((u - 1) ** 2).sum(), "gave shape"),
+        (lambda u: math.log(u), "raised"),
+        (lambda u: 3 * (u - 1), "must not be linear"),
+    ],
+)
+def test_a_wrong_generator_is_refused_by_the_property_it_lacks(f, message):
+    with pytest.raises(ValueError, match=message):
+        FDivergence(name="mine", f=f)
+
+
+@pytest.mark.parametrize(
+    ("mine", "name"),
+    [
+        (lambda u: -torch.log(u), "kl"),
+        (lambda u: u * torch.log(u), "reverse_kl"),  # NaN at 0, and off by (u - 1)
+        (lambda u: 0.5 * (u - 1).abs(), "tv"),
+        (lambda u: u**2 - 1, "chi2"),
+        (lambda u: 2 - 2 * torch.sqrt(u), "hellinger2"),
+        (lambda u: 1 / u - 1, "neyman_chi2"),
+    ],
+)
+def test_a_users_generator_agrees_with_the_built_in(mine, name):
+    f = FDivergence(name="mine", f=mine)
+    old = -torch.logspace(-4, 1.9, 80)
+    for radius in (0.01, 0.05, 0.3):
+        ours, want = band(old, radius, f), band(old, radius, name)
+        torch.testing.assert_close(ours.log_upper, want.log_upper, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(ours.lower, want.lower, rtol=1e-5, atol=1e-9)
+
+
+def test_renyi_is_an_alpha_ball():
+    order, radius, p = 2.0, 0.05, 0.3
+    name, converted = renyi_to_alpha(order, radius)
+    r = band(torch.tensor([p], dtype=torch.float64).log(), converted, name).upper.item()
+    renyi = math.log(p * r**order + (1 - p) * ((1 - r * p) / (1 - p)) ** order) / (order - 1)
+    assert renyi == pytest.approx(radius, rel=1e-12)
+    with pytest.raises(ValueError, match="order must be positive"):
+        renyi_to_alpha(1.0, 0.1)
+    with pytest.raises(ValueError, match="radius must be positive"):
+        renyi_to_alpha(2.0, -0.1)
+
+
+def test_the_documented_example_runs():
+    page = (ROOT / "docs" / "divergences.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    assert len(examples) >= 2
+    for example in examples:
+        exec(compile(example, "docs/divergences.md", "exec"), {})

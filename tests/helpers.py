@@ -1,0 +1,39 @@
+"""What several test files share."""
+
+from pathlib import Path
+
+from bandpo.core.divergences import DIVERGENCE_NAMES
+
+ROOT = Path(__file__).parent.parent
+
+# Every named divergence, and members of the alpha family on both sides of its special cases.
+ALPHAS = ["alpha:-1", "alpha:0.5", "alpha:1.01", "alpha:0.99", "alpha:2", "alpha:3"]
+NAMES = [name for name in DIVERGENCE_NAMES if name != "alpha:<a>"] + ALPHAS
+
+# Settings of a GRPOConfig for tests.
+QUIET_ON_CPU = {
+    "report_to": [],
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+}
+
+# A run of seconds, for `bandpo train`.
+TINY_RUN = [
+    "scratch",
+    "model.scratch={hidden_size: 32, layers: 2, heads: 2, positions: 64}",
+    "warmup.steps=60",
+    "task.low=0",
+    "task.high=4",
+    "task.heldout=5",
+    "train.max_steps=24",
+    "train.generation_batch_size=16",
+    "train.per_device_train_batch_size=4",
+    "train.num_generations=4",
+    "train.max_completion_length=4",
+    "train.save_steps=3",
+    "train.learning_rate=1e-3",
+    "train.dynamic_sampling=1",
+    "eval.samples=2",
+]

@@ -1,0 +1,206 @@
+"""BandGRPOTrainer against stock GRPOTrainer, and the settings it refuses."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+from bandpo import Band, Clip, policy_loss
+from bandpo.training import BandGRPOConfig, BandGRPOTrainer
+from bandpo.training.durable import TrainingDivergedError
+from helpers import QUIET_ON_CPU
+
+
+def reward(completions, **_):
+    return [float(sum(c in "02468" for c in text)) for text in completions]
+
+
+def settings(path, **changes):
+    return {
+        "output_dir": str(path),
+        "per_device_train_batch_size": 4,
+        "generation_batch_size": 16,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "max_steps": 12,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        **QUIET_ON_CPU,
+        "seed": 3,
+        **changes,
+    }
+
+
+DATA = Dataset.from_list([{"prompt": f"{i}+{i}="} for i in range(16)])
+
+
+class Recorded:
+    """Keeps the loss and the gradients of each micro-batch."""
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        gradients = [p.grad.clone() for p in self.model.parameters() if p.grad is not None]
+        self.__dict__.setdefault("steps", []).append((loss.detach().clone(), gradients))
+        return loss
+
+
+class StockTrainer(Recorded, GRPOTrainer):
+    pass
+
+
+class OurTrainer(Recorded, BandGRPOTrainer):
+    pass
+
+
+def run(trainer_class, config, tiny, **kwargs):
+    model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
+    trainer = trainer_class(
+        model=model, reward_funcs=reward, args=config, train_dataset=DATA, processing_class=tokenizer, **kwargs
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("epsilons", [(0.2, 0.28), (0.03, 0.07)])
+def test_constant_bounds_equal_the_stock_trainer_bit_for_bit(tmp_path, tiny, loss_type, epsilons):
+    extra = {"loss_type": loss_type, "num_iterations": 2}
+    low, high = epsilons
+    stock = run(StockTrainer, GRPOConfig(**settings(tmp_path / "a", epsilon=low, epsilon_high=high, **extra)), tiny)
+    ours = run(
+        OurTrainer,
+        BandGRPOConfig(**settings(tmp_path / "b", clip_rule="clip", epsilon=low, epsilon_high=high, **extra)),
+        tiny,
+    )
+    assert len(ours.steps) == len(stock.steps) == 12
+    for (loss, gradients), (stock_loss, stock_gradients) in zip(ours.steps, stock.steps, strict=True):
+        assert torch.equal(loss, stock_loss)
+        assert len(gradients) == len(stock_gradients) > 0
+        assert all(torch.equal(a, b) for a, b in zip(gradients, stock_gradients, strict=True))
+    clipped = [row["clip_ratio/region_mean"] for row in stock.state.log_history if "clip_ratio/region_mean" in row]
+    assert max(clipped) > 0, "the comparison should meet clipped tokens"
+    assert clipped == [
+        row["clip_ratio/region_mean"] for row in ours.state.log_history if "clip_ratio/region_mean" in row
+    ]
+
+
+def test_band_reaches_the_loss_and_the_metrics(tmp_path, tiny):
+    seen = []
+
+    class Watched(OurTrainer):
+        def _compute_loss(self, model, inputs):
+            loss = super()._compute_loss(model, inputs)
+            with torch.no_grad():
+                ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+                mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+                logps, _, _ = self._get_per_token_logps_and_entropies(
+                    model, ids, mask, inputs["completion_ids"].shape[1]
+                )
+            seen.append((loss.item(), logps, {k: v for k, v in inputs.items() if torch.is_tensor(v)}))
+            return loss
+
+    rule = Band(3e-4)
+    trainer = run(
+        Watched,
+        BandGRPOConfig(**settings(tmp_path, band_radius=3e-4, loss_type="bnpo", num_iterations=2)),
+        tiny,
+    )
+    assert trainer.rule == rule
+    logged = [row for row in trainer.state.log_history if "band/clip_fraction" in row]
+    assert max(row["band/clip_fraction"] for row in logged) > 0
+    for (loss, logps, inputs), row in zip(seen, logged, strict=True):
+        expected = policy_loss(
+            logps,
+            inputs["old_per_token_logps"],
+            inputs["advantages"],
+            inputs["completion_mask"],
+            rule=rule,
+            aggregation="token-mean",
+        )
+        assert loss == pytest.approx(expected.loss.item(), rel=1e-5, abs=1e-6)
+        for name, value in expected.metrics.items():
+            assert row[f"band/{name}"] == pytest.approx(value.item(), rel=1e-4, abs=1e-6)
+        assert row["band/clip_fraction"] == pytest.approx(row["clip_ratio/region_mean"], abs=1e-6)
+
+
+def test_epsilons_are_restored(tmp_path, tiny):
+    trainer = run(BandGRPOTrainer, BandGRPOConfig(**settings(tmp_path, max_steps=2)), tiny)
+    assert (trainer.epsilon_low, trainer.epsilon_high) == (0.2, 0.2)
+
+
+def test_any_rule_object(tmp_path, tiny):
+    config = BandGRPOConfig(**settings(tmp_path, max_steps=1))
+    assert run(BandGRPOTrainer, config, tiny, rule=Clip(0.1, 0.1)).rule == Clip(0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"clip_rule": "bnd"}, ["'bnd'", "did you mean 'band'"]),
+        ({"band_radius": -1.0}, ["radius", "-1"]),
+        ({"band_divergence": "kll"}, ["'kll'", "kl"]),
+        ({"band_cap": 0.5}, ["cap", "0.5"]),
+        ({"epsilon_high": 0.28}, ["epsilon_high=0.28", "clip_rule='band'"]),
+        ({"clip_rule": "clip", "band_radius": 0.1}, ["band_radius=0.1", "clip_rule='clip'"]),
+        ({"anchor": "smapler"}, ["'smapler'", "did you mean 'sampler'"]),
+        ({"anchor": "sampler"}, ["use_vllm=True"]),
+        ({"loss_type": "cispo", "clip_rule": "none"}, ["'cispo'", "dapo"]),
+        ({"loss_type": "sapo"}, ["'sapo'"]),
+        ({"importance_sampling_level": "sequence"}, ["'sequence'", "'token'"]),
+        ({"delta": 2.0}, ["delta", "2.0", "band_cap"]),
+    ],
+)
+def test_settings_that_would_be_silently_wrong(tmp_path, tiny, changes, words):
+    with pytest.raises(ValueError) as caught:
+        BandGRPOTrainer(
+            model=tiny[0],
+            reward_funcs=reward,
+            args=BandGRPOConfig(**settings(tmp_path, **changes)),
+            train_dataset=DATA,
+            processing_class=tiny[1],
+        )
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_warns_where_nothing_can_clip(tmp_path, tiny):
+    def build(**changes):
+        return BandGRPOTrainer(
+            model=tiny[0],
+            reward_funcs=reward,
+            args=BandGRPOConfig(**settings(tmp_path, **changes)),
+            train_dataset=DATA,
+            processing_class=tiny[1],
+        )
+
+    with pytest.warns(UserWarning, match="every ratio is 1"):
+        build(gradient_accumulation_steps=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        build()
+
+
+def test_anchor_sampler_centres_the_region_on_the_samplers_log_probs():
+    from bandpo.training.trainer import _sampler_logps
+
+    sampling = torch.tensor([[-1.0, float("nan"), -3.0]])
+    old = torch.tensor([[-1.5, -2.5, -3.5]])
+    assert torch.equal(_sampler_logps({"sampling_per_token_logps": sampling}), sampling) is False  # NaN != NaN
+    mixed = _sampler_logps({"sampling_per_token_logps": sampling, "old_per_token_logps": old})
+    assert torch.equal(mixed, torch.tensor([[-1.0, -2.5, -3.0]]))
+
+
+def test_nan_log_probs_stop_the_run(tmp_path, tiny):
+    class Poisoned(BandGRPOTrainer):
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            with torch.no_grad():
+                next(iter(self.model.parameters())).fill_(float("nan"))
+            return loss
+
+    with pytest.raises(TrainingDivergedError, match="NaN"):
+        run(Poisoned, BandGRPOConfig(**settings(tmp_path)), tiny)
