@@ -36,10 +36,10 @@ else:
     environment = {"python": "3", "packages": {}, "commit": None, "platform": "", "gpus": [], "cpu_threads": 1}
     run.environment.write_text(json.dumps(environment))
 run.set_status("running")
-if config.rule.get("high") == 9 and not (study.parent / "mended").exists():
+if config.rule.settings.get("high") == 9 and not (study.parent / "mended").exists():
     run.set_status("failed", error="ValueError: too high")
     sys.exit("error: too high")
-width = config.rule.get("radius", config.rule.get("high", 1.0))
+width = config.rule.settings.get("radius", config.rule.settings.get("high", 1.0))
 steps = config.train["max_steps"]
 done = len(run.metrics.read_text().splitlines()) if run.metrics.exists() else 0
 for step in range(done + 1, steps + 1):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from bandpo import Band, Clip
+from bandpo.runs.build import check_train_settings
 from bandpo.runs.config import load_config, recipe_names
-from bandpo.runs.job import check_train_settings
 
 DATA = {"word-problems": ["task.data=problems.jsonl"]}
 
@@ -17,7 +17,7 @@ def test_every_recipe_is_valid(name):
     config = load_config(name, DATA.get(name))
     assert config.description
     check_train_settings(config.train)
-    assert config.clip_rule() is not None
+    assert config.rule.clip_rule is not None
 
 
 def test_recipes_are_part_of_the_package():
@@ -33,7 +33,7 @@ def test_overrides_are_yaml():
         "quickstart",
         ["rule.radius=[0.02, 0.2]", "train.learning_rate=3e-4", "lora=null", "task.operations=['+', '*']", "seed=7"],
     )
-    assert config.clip_rule() == Band((0.02, 0.2))
+    assert config.rule.clip_rule == Band((0.02, 0.2))
     assert config.train["learning_rate"] == 3e-4
     assert config.lora is None
     assert config.task.operations == ("+", "*")
@@ -42,8 +42,8 @@ def test_overrides_are_yaml():
 
 def test_another_rule_starts_from_its_own_defaults():
     config = load_config("quickstart", ["rule.high=0.28", "rule.name=clip"])
-    assert config.clip_rule() == Clip(0.2, 0.28)
-    assert load_config("quickstart", ["rule.name=band"]).clip_rule() == load_config("quickstart").clip_rule()
+    assert config.rule.clip_rule == Clip(0.2, 0.28)
+    assert load_config("quickstart", ["rule.name=band"]).rule.clip_rule == load_config("quickstart").rule.clip_rule
 
 
 def test_recipe_from_a_file(tmp_path):

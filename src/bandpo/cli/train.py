@@ -55,7 +55,8 @@ def train(
     from rich.console import Console
 
     if dry_run:
-        from bandpo.runs.plan import make_plan, print_plan
+        from bandpo.cli.plan import print_plan
+        from bandpo.runs.plan import make_plan
 
         plan = make_plan(config)
         print_plan(plan, Console())
@@ -71,6 +72,9 @@ def train(
         output = Path("runs") / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     summary = run_training(config, output, console, resume=resume)
     if int(os.environ.get("RANK", 0)) == 0:
+        from bandpo.report.pages import write_report
+
+        write_report([output])
         print_summary(summary, output, console)
 
 

@@ -13,13 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from bandpo.runs.config import (
-    RunConfig,
+from bandpo.runs.config import RunConfig, load_config
+from bandpo.settings import (
     Strict,
     apply_override,
     find_yaml,
     flatten,
-    load_config,
     parse_mapping,
     parse_value,
     yaml_names,
