@@ -12,6 +12,7 @@ from torch import Tensor
 from trl import GRPOConfig
 from trl.kernels import chunked_logprob
 
+from bandpo.core.tokens import Tokens
 from bandpo.models import load_model, scratch_model
 from bandpo.runs.callbacks import text_of
 from bandpo.runs.config import LoraConfig, RunConfig
@@ -53,8 +54,8 @@ class RecipeTrainer(DynamicSampling, BandGRPOTrainer, Durable):
         TrainingDivergedError: When log-probs are NaN, before the update that would spread it.
     """
 
-    def _log_clip_statistics(self, inputs: dict[str, Any], old_logps: Tensor | None) -> dict[str, float]:
-        metrics = super()._log_clip_statistics(inputs, old_logps)
+    def _log_clip_statistics(self, logps: Tensor, tokens: Tokens) -> dict[str, float]:
+        metrics = super()._log_clip_statistics(logps, tokens)
         if math.isnan(metrics["divergence"]):
             raise TrainingDivergedError(
                 f"NaN log-probabilities at step {self.state.global_step}: the model or its last update "

@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 
 from bandpo.core.diagnostics import ClipStatistics, clip_statistics, finish_maxima
 from bandpo.core.rules import ClipRule, make_rule
+from bandpo.core.tokens import Tokens
 from bandpo.training.config import BandGRPOConfig, can_clip
 from bandpo.training.dynamic_sampling import DynamicSampling, check_dynamic_sampling
 
@@ -66,32 +67,30 @@ class BandGRPOTrainer(GRPOTrainer):
         old_logps = inputs.get("old_per_token_logps")
         constant = self.epsilon_low, self.epsilon_high
         if old_logps is not None:
-            bounds = self.rule.bounds(old_logps)
+            bounds = self.rule.bounds(self._context(inputs, old_logps))
             # TRL clamps to [1 - epsilon_low, 1 + epsilon_high], which is as well defined for tensors.
             self.epsilon_low, self.epsilon_high = 1 - bounds.lower, bounds.upper - 1  # type: ignore[assignment]
         try:
             loss = super()._compute_loss(model, inputs)
         finally:
             self.epsilon_low, self.epsilon_high = constant
-        self._log_clip_statistics(inputs, old_logps)
+        assert self._logps is not None
+        # Without old log-probs every ratio is 1: the policy is its own anchor.
+        self._log_clip_statistics(self._logps, self._context(inputs, self._logps if old_logps is None else old_logps))
         return loss
 
-    @torch.no_grad()
-    def _log_clip_statistics(self, inputs: dict[str, Any], old_logps: Tensor | None) -> dict[str, float]:
-        """Log `band/*` of this micro-batch over all processes, and return it without the prefix."""
-        logps = self._logps
-        assert logps is not None
+    def _context(self, inputs: dict[str, Any], old_logps: Tensor) -> Tokens:
+        """A micro-batch as the rule sees it, (B, T); `old_logps` are those of the anchor policy."""
         mask = inputs["completion_mask"]
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
         advantages = inputs["advantages"]
-        statistics = clip_statistics(
-            logps,
-            logps if old_logps is None else old_logps,
-            advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
-            mask,
-            self.rule,
-        )
+        return Tokens(old_logps, advantages.unsqueeze(1) if advantages.dim() == 1 else advantages, mask)
+
+    @torch.no_grad()
+    def _log_clip_statistics(self, logps: Tensor, tokens: Tokens) -> dict[str, float]:
+        """Log `band/*` of this micro-batch over all processes, and return it without the prefix."""
+        statistics = clip_statistics(logps, tokens, self.rule)
         metrics = self._reduce(statistics)
         mode = "train" if self.model.training else "eval"  # type: ignore[union-attr]
         for name, value in metrics.items():
