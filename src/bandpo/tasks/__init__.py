@@ -36,7 +36,7 @@ def _own_or_known(value: Any, known: ValidatorFunctionWrapHandler) -> Task:
     name = value.get("name") if isinstance(value, Mapping) else None
     if not (isinstance(name, str) and is_own(name)):
         return known(value)
-    own = load_class(name, "task", Task)
+    own = load_class(name, "task", Task)  # type: ignore[type-abstract]
     try:
         task = own.model_validate(dict(value))
     except ValidationError as error:
