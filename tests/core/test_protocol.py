@@ -11,7 +11,6 @@ from bandpo import Band, BandTable, Clip, ClipRule, RatioBounds, policy_loss
 from bandpo.core.rules import clip_range, make_rule
 from bandpo.core.tokens import SUPPLIERS, Tokens, check_needs
 
-
 # The interpreter computes with NumPy, which announces the inf and NaN that the kernels select away.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

@@ -96,12 +96,12 @@ class ClipRule(ABC):
         """The ratio that stands for a clipped token in the loss: the bound it has crossed.
 
         Args:
-            rising: True for tokens beyond the upper bound, False for those beyond the lower one.
             where: Indices of the tokens asked for, or None for all.
+            rising: True for those beyond the upper bound, False for those beyond the lower one.
         """
         bounds = self.bounds(tokens)
-        values = torch.where(rising, bounds.upper, bounds.lower)
-        return values if where is None else values[where]
+        lower, upper = bounds.lower, bounds.upper
+        return torch.where(rising, upper, lower) if where is None else torch.where(rising, upper[where], lower[where])
 
     def traced(self, like: Tensor) -> ClipRule:
         """The rule as a compiler should see it: what may change from call to call is a tensor."""
@@ -285,7 +285,7 @@ class Band(ClipRule):
         old, (low, high) = tokens.old_logps, self.radii(tokens)
         if where is not None:
             low, high = (x.expand(old.shape)[where] if isinstance(x, Tensor) and x.dim() else x for x in (low, high))
-            old, rising = old[where], rising[where]
+            old = old[where]
         bound = band_side(old, (low, high), self.divergence, upper=rising)
         narrowed = self._narrowed(RatioBounds(bound, bound))
         return torch.where(rising, narrowed.log_upper, narrowed.log_lower).exp()
