@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bandpo.core.band import binary_divergence
-from bandpo.core.divergences import FDivergence, as_work_dtype
+from bandpo.core.checks import as_work_dtype
+from bandpo.core.divergences import FDivergence
 from bandpo.core.rules import ClipRule
 
 

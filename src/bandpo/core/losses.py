@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bandpo.core import backends
-from bandpo.core.band import POSITIVE_TOLERANCE, Radius, band_side, check_broadcast, check_logps
+from bandpo.core.band import band_side
+from bandpo.core.checks import POSITIVE_TOLERANCE, Radius, as_work_dtype, check_broadcast, check_logps
 from bandpo.core.diagnostics import clip_statistics
-from bandpo.core.divergences import as_work_dtype
 from bandpo.core.rules import Band, ClipRule
 from bandpo.words import nearest
 

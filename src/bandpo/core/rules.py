@@ -16,8 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from bandpo.core.band import DEFAULT_RADIUS, Radius, RatioBounds, band, check_radius, inside
-from bandpo.core.divergences import FDivergence, as_work_dtype, get_divergence
+from bandpo.core.band import RatioBounds, band, inside
+from bandpo.core.checks import DEFAULT_RADIUS, Radius, as_work_dtype, check_radius
+from bandpo.core.divergences import FDivergence, get_divergence
 from bandpo.words import nearest
 
 

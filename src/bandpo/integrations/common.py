@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bandpo.core.checks import as_work_dtype
 from bandpo.core.diagnostics import clip_statistics
-from bandpo.core.divergences import as_work_dtype
 from bandpo.core.rules import ClipRule, make_rule
 
 

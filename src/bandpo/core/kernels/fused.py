@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bandpo.core.band import check_broadcast, check_radius
+from bandpo.core.checks import check_broadcast, check_radius
 from bandpo.core.divergences import FDivergence, get_divergence
 from bandpo.core.rules import DCPO, Band, Clip, ClipRule, NoClip
 
