@@ -25,7 +25,7 @@ def bounds(
     from rich.console import Console
     from rich.table import Table
 
-    from bandpo.core.band import DEFAULT_RADIUS
+    from bandpo.core.checks import DEFAULT_RADIUS
     from bandpo.core.rules import Band, Clip
 
     for value in p or []:

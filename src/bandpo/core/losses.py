@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from bandpo.core import backends
-from bandpo.core.band import POSITIVE_TOLERANCE, check_broadcast, check_logps
+from bandpo.core.checks import POSITIVE_TOLERANCE, as_work_dtype, check_broadcast, check_logps
 from bandpo.core.diagnostics import clip_statistics
-from bandpo.core.divergences import as_work_dtype
 from bandpo.core.rules import Band, ClipRule
 from bandpo.core.tokens import Tokens
 from bandpo.words import nearest

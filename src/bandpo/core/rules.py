@@ -17,17 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bandpo.core.band import (
-    DEFAULT_RADIUS,
-    Radius,
-    RatioBounds,
-    band,
-    band_side,
-    binary_divergence,
-    check_radius,
-    measure,
-)
-from bandpo.core.divergences import FDivergence, as_work_dtype, get_divergence
+from bandpo.core.band import RatioBounds, band, band_side, binary_divergence, measure
+from bandpo.core.checks import DEFAULT_RADIUS, Radius, as_work_dtype, check_radius
+from bandpo.core.divergences import FDivergence, get_divergence
 from bandpo.core.table import band_table
 from bandpo.core.tokens import Tokens
 from bandpo.plugins import is_own, load_class

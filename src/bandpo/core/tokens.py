@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bandpo.core.divergences import as_work_dtype
+from bandpo.core.checks import as_work_dtype
 
 SUPPLIERS: dict[str, frozenset[str]] = {
     "bandpo.policy_loss": frozenset(

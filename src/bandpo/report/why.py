@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bandpo.core.band import DEFAULT_RADIUS
+from bandpo.core.checks import DEFAULT_RADIUS
 from bandpo.core.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
 from bandpo.training.batches import TokenBatch
 

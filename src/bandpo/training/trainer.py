@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from trl import GRPOConfig
 
-from bandpo.core.band import DEFAULT_RADIUS
+from bandpo.core.checks import DEFAULT_RADIUS
 from bandpo.core.diagnostics import ClipStatistics, clip_statistics, finish_maxima
 from bandpo.core.rules import Clip, ClipRule, make_rule
 from bandpo.core.tokens import Tokens
