@@ -1,10 +1,16 @@
 """BandPO: probability-aware trust regions for reinforcement learning of language models (arXiv 2603.04918)."""
 
-from bandpo.core.band import Certificate, RatioBounds, band, band_side, binary_divergence, certify, inside
-from bandpo.core.divergences import FDivergence
-from bandpo.core.losses import PolicyLoss, policy_loss
-from bandpo.core.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
-from bandpo.core.table import BandTable, BandTable2D, band_table
+from typing import TYPE_CHECKING
+
+from bandpo.lazy import lazy
+
+if TYPE_CHECKING:
+    from bandpo.core.band import Certificate, RatioBounds, band, band_side, binary_divergence, certify, inside
+    from bandpo.core.divergences import FDivergence
+    from bandpo.core.losses import PolicyLoss, policy_loss
+    from bandpo.core.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
+    from bandpo.core.table import BandTable, BandTable2D, band_table
+    from bandpo.version import __version__
 
 __all__ = [
     "DCPO",
@@ -19,6 +25,7 @@ __all__ = [
     "NoClip",
     "PolicyLoss",
     "RatioBounds",
+    "__version__",
     "band",
     "band_side",
     "band_table",
@@ -27,3 +34,24 @@ __all__ = [
     "inside",
     "policy_loss",
 ]
+
+# The command line imports this file, and PyTorch takes seconds.
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "bandpo.core.band": (
+            "Certificate",
+            "RatioBounds",
+            "band",
+            "band_side",
+            "binary_divergence",
+            "certify",
+            "inside",
+        ),
+        "bandpo.core.divergences": ("FDivergence",),
+        "bandpo.core.losses": ("PolicyLoss", "policy_loss"),
+        "bandpo.core.rules": ("DCPO", "AdaptiveBand", "Band", "Clip", "ClipRule", "NoClip"),
+        "bandpo.core.table": ("BandTable", "BandTable2D", "band_table"),
+        "bandpo.version": ("__version__",),
+    },
+)
