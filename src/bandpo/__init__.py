@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from bandpo.core.losses import PolicyLoss, policy_loss
     from bandpo.core.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
     from bandpo.core.table import BandTable, BandTable2D, band_table
-    from bandpo.version import __version__
+    from bandpo.version import __version__ as __version__
 
 __all__ = [
     "DCPO",
@@ -25,7 +25,6 @@ __all__ = [
     "NoClip",
     "PolicyLoss",
     "RatioBounds",
-    "__version__",
     "band",
     "band_side",
     "band_table",

@@ -44,7 +44,9 @@ def train(
     if (Path(recipe) / "config.yaml").is_file():
         recipe, output = _run_to_resume(recipe, overrides, output, resume)
     elif resume and output is None:
-        raise ValueError("--resume needs to know the run: give its directory as RECIPE or as --output")
+        raise ValueError(
+            f"--resume needs a run directory as RECIPE or as --output, and {recipe!r} is none: it has no config.yaml"
+        )
     config = load_config(recipe, overrides)
     if show:
         import yaml
