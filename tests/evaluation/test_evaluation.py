@@ -11,8 +11,8 @@ from bandpo.evaluation import Completion, Grade, Sampling, bootstrap_mean, evalu
 from bandpo.evaluation.evaluate import summarize
 from bandpo.evaluation.sampling import encode
 from bandpo.evaluation.store import read_grades
-from bandpo.evaluation.voting import canonical, extractor, final_answer, majority
-from bandpo.tasks import Arithmetic, Problem, Score
+from bandpo.evaluation.voting import EXTRACTORS, canonical, extractor, final_answer, majority
+from bandpo.tasks import REWARDS, Arithmetic, Problem, Score
 
 
 def test_pass_at_k_equals_enumeration():
@@ -91,6 +91,11 @@ def test_equal_numbers_have_one_writing():
 )
 def test_final_answer(text, final):
     assert final_answer(text) == final
+
+
+def test_every_reward_says_how_it_reads_a_final_answer():
+    assert set(EXTRACTORS) == set(REWARDS)
+    assert extractor(Arithmetic(reward="math:isclose")) is None, "the user's own"
 
 
 def test_only_a_task_that_grades_final_answers_votes(tiny, tmp_path):
