@@ -67,7 +67,10 @@ EXTRACTORS: dict[str, Extractor | None] = {
 
 
 def extractor(task: Task) -> Extractor | None:
-    """How a task's completions state their final answer; None if the task, or a reward of the user, grades whole texts."""
+    """How a task's completions state their final answer.
+
+    None if the task grades whole texts its own way, or its reward is the user's own.
+    """
     if type(task).score is not Task.score or task.reward not in REWARDS:
         return None
     return EXTRACTORS[task.reward]
