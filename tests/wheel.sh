@@ -18,7 +18,7 @@ pip wheel --no-deps --wheel-dir "$work" .
 rm -rf build
 wheel=$(echo "$work"/bandpo-*.whl)
 cd "$work"
-export PATH="$work/venv/bin:$PATH" HF_HUB_OFFLINE=1
+export PATH="$work/venv/bin:$PATH" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 phase "PyTorch alone"
 pip install --no-compile "$torch"
