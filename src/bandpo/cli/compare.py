@@ -38,18 +38,16 @@ def compare(
 
     Whatever interrupted it, the same command goes on with it; no run is done twice, failed ones are tried again.
     """
+    if not study:
+        _list_studies()
+        return
     from rich.console import Console
 
     from bandpo.lab.metrics import METRICS, read_metrics
-    from bandpo.lab.study import load_study, study_names
+    from bandpo.lab.study import load_study
     from bandpo.lab.summary import print_study
 
     console = Console()
-    if not study:
-        names = study_names()
-        for name in names:
-            typer.echo(f"{name:{max(map(len, names))}}  {load_study(name).description}")
-        return
     done = Path(study) / METRICS if Path(study).is_dir() else Path(study)
     if done.name == METRICS:
         print_study(read_metrics(done), console)
@@ -72,6 +70,17 @@ def compare(
     print_study(metrics, console)
     if any(run["status"] != "finished" for run in metrics["runs"]):
         raise typer.Exit(1)
+
+
+def _list_studies() -> None:
+    # As they stand in their files: checking them would import PyTorch.
+    from bandpo.lab.study import STUDIES, study_names
+    from bandpo.runs.config import find_yaml, parse_mapping
+
+    names = study_names()
+    for name in names:
+        description = parse_mapping(find_yaml("study", name, STUDIES)[0], f"study {name!r}").get("description", "")
+        typer.echo(f"{name:{max(map(len, names))}}  {description}")
 
 
 def _print_runs(runner: StudyRunner) -> None:

@@ -10,25 +10,6 @@ from torch import Tensor
 
 from bandpo.core.checks import as_work_dtype
 
-SUPPLIERS: dict[str, frozenset[str]] = {
-    "bandpo.policy_loss": frozenset(
-        {"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "logps"}
-    ),
-    "TRL's BandGRPOTrainer": frozenset({"advantages", "mask", "old_entropy", "positions", "groups", "logps"}),
-    "TRL's BandGRPOTrainer with use_vllm=True": frozenset(
-        {"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "logps"}
-    ),
-    "verl": frozenset({"advantages", "mask", "positions", "logps"}),
-    "SkyRL": frozenset({"advantages", "mask", "positions", "logps"}),
-    "prime-rl": frozenset({"advantages", "mask", "sampling_logps", "positions", "logps"}),
-    "ms-swift": frozenset({"mask", "positions"}),
-    "NeMo-RL": frozenset({"mask", "positions"}),
-    "slime": frozenset({"positions"}),
-}
-"""Who hands a rule what, beyond the old log-probs. "logps" are those of the policy being trained, which a rule that
-ignores the advantage's sign needs wherever the clipping itself is a framework's."""
-
-
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """A batch of sampled tokens as a clip rule sees it; all tensors broadcast to the shape of `old_logps`.

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from bandpo.core.rules import ClipRule
+from bandpo.evaluation.result import metric_label
 from bandpo.files import read_lines, write_atomic
 from bandpo.lab.metrics import METRICS, logged, read_metrics
 from bandpo.lab.statistics import mean_interval
@@ -25,7 +26,6 @@ from bandpo.report.sections import CURVES, RunRecord, curves_pictures, describe,
 from bandpo.report.study_page import metrics_file, study_sections
 from bandpo.runs.config import clip_rule_of
 from bandpo.runs.run_dir import RunDirectory
-from bandpo.runs.summary import label as metric_label
 from bandpo.runs.summary import metric_rows
 
 HTML, MARKDOWN = "report.html", "report.md"

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from bandpo.core.rules import ClipRule, make_rule
 from bandpo.tasks import SHAPING, TASKS, AnyTask, Shaping, make_shaping
 from bandpo.words import nearest
+
+if TYPE_CHECKING:
+    from bandpo.core.rules import ClipRule
 
 RECIPES = resources.files("bandpo") / "recipes"
 
@@ -181,6 +183,8 @@ class RunConfig(Strict):
         if "name" not in value:
             raise ValueError("rule has no name")
         if value["name"] != TRL_RULE:
+            from bandpo.core.rules import make_rule  # imports PyTorch, which a list of recipes does without
+
             make_rule(**value)
         elif len(value) > 1:
             option = next(key for key in value if key != "name")
@@ -209,6 +213,8 @@ class RunConfig(Strict):
 
 def clip_rule_of(settings: Mapping[str, Any]) -> ClipRule | None:
     """The clip rule that `rule` of a recipe describes; None where TRL's own loss is left alone."""
+    from bandpo.core.rules import make_rule
+
     return None if settings["name"] == TRL_RULE else make_rule(**settings)
 
 

@@ -26,7 +26,7 @@ from rich.progress import Progress
 from trl import GRPOConfig
 from trl.kernels import chunked_logprob
 
-from bandpo.evaluation import evaluate_into
+from bandpo.evaluation import Sampling, evaluate_into
 from bandpo.files import append_line, write_atomic
 from bandpo.models import load_model, scratch_model
 from bandpo.progress import make_progress
@@ -269,23 +269,26 @@ def grade_heldout(
     """Evaluate on the held-out problems into RUN/eval/WHEN, going on where an interrupted evaluation was."""
     assert args.max_completion_length is not None
     bar = progress.add_task(f"eval {when}", total=len(heldout) * (settings.samples + settings.greedy), figures="")
+    sampling = Sampling(
+        samples=settings.samples,
+        max_new_tokens=args.max_completion_length,
+        temperature=settings.temperature,
+        batch_size=settings.batch_size,
+        seed=config.seed,
+    )
     result = evaluate_into(
         run.evaluation(when),
         model,
         tokenizer,
         config.task,
         heldout,
-        samples=settings.samples,
-        max_new_tokens=args.max_completion_length,
-        temperature=settings.temperature,
+        sampling,
         greedy=settings.greedy,
-        batch_size=settings.batch_size,
-        seed=config.seed,
         identity={"when": when},
         progress=lambda n: progress.advance(bar, n),
-    )
-    progress.update(bar, figures=f"success {result.metrics[f'mean@{settings.samples}'].mean:.3f}")
-    return result.as_dict()
+    ).result
+    progress.update(bar, figures=f"success {result.success.mean:.3f}")
+    return result.dump()
 
 
 def build_model(config: RunConfig) -> tuple[Any, Any]:

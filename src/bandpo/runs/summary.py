@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-LABELS = {
-    "greedy": "success, greedy",
-    "entropy": "entropy (nats/token)",
-    "length": "length (tokens)",
-    "truncated": "truncated",
-    "timed_out": "not graded in time",
-}
+from bandpo.evaluation import result as evaluation
+from bandpo.evaluation.result import EvaluationResult
 
 
 def print_summary(summary: dict[str, Any], output: Path, console: Console) -> None:
@@ -35,26 +30,6 @@ def print_summary(summary: dict[str, Any], output: Path, console: Console) -> No
     )
 
 
-def metric_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A row a metric: its label, and its estimate in each result ('-' where it has none).
-
-    The share that was not graded in time appears only where there was one.
-    """
-    metrics = [result["metrics"] for result in results]
-    names = dict.fromkeys(name for own in metrics for name in own)
-    if not any(own["timed_out"]["mean"] for own in metrics):
-        del names["timed_out"]
-    temperature = results[0]["temperature"]
-    return [
-        [label(name, temperature), *(show(own[name]) if name in own else "-" for own in metrics)] for name in names
-    ]
-
-
-def label(name: str, temperature: float) -> str:
-    if name in LABELS:
-        return LABELS[name]
-    return f"{name} (temperature {temperature:g})"
-
-
-def show(estimate: dict[str, float]) -> str:
-    return f"{estimate['mean']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+def metric_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """`bandpo.evaluation.metric_rows` of results as summary.json holds them."""
+    return evaluation.metric_rows([EvaluationResult.parse(result) for result in results])
