@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bandpo.tasks.answers import holds_words, plain, stated_answer
+from bandpo.tasks.answers import plain, stated_answer
 from bandpo.tasks.grading import DEFAULT_TIME_LIMIT, Score, shared_grader
 from bandpo.words import nearest
 
@@ -44,17 +44,9 @@ def math_scores(
         stated = stated_answer(completion)
         if stated is not None and plain(stated) == plain(answer):
             continue
-        requests[i] = {"texts": _readings(completion, stated), "answer": answer}
+        requests[i] = {"texts": [completion], "answer": answer}
     graded = dict(zip(requests, shared_grader("math").grade(list(requests.values()), time_limit), strict=True))
     return [graded.get(i, Score(1.0)) for i in range(len(completions))]
-
-
-def _readings(completion: str, stated: str | None) -> list[str]:
-    """What Math-Verify is to read, the likeliest first. It reads LaTeX only where that is marked as such."""
-    marked = any(mark in completion for mark in ("\\boxed", "$", "\\(", "\\["))
-    if stated is None or marked or holds_words(stated):
-        return [completion]
-    return [f"${stated.rstrip('.')}$", completion]
 
 
 _INTEGER = re.compile(r"-?[0-9][0-9,]*")
