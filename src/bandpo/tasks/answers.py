@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+_TAIL = 4000
+"""Characters of a text in which its answer is looked for."""
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{|[-\d(\\+$]|[A-Za-z](?![A-Za-z]))")
 
 
@@ -136,10 +138,17 @@ def _marked(text: str) -> str | None:
 
 
 def _line(text: str) -> str:
-    """The first line of a text, or its displayed formula where it starts with one."""
+    """The first line of a text, or its displayed formula where it starts with one; environments are kept whole."""
     if display := re.match(r"\$\$.+?\$\$|\\\[.+?\\\]", text[:5000], re.DOTALL):
         return display[0]
-    return text.partition("\n")[0].strip()
+    end = text.find("\n")
+    while 0 <= end < _TAIL and not _balanced(text[:end]):
+        end = text.find("\n", end + 1)
+    return (text if end < 0 else text[:end]).strip()
+
+
+def _balanced(text: str) -> bool:
+    return text.count("\\begin{") <= text.count("\\end{") and (text.count("$$") % 2 == 0)
 
 
 def stated_answer(text: str) -> str | None:
@@ -153,11 +162,27 @@ def stated_answer(text: str) -> str | None:
         return text.strip() or None
     return marked or None
 
+# Marks of layout, which two writings of the same answer may or may not have.
+_LAYOUT = re.compile(r"\\(?:left|right|big|Big|bigl|bigr|displaystyle|,|!|;|:| |quad)(?![A-Za-z])|[\s$~]|\*\*(?!\w)|\A\*\*")
+_WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)(?:\s|~|\\[,;: ]|\\quad)+(?=\d)(?!\d{3}(?!\d))")
+
+
+def plain(answer: str) -> str:
+    r"""An answer without what only concerns its layout: spaces, $, \left, \text{...}, a final full stop."""
+    answer = _BETWEEN_DIGITS.sub("\0", _WORDS.sub(r"\1", answer))
+    answer = _LAYOUT.sub("", answer).replace("\0", " ")
+    return answer.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").rstrip(".")
+
+
+def holds_words(text: str) -> bool:
+    """Whether a text has words beside its LaTeX commands and one-letter variables."""
+    return re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", "", text)) is not None
+
 
 # ---------------------------------------------------------------- expressions in prose
 
 _MATH, _GLUE, _JOIN, _WORD, _STOP = "math", "glue", "join", "word", "stop"
-_TAIL = 4000
 _MATH_WORDS = set(
     "pi inf infinity sqrt abs exp sin cos tan cot sec csc log ln arcsin arccos arctan sinh cosh tanh percent hundred "
     "thousand million billion trillion dozen mod".split()
@@ -171,6 +196,7 @@ _TOKENS = re.compile(
     re.DOTALL,
 )
 _CURRENCY = re.compile(r"\$(?=\d[\d,]*(?:\.\d+)?(?:[.,;:!?)]?\s+(?:[A-Za-z]{2}|\$)|[.,;:!?]?\s*$))", re.MULTILINE)
+_LABEL = re.compile(r"(?:\([A-J]\)|[A-J][).:])\s+\S")  # a choice with what it stands for
 _REASONS = {"because", "since", "as", "for", "where", "when", "if", "so", "with", "from", "is", "are", "was", "which"}
 
 
@@ -207,7 +233,7 @@ def _word_kind(word: str, attached: bool, following: str) -> str:
         return _MATH
     if len(word) > 1:
         return _WORD
-    article = lower == "i" or lower == "a" and re.match(r"\s[A-Za-z]", following)
+    article = word in ("I", "a", "A") and re.match(r"\s[A-Za-z]", following)
     return _WORD if article else _MATH
 
 
@@ -254,6 +280,8 @@ def expression(text: str) -> str:
     '18 dollars per day: 9 eggs' says 18, 'the point (3, -4)' says (3, -4), 'Evelyn' says Evelyn.
     """
     text = _CURRENCY.sub("", text.strip().strip("*_` "))[:_TAIL]
+    if _LABEL.match(text):
+        return text
     tokens = _tokens(text)
     stops = [i for i, token in enumerate(tokens) if token.kind == _STOP]
     runs = _runs(text, tokens)
@@ -292,4 +320,6 @@ def final_answer(completion: str) -> str | None:
     text = text.strip()
     if not text:
         return None
+    if "\n" not in text and _LABEL.match(text):
+        return text
     return last_expression(text) or (text if "\n" not in text else None)

@@ -303,6 +303,9 @@ RULES: tuple[Rule, ...] = (
     Rule("power in parentheses", "x^((1+2)/3)", "x^{(1+2)/3}", _braced(r"\^", "^{", "}")),
     Rule("functions", "sin(pi/2)", r"\sin(pi/2)", _replace(
         r"(?<![A-Za-z\\])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln)(?=\s*[\d(^_\\]|\s+[a-z]\b)", r"\\\1")),
+    Rule("function of parentheses in braces", r"\sin^{2}{(3x)}/5", r"\sin^{2}(3x)/5", _replace(
+        r"(\\(?:arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln)(?:\s*\^\s*\{[^{}]*\})?)"
+        r"\s*\{\s*(\((?:[^(){}]|\{[^{}]*\}|\((?:[^()])*\))*\))\s*\}", r"\1\2")),
     Rule("pi, infinity", "2*pi", r"2*\pi ", _replace(
         r"(?<![A-Za-z\\])(?:(pi)|infinity|inf|oo)(?![A-Za-z])", lambda m: r"\pi " if m[1] else r"\infty ")),
     Rule("e-notation", "6.02e23", r"6.02 \times 10^{23}", _replace(
