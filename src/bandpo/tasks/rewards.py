@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import numbers
-import os
-import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bandpo.tasks.answers import plain, stated_answer
+from bandpo.plugins import is_own, load_function
+from bandpo.tasks.answers import last_integer, plain, stated_answer
 from bandpo.tasks.grading import DEFAULT_TIME_LIMIT, Score, shared_grader
 from bandpo.words import nearest
 
@@ -20,8 +17,9 @@ Reward = Callable[[str, str], float]
 def math_reward(completion: str, answer: str) -> float:
     """1.0 if the completion's final answer is mathematically equal to `answer`, else 0.0.
 
-    The answer counts as equal if it is the same text; otherwise Math-Verify extracts it (from \\boxed{}, LaTeX or
-    plain text) and compares. A completion that cannot be parsed, or not within DEFAULT_TIME_LIMIT, is wrong.
+    The final answer is the last \\boxed{}, else the last <answer> tag, else what follows "the answer is", else the
+    last expression (`bandpo.tasks.answers`). It is equal if it is the same text or, both in one notation
+    (`bandpo.tasks.notation`), equal to Math-Verify. What cannot be read, or not within DEFAULT_TIME_LIMIT, is wrong.
 
     Raises:
         ValueError: If the reference answer itself is empty.
@@ -49,25 +47,18 @@ def math_scores(
     return [graded.get(i, Score(1.0)) for i in range(len(completions))]
 
 
-_INTEGER = re.compile(r"-?[0-9][0-9,]*")
-
-
 def last_integer_reward(completion: str, answer: str) -> float:
-    """1.0 if the last integer in the completion equals `answer`, else 0.0.
+    """1.0 if the last number in the completion is the integer `answer`, else 0.0.
+
+    18.00 is an integer, 18.5 is none; commas only group thousands, so that 1,2,3 ends in 3; U+2212 is a minus sign.
 
     Raises:
         ValueError: If the reference answer is not an integer.
     """
-    if not _INTEGER.fullmatch(answer.strip()):
+    expected = last_integer(answer, whole=True)
+    if expected is None:
         raise ValueError(f"the reference answer is {answer!r}; reward 'last_integer' needs an integer")
-    found = _INTEGER.findall(completion)
-    return float(bool(found) and _digits(found[-1]) == _digits(answer.strip()))
-
-
-def _digits(integer: str) -> str:
-    # As text: Python refuses to turn thousands of digits into an integer.
-    sign, digits = ("-" if integer[0] == "-" else ""), integer.lstrip("-").replace(",", "").lstrip("0")
-    return sign + digits if digits else "0"
+    return float(last_integer(completion) == expected)
 
 
 def exact_reward(completion: str, answer: str) -> float:
@@ -84,37 +75,13 @@ def resolve_reward(name: str) -> Reward:
     Raises:
         ValueError: If there is none; the message says what is wrong.
     """
-    if ":" in name:
+    if is_own(name):
         return load_function(name, "reward")
     if name not in REWARDS:
         raise ValueError(
             f"unknown reward {name!r}{nearest(name, REWARDS)}; known: {', '.join(REWARDS)}, or module:function"
         )
     return REWARDS[name]
-
-
-def load_function(name: str, what: str) -> Callable[..., Any]:
-    """The function that 'module:function' names; the current directory is searched too.
-
-    Raises:
-        ValueError: If the module cannot be imported or has no such function; the message names it.
-    """
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:  # last, so that nothing there hides an installed module
-        sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs whatever the module holds
-        raise ValueError(
-            f"{what} {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}"
-        ) from error
-    if not hasattr(module, function_name):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise ValueError(f"{what} {name!r}: {module_name} has no {function_name!r}{nearest(function_name, known)}")
-    function = getattr(module, function_name)
-    if not callable(function):
-        raise ValueError(f"{what} {name!r} is a {type(function).__name__}, allowed is a function")
-    return function
 
 
 def scores(
