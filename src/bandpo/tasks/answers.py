@@ -162,6 +162,27 @@ def stated_answer(text: str) -> str | None:
         return text.strip() or None
     return marked or None
 
+
+_LAST_NUMBER = re.compile(r"((?:(?<![\w)\]}])[-−])?)(\d{1,3}(?:,\d{3})+(?!\d)|\d+)((?:\.\d+)?)")
+
+
+def last_integer(text: str, whole: bool = False) -> str | None:
+    """The last number of a text in canonical form if it is an integer, else None.
+
+    Args:
+        whole: Whether the number must be all of the text.
+    """
+    if whole:
+        match = _LAST_NUMBER.fullmatch(text.strip())
+    else:
+        *_, match = [None, *_LAST_NUMBER.finditer(text)]
+    if match is None or match[3].strip(".0"):
+        return None
+    # As text: Python refuses to turn thousands of digits into an integer.
+    digits = match[2].replace(",", "").lstrip("0")
+    return ("-" if match[1] else "") + digits if digits else "0"
+
+
 # Marks of layout, which two writings of the same answer may or may not have.
 _LAYOUT = re.compile(r"\\(?:left|right|big|Big|bigl|bigr|displaystyle|,|!|;|:| |quad)(?![A-Za-z])|[\s$~]|\*\*(?!\w)|\A\*\*")
 _WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
