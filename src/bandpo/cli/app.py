@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bandpo.cli import bounds, compare, doctor, eval, launch, recipes, report, samples, tasks, train
+from bandpo.cli import bounds, compare, doctor, eval, grade, launch, recipes, report, samples, tasks, train
 
 app = typer.Typer(
     name="bandpo",
@@ -22,5 +22,6 @@ app.add_typer(launch.app, name="launch")
 app.command("report")(report.report)
 app.command("bounds")(bounds.bounds)
 app.command("recipes")(recipes.recipes)
+app.command("grade")(grade.grade)
 app.command("tasks")(tasks.tasks)
 app.command("doctor")(doctor.doctor)

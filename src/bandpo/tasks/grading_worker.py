@@ -66,11 +66,6 @@ class MathGrader:
         boxed: str | None = self.answers.last_boxed(answer)
         return answer if boxed is None else boxed
 
-    def extracted(self, text: str) -> list[str]:
-        """The expressions that are compared, for people to read."""
-        found = self.answers.final_answer(text)
-        return [] if found is None else self.notation.readings(found)
-
     def equal(self, found: str, answer: str) -> bool:
         letter = self.notation.choice(answer)
         if letter is not None and (chosen := self.notation.choice(found)) is not None:
@@ -78,6 +73,9 @@ class MathGrader:
         golds, others = self.notation.readings(answer), self.notation.readings(found)
         if self.notation.canonical(golds[0]) == self.notation.canonical(others[0]) != "":
             return True
+        bases = self.notation.base(golds[0]), self.notation.base(others[0])
+        if None not in bases and bases[0] != bases[1]:
+            return False
         return any(self.same(gold, other) for gold in golds for other in others)
 
     def same(self, gold: str, other: str) -> bool:
@@ -86,11 +84,21 @@ class MathGrader:
         exact = self.notation.exact
         if self.verified(exact(gold), exact(other), 6, self._precision(gold + other)):
             return True
-        # An exact number against its decimal: equal if it rounds to all the places that are written.
-        written = self.notation.decimals
-        places = [len(one.partition(".")[2]) for one in (*written(gold), *written(other))]
-        rounded = bool(places) and (exact(gold) == gold) != (exact(other) == other)
-        return rounded and self.verified(gold, other, min(places), 15)
+        return self.rounded(gold, other) or self.rounded(other, gold)
+
+    def rounded(self, decimal: str, number: str) -> bool:
+        """Whether a decimal is a number that has no end as one, 1/3 or \\sqrt 2, rounded to all places written."""
+        written = self.notation.decimals(decimal)
+        if len(written) != 1 or self.notation.exact(number) != number:
+            return False
+        values = self.parse(number)
+        if not values or not getattr(values[0], "is_number", False):
+            return False
+        value = values[0].doit()
+        if value.is_Rational and pow(10, value.q.bit_length(), value.q) == 0:
+            return False
+        places = len(written[0].partition(".")[2])
+        return self.verified(number, decimal, places, 15)
 
     def verified(self, gold: str, other: str, float_rounding: int, numeric_precision: int) -> bool:
         golds, others = self.parse(gold), self.parse(other)

@@ -131,7 +131,9 @@ def _bare_unit(match: re.Match[str]) -> str:
 
 
 def _power_word(match: re.Match[str]) -> str:
-    return rf"\times 10^{{{_POWERS[match['word'].lower()]}}}{match['open'] or ''}"
+    opened, closed = match["open"] or "", match["close"] or ""
+    kept = "" if opened and closed else opened.strip() or closed
+    return rf"\times 10^{{{_POWERS[match['word'].lower()]}}}{kept}"
 
 
 _POWER_WORDS = "|".join(_POWERS)
@@ -231,11 +233,13 @@ _MEMBER = r"(?:\s*\\in\s*(?:\\mathbb\s*\{?\s*R\s*\}?|R))?"
 
 
 def _set_builder(match: re.Match[str]) -> str:
-    variable, condition = match["variable"], match["condition"].strip()
+    variable, condition = match["variable"], match["condition"]
+    real = rf"(?<![A-Za-z\\]){variable}\s*\\in\s*(?:\\mathbb\s*\{{?\s*R\s*\}}?|R\b)"
+    condition = re.sub(rf"{real}\s*,|,\s*{real}", "", condition).strip()
     holds = re.search(rf"(?<![A-Za-z\\]){variable}(?![A-Za-z])", condition) and re.search(
         r"[<>]|\\[lg]e\b|\\ne\b", condition
     )
-    return condition if holds and "," not in condition else match[0]
+    return condition if holds else match[0]
 
 
 def _imaginary(text: str) -> str:
@@ -268,7 +272,11 @@ RULES: tuple[Rule, ...] = (
         r"(?<![\d.,/}])(?<!\d )\d{1,3}(?: \d{3})+(?![\d/])(?! \d)", lambda m: m[0].replace(" ", ""))),
     Rule("thousands", "1,234,567", "1234567", _thousands),
     Rule("words for powers of ten", r"5\text{ million dollars}", r"5\times 10^{6}\text{ dollars}", _replace(
-        rf"(?<=[\d}}])\s*(?P<open>\\text\{{)?\s*(?P<word>{_POWER_WORDS})\b(?:\}}(?!\S))?", _power_word, re.IGNORECASE)),
+        rf"(?<=[\d}}])\s*(?P<open>\\text\{{\s*)?(?P<word>{_POWER_WORDS})\b(?P<close>\s*\}})?", _power_word, re.IGNORECASE)),
+    Rule("text around a number", r"\text{5 apples}", "5 apples", _replace(r"^\s*\\text\s*\{\s*(-?\d[^{}]*)\}\s*$", r"\1")),
+    Rule("all real numbers", r"\text{all real numbers}", r"(-\infty, \infty)", _replace(
+        r"^\s*(?:\\text\s*\{)?\s*(?:(?:the )?set of )?(?:all )?(?:the )?real numbers\s*\}?\.?\s*$", r"(-\\infty, \\infty)",
+        re.IGNORECASE)),
     Rule("dozen", "2 dozen", r"2\times 12", _replace(r"(?<=\d)\s*dozens?\b", r"\\times 12")),
     Rule("Chinese powers of ten", "3万元", r"3\times 10^{4}元", _replace(
         "(?<=\\d)\\s*([万亿])", lambda m: r"\times 10^{4}" if m[1] == "万" else r"\times 10^{8}")),
@@ -406,19 +414,27 @@ def _decimal_comma(text: str) -> Iterator[str]:
         yield text.replace(",", ".")
 
 
-def _without_percent(text: str) -> Iterator[str]:
-    r"""12.5\% as 12.5; Math-Verify reads it as 0.125."""
+def _percent(text: str) -> Iterator[str]:
+    r"""12.5\% as 0.125 and as 12.5: the sign does not count."""
     if re.fullmatch(r"[^%]*\\%\s*", text):
-        yield text.replace(r"\%", "").strip()
+        number = text.replace(r"\%", "").strip()
+        yield rf"\frac{{{number}}}{{100}}"
+        yield number
 
 
-READINGS: tuple[Callable[[str], Iterator[str]], ...] = (_as_intervals, _decimal_comma, _without_percent)
+READINGS: tuple[Callable[[str], Iterator[str]], ...] = (_as_intervals, _decimal_comma, _percent)
 
 
 def readings(text: str) -> list[str]:
     """What an answer may mean, the likeliest first; each is in the common notation."""
     first = normalize(text)
     return [first, *(one for other in READINGS for one in other(first))]
+
+
+def base(text: str) -> str | None:
+    """The base of a number that names it, 8 for 52_8."""
+    match = re.fullmatch(r"\s*\d[\dA-F]*\s*_\s*\{?\s*(\d+)\s*\}?\s*", text)
+    return match[1] if match else None
 
 
 _ASSIGNMENTS = re.compile(r"\s*([A-Za-z](?:_\{?\w+\}?)?)\s*=([^=,;<>]+)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -90,7 +91,7 @@ def scores(
     """The scores of completions under the reward called `name`.
 
     Raises:
-        ValueError: If the reward returns something that is not a number.
+        ValueError: If the reward returns something that is not a finite number.
     """
     reward = resolve_reward(name)
     if reward is math_reward:
@@ -100,5 +101,7 @@ def scores(
         value = reward(completion, answer)
         if not isinstance(value, numbers.Real):
             raise ValueError(f"reward {name!r} returned {value!r}, a {type(value).__name__}; allowed is a number")
+        if not math.isfinite(value):
+            raise ValueError(f"reward {name!r} returned {value!r}; allowed is a finite number")
         result.append(Score(float(value)))
     return result
