@@ -119,9 +119,12 @@ def spoken(text: str) -> str:
     text = text.lstrip()
     if (special := _SPECIAL.search(text)) and text[: special.start()].strip():
         text = text[: special.start()]
-    for question in _NEXT_QUESTION.finditer(text):
+    marks = [mark.start() for kind in (_BOX, _OPEN_TAG, _STATED) if (mark := kind.search(text))]
+    if marks and (question := _NEXT_QUESTION.search(text, min(marks))):
+        return text[: question.start()].rstrip()
+    if (question := _NEXT_QUESTION.search(text)) and not (marks and min(marks) < question.start()):
         before = text[: question.start()].strip()
-        if _marked(before) is not None or (before and "\n" not in before and re.search(r"\d", before)):
+        if "\n" not in before and re.search(r"\d", before):  # a line that is the answer
             return before
     return text
 
@@ -218,7 +221,8 @@ _TOKENS = re.compile(
 )
 _CURRENCY = re.compile(r"\$(?=\d[\d,]*(?:\.\d+)?(?:[.,;:!?)]?\s+(?:[A-Za-z]{2}|\$)|[.,;:!?]?\s*$))", re.MULTILINE)
 _LABEL = re.compile(r"(?:\([A-J]\)|[A-J][).:])\s+\S")  # a choice with what it stands for
-_REASONS = {"because", "since", "as", "for", "where", "when", "if", "so", "with", "from", "is", "are", "was", "which"}
+_REASONS = {"because", "since", "as", "for", "where", "when", "if", "so", "with", "from", "which"}  # they go on to tell why
+_VERBS = {"is", "are", "was", "were"}
 
 
 class _Token(NamedTuple):
@@ -288,7 +292,7 @@ def _compound(tokens: list[_Token], runs: list[tuple[int, int]], text: str) -> b
     words = [text[token.start : token.end].lower() for token in between if token.kind == _WORD]
     plain = all(token.kind in (_WORD, _JOIN) for token in between)
     behind = tokens[runs[1][1] + 1 : runs[1][1] + 2]
-    return plain and len(words) == 1 and words[0] not in _REASONS and any(token.kind == _WORD for token in behind)
+    return plain and len(words) == 1 and words[0] not in _REASONS | _VERBS and any(token.kind == _WORD for token in behind)
 
 
 def _cut(text: str, tokens: list[_Token], run: tuple[int, int]) -> str:
@@ -300,7 +304,7 @@ def expression(text: str) -> str:
 
     '18 dollars per day: 9 eggs' says 18, 'the point (3, -4)' says (3, -4), 'Evelyn' says Evelyn.
     """
-    text = _CURRENCY.sub("", text.strip().strip("*_` "))[:_TAIL]
+    text = _CURRENCY.sub("", text[:_TAIL].strip().strip("*_` "))
     if _LABEL.match(text):
         return text
     tokens = _tokens(text)
@@ -310,7 +314,12 @@ def expression(text: str) -> str:
         return text
     if runs[0][0] == 0:
         return text if _compound(tokens, runs, text) else _cut(text, tokens, runs[0])
-    first = next((i for i in stops if i > 0), len(tokens))
+    reasons = [
+        i
+        for i, token in enumerate(tokens)
+        if token.kind == _WORD and i > runs[0][0] and text[token.start : token.end].lower() in _REASONS
+    ]
+    first = min([i for i in (*stops, *reasons) if i > 0], default=len(tokens))
     return _last(text, tokens, [run for run in runs if run[0] < first]) or text
 
 

@@ -73,6 +73,8 @@ class MathGrader:
         golds, others = self.notation.readings(answer), self.notation.readings(found)
         if self.notation.canonical(golds[0]) == self.notation.canonical(others[0]) != "":
             return True
+        if golds[0].endswith("\\%") and others[0].endswith("\\%"):
+            golds, others = golds[-1:], others[-1:]
         bases = self.notation.base(golds[0]), self.notation.base(others[0])
         if None not in bases and bases[0] != bases[1]:
             return False
