@@ -160,7 +160,8 @@ class MathGrader:
         except Exception:
             return False  # then Math-Verify has not solved it either
         return not (
-            self._verify(gold.lhs, other.lhs, timeout_seconds=None) and self._verify(gold.rhs, other.rhs, timeout_seconds=None)
+            self._verify(gold.lhs, other.lhs, timeout_seconds=None)
+            and self._verify(gold.rhs, other.rhs, timeout_seconds=None)
         )
 
 
