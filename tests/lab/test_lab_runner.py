@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ import yaml
 from rich.console import Console
 
 from bandpo.lab.calibration import closest, next_values
-from bandpo.lab.metrics import collect_run, read_metrics
+from bandpo.lab.collect import collect_run
+from bandpo.lab.comparison import compare
+from bandpo.lab.metrics import StudyResult
 from bandpo.lab.runner import StudyRunner
-from bandpo.lab.statistics import compare
 from bandpo.lab.study import (
     Match,
     Pilot,
@@ -198,24 +200,24 @@ def test_a_target_out_of_reach_ends_the_search_at_the_nearest_end():
 
 
 def test_a_study_leaves_what_the_page_says(whole):
-    _, directory, metrics = whole
-    assert metrics == read_metrics(directory / "metrics.json")
-    assert [(run["method"], run["status"]) for run in metrics["runs"]] == [
+    _, directory, result = whole
+    assert result == StudyResult.load(directory / "metrics.json")
+    assert [(run.method, run.status) for run in result.runs] == [
         ("GRPO", "finished"), ("Band", "finished"), ("Band as GRPO", "finished"),
     ]  # fmt: skip
-    run = metrics["runs"][0]
-    assert run["rule"] == {"name": "clip", "high": 0.28}
-    assert run["rollouts"]["step"] == [1, 3, 5]
-    assert run["rollouts"]["tokens"] == [100, 300, 500]
-    assert run["updates"]["seconds"] == [0.5, 1, 1.5, 2, 2.5, 3]
-    assert run["updates"]["divergence"] == [None] * 6
-    assert run["updates_per_rollout"] == 2
-    assert len(run["evaluation"]["after"]["correct"]) == 20
-    assert max(run["evaluation"]["after"]["correct"]) == 2
-    assert run["command"].endswith("--output runs/GRPO/0 --resume")
+    run = result.runs[0]
+    assert run.rule == {"name": "clip", "high": 0.28}
+    assert run.rollouts.step == [1, 3, 5]
+    assert run.rollouts.tokens == [100, 300, 500]
+    assert run.updates.seconds == [0.5, 1, 1.5, 2, 2.5, 3]
+    assert run.updates.divergence == [None] * 6
+    assert run.updates_per_rollout == 2
+    assert len(run.evaluation.after.correct) == 20
+    assert max(run.evaluation.after.correct) == 2
+    assert run.command.endswith("--output runs/GRPO/0 --resume")
     assert str(directory) not in (directory / "metrics.json").read_text()
     assert not list(directory.rglob("checkpoints"))
-    assert len(compare(metrics)[0].results) == 3
+    assert len(compare(result)[0].results) == 3
 
 
 def test_a_control_is_matched_before_it_is_run(whole):
@@ -225,7 +227,7 @@ def test_a_control_is_matched_before_it_is_run(whole):
     assert found["target"] == pytest.approx(0.01 / 0.28)
     assert [value for value, _ in found["pilots"]] == [0.01, 0.1, 1.0]
     assert found["value"] == 1.0  # |.01 - .0357| is less than |.1 - .0357|
-    assert metrics["runs"][2]["rule"]["radius"] == 1.0
+    assert metrics.runs[2].rule["radius"] == 1.0
     assert all(seed == 1000 for seed in pilot_seeds(directory))
 
 
@@ -287,9 +289,9 @@ def test_a_study_killed_three_times_gives_the_same_table_and_leaves_no_process(t
         wait_until(lambda: not alive(tmp_path / "out"), 5)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    found = read_metrics(tmp_path / "out" / "metrics.json")
-    assert found["runs"] == metrics["runs"]
-    assert found["calibration"] == metrics["calibration"]
+    found = StudyResult.load(tmp_path / "out" / "metrics.json")
+    assert found.runs == metrics.runs
+    assert found.calibration == metrics.calibration
     assert compare(found) == compare(metrics)
     assert "Band as GRPO" in result.stdout
 
@@ -298,12 +300,12 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):
     changes = {"methods": {"GRPO": {"rule": {"name": "clip", "high": 9}}, "Band": {}}, "seeds": [0]}
     study = load_study(write(tmp_path, **changes))
     prepare(study, tmp_path / "out")
-    runs = run_study(study, tmp_path / "out")["runs"]
-    assert [run["status"] for run in runs] == ["failed", "finished"]
-    assert runs[0]["error"] == "ValueError: too high"
+    runs = run_study(study, tmp_path / "out").runs
+    assert [run.status for run in runs] == ["failed", "finished"]
+    assert runs[0].error == "ValueError: too high"
     (tmp_path / "mended").touch()
-    runs = run_study(study, tmp_path / "out")["runs"]
-    assert [run["status"] for run in runs] == ["finished", "finished"]
+    runs = run_study(study, tmp_path / "out").runs
+    assert [run.status for run in runs] == ["finished", "finished"]
     assert starts(tmp_path / "out").count("runs/Band/0") == 1
 
 
@@ -331,6 +333,6 @@ def test_sixty_runs_of_240_updates_are_well_below_a_megabyte(tmp_path, whole):
     lines = [{"step": i, **row, **(rollout | {"num_tokens": 1e6 + i} if i % 4 == 1 else {})} for i in range(1, 241)]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     record = collect_run(copy)
-    assert len(record["updates"]["entropy"]) == 60
-    assert len(record["rollouts"]["reward"]) == 60
-    assert 60 * (len(json.dumps(record, separators=(",", ":"))) + 2000) < 600_000
+    assert len(record.updates.entropy) == 60
+    assert len(record.rollouts.reward) == 60
+    assert 60 * (len(json.dumps(asdict(record), separators=(",", ":"))) + 2000) < 600_000
