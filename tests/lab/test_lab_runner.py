@@ -1,5 +1,6 @@
 """Studies: what a YAML may say, which processes it starts, and that an interrupted one ends like any other."""
 
+import io
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,7 @@ from bandpo.lab.study import (
     run_config,
     study_names,
 )
+from bandpo.machine import cores
 from bandpo.runs.config import load_config
 
 FAKE = [sys.executable, str(Path(__file__).parent / "fake_train.py")]
@@ -279,8 +282,8 @@ def test_a_study_killed_three_times_gives_the_same_table_and_leaves_no_process(t
     for kill in range(3):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if kill < 2:
-            held = lambda: any(f.read_text().count("\n") >= 3 for f in (tmp_path / "out").rglob("metrics.jsonl"))  # noqa: E731
-            wait_until(held)
+            logs = partial((tmp_path / "out").glob, "runs/*/*/metrics.jsonl")
+            wait_until(lambda logs=logs: any(log.read_text().count("\n") >= 3 for log in logs()))
         else:
             hold.unlink()
             wait_until(lambda: (tmp_path / "out" / "calibration.json").exists())
@@ -307,6 +310,59 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):
     runs = run_study(study, tmp_path / "out").runs
     assert [run.status for run in runs] == ["finished", "finished"]
     assert starts(tmp_path / "out").count("runs/Band/0") == 1
+
+
+def test_threads_that_the_user_has_set_are_kept(tmp_path, monkeypatch):
+    """Two studies on one machine, each with all cores' threads, would slow each other down tenfold."""
+    study = load_study(write(tmp_path, methods={"GRPO": {"rule": {"name": "clip", "high": 0.28}}}, workers=1))
+    for threads in ("3", ""):  # an empty variable is not set
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        prepare(study, tmp_path / f"out{threads}")
+        result = run_study(study, tmp_path / f"out{threads}")
+        assert result.environment.threads == (3 if threads else cores())
+
+
+def test_gpus_are_those_that_the_user_has_chosen(monkeypatch):
+    import torch
+
+    from bandpo.lab.runner import machine_workers, process_environment
+
+    study = load_study("scratch")
+    for chosen, names in (("2, 5", ["2", "5"]), (None, ["0", "1"])):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if chosen:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        _, gpus = machine_workers(study)
+        found = [process_environment(slot, 2, gpus)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+        assert found == [*names, names[0]]
+
+
+@pytest.mark.parametrize(("load", "said"), [(0.5, False), (9.26, True)])
+def test_a_busy_machine_is_said_before_a_study_starts(tmp_path, monkeypatch, load, said):
+    monkeypatch.setattr(os, "getloadavg", lambda: (cores() + load, 0, 0) if said else (load, 0, 0))
+    study = load_study(write(tmp_path, methods={"GRPO": {"rule": {"name": "clip", "high": 0.28}}}))
+    prepare(study, tmp_path / "out")
+    stream = io.StringIO()
+    StudyRunner(study, "mine", tmp_path / "out", Console(file=stream, width=200)).run()
+    first = stream.getvalue().split("\n")[0]
+    assert first.startswith(f"the machine is busy: load average {cores() + load:.1f} on {cores()} cores") == said
+    assert ("--workers" in first) == said
+
+
+def test_a_failed_pilot_run_skips_its_control_alone(tmp_path):
+    methods = {
+        "GRPO": {"rule": {"name": "clip", "high": 9}},
+        "Band": {"rule.radius": 0.05},
+        "Band as GRPO": {"match": {"method": "GRPO", "key": "rule.radius", "range": [0.01, 1.0]}},
+    }
+    study = load_study(write(tmp_path, methods=methods, reference="Band"))
+    prepare(study, tmp_path / "out")
+    stream = io.StringIO()
+    result = StudyRunner(study, "mine", tmp_path / "out", Console(file=stream, width=200)).run()
+    assert [run.status for run in result.runs] == ["failed", "finished", "waiting"]
+    assert "Band as GRPO seed 0: skipped, a prerequisite failed" in stream.getvalue()
+    assert starts(tmp_path / "out").count("pilots/GRPO/target") == 1
 
 
 def test_one_compare_at_a_time(tmp_path, whole):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from bandpo import DCPO, Band, Clip, NoClip
-from bandpo.lab.theory import predicted_rollouts
+from theory import predicted_rollouts
 from bandpo.runs.config import load_config
 from bandpo.tasks import Tail
 

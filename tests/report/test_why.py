@@ -1,6 +1,7 @@
 """What rules would have done to logged tokens, against a loop over single tokens."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -127,6 +128,26 @@ def test_rules_have_names():
     assert why.name_rule(Band((0.02, 0.1), "tv", cap=10)) == "Band TV 0.02/0.1, cap 10"
     assert why.name_rule(AdaptiveBand()) == "Adaptive band KL 0.05"
     assert why.name_rule(Clip(0.2, 0.28)) == "Clip 0.2/0.28"
+    assert why.name_rule(NoClip()) == "No clip"
+    assert why.name_rule(DCPO(cap=None)) == "DCPO 0.16/0.2, cap None"
+    assert why.name_rule(AdaptiveBand(0.1, "chi2", largest=5)) == "Adaptive band chi2 0.1, largest 5"
+
+
+def test_a_rule_of_ones_own_is_named_by_its_fields():
+    from bandpo import FDivergence
+
+    @dataclass(frozen=True)
+    class SharpTurn(Band):
+        steepness: float = 2.0
+        where: str = "end"
+
+    named = SharpTurn(0.1, FDivergence(name="mine", f=lambda u: (u - 1) ** 2), steepness=3)
+    assert why.name_rule(named) == "Sharp turn mine 0.1, steepness 3"
+
+    class Plain:
+        pass
+
+    assert why.name_rule(Plain()) == "Plain"
 
 
 @pytest.mark.parametrize(

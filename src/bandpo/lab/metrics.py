@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -269,28 +269,33 @@ class StudyResult:
             raise ValueError(f"{str(path)!r} has another format, allowed is 1 to {FORMAT}")
         try:
             return cls.parse(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{str(path)!r} is damaged: {key}: {first['msg']}") from error
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} is damaged: {error}") from error
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> StudyResult:
         """A result from its JSON.
 
         Raises:
-            pydantic.ValidationError: If a key is missing or a value has another type.
+            ValueError: If a key is missing, a value has another type, or a run is of no method of the study; one
+                sentence that names the place.
         """
+        missing = [key for key in ("name", "study", "environment", "calibration", "runs") if key not in data]
+        if missing:
+            raise ValueError(f"{missing[0]}: Field required")
+        _checked("runs", TypeAdapter(list[dict]), data["runs"])
         data = upgrade(data)
+        study = _checked("study", TypeAdapter(Study), data["study"])
+        runs = [_parse_run(f"runs.{i}", run) for i, run in enumerate(data["runs"])]
+        for i, run in enumerate(runs):
+            if run.method not in study.methods:
+                raise ValueError(f"runs.{i}.method is {run.method!r}, no method of the study")
         return cls(
             name=data["name"],
-            study=Study.model_validate(data["study"]),
-            environment=_ENVIRONMENT.validate_python(data["environment"]),
+            study=study,
+            environment=_checked("environment", _ENVIRONMENT, data["environment"]),
             calibration=load_calibration(data["calibration"]),
-            runs=[
-                (_FINISHED if run.get("status") == "finished" else _UNFINISHED).validate_python(run)
-                for run in data["runs"]
-            ],
+            runs=runs,
         )
 
     def dump(self) -> str:
@@ -310,15 +315,35 @@ class StudyResult:
         write_atomic(path, self.dump())
 
 
-_ENVIRONMENT = TypeAdapter(Environment | None)
+_ENVIRONMENT: TypeAdapter[Environment | None] = TypeAdapter(Environment | None)
 _CALIBRATION = TypeAdapter(dict[str, Calibration])
-_FINISHED = TypeAdapter(FinishedRun)
-_UNFINISHED = TypeAdapter(RunResult)
+_FINISHED: TypeAdapter[FinishedRun] = TypeAdapter(FinishedRun)
+_UNFINISHED: TypeAdapter[RunResult] = TypeAdapter(RunResult)
+T = TypeVar("T")
+
+
+def _checked(where: str, adapter: TypeAdapter[T], data: object) -> T:
+    try:
+        return adapter.validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, (where, *first["loc"])))
+        raise ValueError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _parse_run(where: str, data: dict[str, Any]) -> RunResult:
+    if data.get("status") == "finished":
+        return _checked(where, _FINISHED, data)
+    return _checked(where, _UNFINISHED, data)
 
 
 def load_calibration(data: object) -> dict[str, Calibration]:
-    """`StudyResult.calibration` from its JSON, which calibration.json holds too."""
-    return _CALIBRATION.validate_python(data)
+    """`StudyResult.calibration` from its JSON, which calibration.json holds too.
+
+    Raises:
+        ValueError: If a value has another type.
+    """
+    return _checked("calibration", _CALIBRATION, data)
 
 
 def dump_calibration(calibration: dict[str, Calibration]) -> dict[str, Any]:
@@ -356,7 +381,7 @@ def upgrade(data: dict[str, Any]) -> dict[str, Any]:
     return {
         **data,
         "format": FORMAT,
-        "environment": data["environment"] or None,
+        "environment": None if data["environment"] == {} else data["environment"],
         "runs": [
             {**run, "updates": dict(_renamed(run["updates"].items()))} if "updates" in run else run
             for run in data["runs"]

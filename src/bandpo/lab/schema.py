@@ -36,7 +36,8 @@ result = StudyResult.load(Path("results/scratch/metrics.json"))
 result.finished[0].updates.clip_fraction_high    # the keys of the file are the names of the fields
 ```
 
-`Series` is a list with one number or null per entry, `Settings` a mapping as in a recipe. This page is written by `python -m bandpo.lab.schema`.
+`Series` is a list with one number or null per entry, `Settings` a mapping as in a recipe. This page is written by
+`python -m bandpo.lab.schema`.
 """
 
 
