@@ -114,7 +114,7 @@ def test_blocks_do_not_change_a_bit(monkeypatch):
     old = -torch.rand(1000, generator=torch.Generator().manual_seed(1)) * 10
     radius = torch.rand(1000, generator=torch.Generator().manual_seed(2)) + 0.01
     whole = band(old, radius)
-    monkeypatch.setattr(importlib.import_module("bandpo.band"), "CPU_BLOCK", 64)
+    monkeypatch.setattr(importlib.import_module("bandpo.core.band"), "CPU_BLOCK", 64)
     parts = band(old, radius)
     assert torch.equal(whole.log_lower, parts.log_lower)
     assert torch.equal(whole.log_upper, parts.log_upper)

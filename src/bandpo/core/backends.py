@@ -2,10 +2,11 @@
 
     eager     PyTorch operations one by one: every rule, dtype and device
     compile   the same operations through torch.compile: needs a C++ compiler on the CPU, Triton on CUDA
-    triton    one hand-written kernel: CUDA, or the CPU under TRITON_INTERPRET=1 for tests; float32 and below;
-              the rules NoClip, Clip, DCPO, and Band with "kl", "tv" or "chi2"
+    triton    one hand-written kernel, only if asked for: CUDA, or the CPU under TRITON_INTERPRET=1 for tests; float32
+              and below; any rule, with "kl", "tv" or "chi2" as its divergence
 
-All three give the same value, gradient and metrics. Triton is imported when first asked for.
+All three give the same value, gradient and metrics. Triton is imported when first asked for, and never chosen
+by itself: it has not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-# The band may import this package, so nothing here imports the rest of bandpo at the top.
+from bandpo.words import nearest
+
 if TYPE_CHECKING:
-    from bandpo.core.divergences import FDivergence
     from bandpo.core.rules import ClipRule
 
 BACKENDS = ("eager", "compile", "triton")
@@ -45,17 +46,6 @@ class _State:
 def triton_kernels() -> ModuleType:
     """The module of Triton kernels; ImportError without Triton."""
     return importlib.import_module("bandpo.core.kernels.fused")
-
-
-def triton_band(
-    old_logps: Tensor,
-    radius_low: float | Tensor,
-    radius_high: float | Tensor,
-    divergence: str | FDivergence = "kl",
-) -> tuple[Tensor, Tensor]:
-    """(log_lower, log_upper) by one Triton kernel; see :func:`bandpo.core.kernels.fused.triton_band`."""
-    result: tuple[Tensor, Tensor] = triton_kernels().triton_band(old_logps, radius_low, radius_high, divergence)
-    return result
 
 
 def triton_refusal(logps: Tensor, rule: ClipRule) -> str | None:
@@ -97,40 +87,35 @@ def _has_cpp_compiler() -> bool:
     return True
 
 
-def pick_backend(requested: str | None, logps: Tensor, rule: ClipRule) -> str:
-    """The backend that computes the loss of `logps` under `rule`.
+def pick_backend(requested: str | None, logps: Tensor, rule: ClipRule) -> tuple[str, bool]:
+    """(the backend that computes the loss of `logps` under `rule`, whether it was forced).
 
-    Without a request (or with BANDPO_BACKEND unset): "triton" on CUDA where the kernel knows the rule; else
-    "compile" from COMPILE_FROM tokens on where it can work; else "eager". Where torch.compile would have been
-    chosen and cannot work, a warning says so, once a process. Inside somebody else's torch.compile it is always
-    "eager", because those operations are being compiled already.
+    Without a request (and with BANDPO_BACKEND unset or empty): "compile" from COMPILE_FROM tokens on if it can work,
+    else "eager". If torch.compile would have been chosen and cannot work, a warning says so, once per process.
+    Inside somebody else's torch.compile it is always "eager", because those operations are being compiled already.
 
     Raises:
         ValueError: an unknown name.
         RuntimeError: a requested backend that cannot run here; names the reason and the backends that can.
     """
     if torch.compiler.is_compiling():
-        return "eager"
+        return "eager", False
     source = "backend"
     if requested is None:
         requested, source = os.environ.get(VARIABLE) or None, VARIABLE
     if requested is not None:
-        return _forced(requested, source, logps, rule)
-    if logps.device.type == "cuda" and triton_refusal(logps, rule) is None:
-        return "triton"
+        return _forced(requested, source, logps, rule), True
     if logps.numel() < COMPILE_FROM or isinstance(logps, torch._subclasses.FakeTensor):
-        return "eager"
+        return "eager", False
     why = compile_refusal(logps)
     if why is None:
-        return "compile"
+        return "compile", False
     _tell(why)
-    return "eager"
+    return "eager", False
 
 
 def _forced(requested: str, source: str, logps: Tensor, rule: ClipRule) -> str:
     if requested not in BACKENDS:
-        from bandpo.words import nearest
-
         raise ValueError(
             f"unknown {source} {requested!r}{nearest(requested, BACKENDS)}; known: {', '.join(BACKENDS)}"
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import solvers
-from .divergences import BinaryForm, FDivergence, as_work_dtype, binary_value, coins, expm1, get_divergence
+from .divergences import FDivergence, as_work_dtype, binary_value, coins, expm1, get_divergence
 
 DEFAULT_RADIUS = 0.05
 """The divergence budget per token; the only place this default is written."""
@@ -168,31 +168,30 @@ Side = bool | Tensor  # True: upper, False: lower, or a bool tensor that says wh
 
 
 def _solve(old: Tensor, sides: Sequence[tuple[Tensor, Side]], divergence: FDivergence) -> list[Tensor]:
-    """Log-ratio bounds of the (radius, side)s asked for; old <= 0 in a work dtype.
+    """Log-ratio bounds of the (radius, side)s asked for; old <= 0 in a work dtype."""
 
-    The one place where a backend is picked: a CUDA tensor may be handed to a fused kernel here.
+    def block(old: Tensor, *flat: Any) -> list[Tensor]:
+        return _solve_block(old, list(zip(flat[::2], flat[1::2], strict=True)), divergence)
+
+    args = (old, *(x for side in sides for x in side))
+    return list(_in_blocks(block, old, args, (old.dtype,) * len(sides)))
+
+
+def _in_blocks(function: Any, like: Tensor, args: Sequence[Any], dtypes: Sequence[torch.dtype]) -> Any:
+    """function(*args), on the CPU over CPU_BLOCK tokens of each thread at a time, which keeps temporaries in cache.
+
+    Tensors among `args` broadcast to the shape of `like`; the results have it, and these dtypes.
     """
-    block = CPU_BLOCK * torch.get_num_threads() if _may_look(old) else 0
-    if not block or old.numel() <= block:
-        return _solve_block(old, sides, divergence)
-    # Blocks keep every temporary in cache; on the CPU that is worth a factor of several.
-    flat = old.reshape(-1)
-    flat_sides = [(_flatten(radius, old), _flatten(upper, old)) for radius, upper in sides]
-    outs = [torch.empty_like(old, memory_format=torch.contiguous_format) for _ in sides]
-    for i in range(0, flat.numel(), block):
-        part = slice(i, i + block)
-        parts = [(_cut(radius, part), _cut(upper, part)) for radius, upper in flat_sides]
-        for out, bound in zip(outs, _solve_block(flat[part], parts, divergence), strict=True):
-            out.view(-1)[part] = bound
+    size = CPU_BLOCK * torch.get_num_threads() if _may_look(like) else 0
+    if not size or like.numel() <= size:
+        return function(*args)
+    flat = [x.expand(like.shape).reshape(-1) if isinstance(x, Tensor) and x.dim() else x for x in args]
+    outs = [torch.empty(like.shape, dtype=dtype) for dtype in dtypes]
+    for i in range(0, like.numel(), size):
+        part = [x[i : i + size] if isinstance(x, Tensor) and x.dim() else x for x in flat]
+        for out, value in zip(outs, function(*part), strict=True):
+            out.view(-1)[i : i + size] = value
     return outs
-
-
-def _flatten(x: Any, like: Tensor) -> Any:
-    return x.expand(like.shape).reshape(-1) if isinstance(x, Tensor) and x.dim() else x
-
-
-def _cut(x: Any, part: slice) -> Any:
-    return x[part] if isinstance(x, Tensor) and x.dim() else x
 
 
 def _solve_block(old: Tensor, sides: Sequence[tuple[Tensor, Side]], divergence: FDivergence) -> list[Tensor]:
@@ -384,6 +383,52 @@ def _two_logps(logps: Tensor, old_logps: Tensor) -> tuple[Tensor, Tensor]:
     return new.to(dtype), old.to(dtype)
 
 
+def measure(
+    logps: Tensor,
+    old_logps: Tensor,
+    low: float | Tensor = DEFAULT_RADIUS,
+    high: float | Tensor = DEFAULT_RADIUS,
+    divergence: str | FDivergence = "kl",
+) -> tuple[Tensor, Tensor]:
+    """(g, inside) per token: g_f(p, r) and whether it is within the radius, from one evaluation.
+
+    p = e^old_logps and r = e^(logps - old_logps), with
+
+        g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p))            (arXiv 2603.04918)
+
+    The evaluation is in float64 whatever the input: the binary form of the divergence for float32, whose terms may
+    cancel there without harm, and the sum of two terms >= 0, exact to the last digits, for float64.
+
+    Args:
+        logps: log-probs of the new policy, any shape, e.g. (B, T).
+        old_logps: log-probs of the old one; broadcasts with `logps`.
+        low: radius > 0 of tokens that lost probability; a number, or a tensor that broadcasts.
+        high: radius > 0 of tokens that gained.
+        divergence: a name or an :class:`FDivergence`.
+
+    Returns:
+        g, float32 or float64 as the inputs, >= 0 up to rounding, no gradient; inside, bool. NaN is outside.
+
+    Raises:
+        ValueError: a log-prob above 0, a bad radius, shapes that do not broadcast (see :func:`band`).
+    """
+    f = get_divergence(divergence)
+    new, old = _two_logps(logps, old_logps)
+    radii = _radius_pair((low, high), old)
+
+    def block(new: Tensor, old: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        k = coins(new.double(), old.double())
+        if new.dtype == torch.float64 or f.binary is None:
+            g = binary_value(new.double(), old.double(), f.log_form)
+        else:
+            g = f.binary.value(k)
+        return g.to(new.dtype), g <= (low if low is high else torch.where(k.moved > 0.0, high, low))
+
+    like = new if new.shape == old.shape else torch.broadcast_tensors(new, old)[0]
+    g, inside = _in_blocks(block, like, (new, old, *radii), (new.dtype, torch.bool))
+    return g, inside
+
+
 def binary_divergence(logps: Tensor, old_logps: Tensor, divergence: str | FDivergence = "kl") -> Tensor:
     """g_f(p, r) per token, p = e^old_logps, r = e^(logps - old_logps): the divergence of the two coins.
 
@@ -393,9 +438,7 @@ def binary_divergence(logps: Tensor, old_logps: Tensor, divergence: str | FDiver
     Raises:
         ValueError: a log-prob above 0, shapes that do not broadcast, unknown divergence (see :func:`band`).
     """
-    f = get_divergence(divergence)
-    new, old = _two_logps(logps, old_logps)
-    return binary_value(new, old, f.log_form)
+    return measure(logps, old_logps, divergence=divergence)[0]
 
 
 def inside(
@@ -406,32 +449,7 @@ def inside(
     With a pair of radii, a token that lost probability is held to the lower side's radius and one that gained
     to the upper side's. NaN anywhere is outside. Shapes and errors as in :func:`band`.
     """
-    f = get_divergence(divergence)
-    new, old = _two_logps(logps, old_logps)
-    low, high = _radius_pair(radius, old)
-    if new.dtype == torch.float64 or f.binary is None:
-        limit = low if low is high else torch.where(new > old, high, low)
-        return binary_value(new, old, f.log_form) <= limit
-    return _inside_float32(new, old, (low, high), f.binary)
-
-
-def _inside_float32(new: Tensor, old: Tensor, radii: tuple[Tensor, Tensor], binary: BinaryForm) -> Tensor:
-    block = CPU_BLOCK * torch.get_num_threads() if _may_look(old) else 0
-    if not block or new.numel() <= block or old.shape != new.shape:
-        return _inside_block(new, old, radii, binary)
-    out = torch.empty(new.shape, dtype=torch.bool)
-    flat = [_flatten(x, new) for x in (new, old, *radii)]
-    for i in range(0, new.numel(), block):
-        a, b, low, high = (_cut(x, slice(i, i + block)) for x in flat)
-        out.view(-1)[i : i + block] = _inside_block(a, b, (low, low if radii[0] is radii[1] else high), binary)
-    return out
-
-
-def _inside_block(new: Tensor, old: Tensor, radii: tuple[Tensor, Tensor], binary: BinaryForm) -> Tensor:
-    k = coins(new.double(), old.double())
-    low, high = radii
-    limit = low if low is high else torch.where(k.moved > 0.0, high, low)
-    return binary.value(k) <= limit
+    return measure(logps, old_logps, *check_radius(radius), divergence)[1]
 
 
 def certify(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl") -> Certificate:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bandpo.core.band import binary_divergence
-from bandpo.core.divergences import FDivergence, as_work_dtype
+from bandpo.core.divergences import as_work_dtype
 from bandpo.core.rules import ClipRule
+from bandpo.core.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -47,51 +47,50 @@ def finish_maxima(maxima: dict[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def clip_statistics(
     logps: Tensor,
-    old_logps: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
+    tokens: Tokens,
     rule: ClipRule,
     entropy: Tensor | None = None,
-    inside: Tensor | None = None,
+    measured: tuple[Tensor, Tensor] | None = None,
 ) -> ClipStatistics:
     """Count what `rule` does to the tokens of a batch.
 
     Args:
         logps: Log-probs under the policy being trained, shape (B, T).
-        old_logps: Log-probs under the anchor policy, shape (B, T).
-        advantages: Shape (B, T) or (B, 1).
-        mask: 1 for tokens that count, shape (B, T).
+        tokens: The batch under the anchor policy, with `advantages` of shape (B, T) or (B, 1) and `mask`.
         rule: The clip rule.
-        entropy: Entropy of the policy at each position in nats, shape (B, T), if known.
-        inside: The rule's membership of these tokens, where the caller has it already.
+        entropy: Entropy of the policy being trained at each position in nats, shape (B, T), if known.
+        measured: `rule.measure(logps, tokens)`, if the caller has it already; the tokens are clean then.
 
     Returns:
         ClipStatistics: No value is read back to the host.
     """
-    keep = mask.bool()
+    assert tokens.mask is not None
+    keep = tokens.mask.bool().expand_as(logps)
     zero = torch.zeros((), dtype=as_work_dtype(logps).dtype, device=logps.device)
-    logps = torch.where(keep, as_work_dtype(logps), zero)
-    old_logps = torch.where(keep, as_work_dtype(old_logps), zero)
-    log_ratio = logps - old_logps
-    outside = keep & ~(rule.inside(logps, old_logps) if inside is None else inside)
+    if measured is None:
+        logps, tokens = torch.where(keep, as_work_dtype(logps), zero), tokens.clean(keep)
+        measured = rule.measure(logps, tokens)
+    assert tokens.advantages is not None
+    log_ratio = logps - tokens.old_logps
+    realized, inside = torch.where(keep, measured[0], zero), measured[1]
     rising = log_ratio > 0
-    divergence: str | FDivergence = getattr(rule, "divergence", "kl")
-    realised = torch.where(keep, binary_divergence(logps, old_logps, divergence=divergence), zero)
+    outside = keep & ~inside
+    clipped = keep & rule.clipped(inside, log_ratio, tokens.advantages)
     flags = {
-        "clip_fraction_low": outside & ~rising & (advantages < 0),
-        "clip_fraction_high": outside & rising & (advantages > 0),
+        "clip_fraction_low": clipped & ~rising,
+        "clip_fraction_high": clipped & rising,
         "out_of_band_fraction_low": outside & ~rising,
         "out_of_band_fraction_high": outside & rising,
     }
-    cap, floor = getattr(rule, "cap", None), getattr(rule, "floor", None)
-    if cap is not None:
-        flags["cap_fraction"] = keep & (log_ratio > math.log(cap))
-    if floor is not None:
-        flags["floor_fraction"] = keep & (log_ratio < (math.log(floor) if floor > 0 else -math.inf))
+    log_floor, log_cap = rule.log_limits
+    if rule.cap is not None:
+        flags["cap_fraction"] = keep & (log_ratio > log_cap)
+    if rule.floor is not None:
+        flags["floor_fraction"] = keep & (log_ratio < log_floor)
     sums = {name: flag.sum().to(zero.dtype) for name, flag in flags.items()}
     sums["clip_fraction"] = sums["clip_fraction_low"] + sums["clip_fraction_high"]
     sums["out_of_band_fraction"] = sums["out_of_band_fraction_low"] + sums["out_of_band_fraction_high"]
-    sums["divergence"] = realised.sum()
+    sums["divergence"] = realized.sum()
     sums["ratio"] = log_ratio.exp().masked_fill(~keep, 0).sum()
     if entropy is not None:
         sums["entropy"] = as_work_dtype(entropy).masked_fill(~keep, 0).sum()
@@ -99,6 +98,6 @@ def clip_statistics(
     maxima = {
         "log_ratio_max": torch.where(keep, log_ratio, infinity).amax(),
         "negative_log_ratio_max": torch.where(keep, -log_ratio, infinity).amax(),
-        "divergence_max": torch.where(keep, realised, infinity).amax(),
+        "divergence_max": torch.where(keep, realized, infinity).amax(),
     }
     return ClipStatistics(keep.sum(), sums, maxima)

@@ -679,13 +679,20 @@ def binary_value(logps: Tensor, old_logps: Tensor, form: LogForm) -> Tensor:
 
 
 def coins(logps: Tensor, old_logps: Tensor) -> Coins:
-    """The two coins of a token from its log-probabilities (float64, <= 0; -inf allowed).
+    """The two coins of a token from its log-probabilities (float64, <= 0; -inf allowed), to a few ulp each.
 
     A change from or to 0 is HUGE, not infinite, and none where both are 0; a NaN stays one in all but t.
     """
     new, old = logps.clamp(min=-HUGE), old_logps.clamp(min=-HUGE)
+    s = new - old
     p, q = torch.exp(old), torch.exp(new)
     c, d = 0.0 - expm1(old), 0.0 - expm1(new)
+    moved = torch.copysign(torch.maximum(p, q) * expm1(0.0 - s.abs()), s)  # q - p without cancellation
+    # log(d / c): from the relative change where it is small, with the rounding of 1 + change added back.
+    change = moved / (0.0 - c)
+    far = change.abs() > 0.5
+    ratio = torch.where(far, d / c, 1.0 + change)
+    t = torch.log(ratio) + torch.where(far, 0.0, (change - (ratio - 1.0)) / ratio)
     # nan_to_num is SIMD on the CPU where `where` is a loop of branches.
-    t = torch.nan_to_num(torch.log(d / c), nan=0.0, posinf=HUGE, neginf=-HUGE)
-    return Coins(p, c, q, d, new - old, t, q - p)
+    t = torch.nan_to_num(t, nan=0.0, posinf=HUGE, neginf=-HUGE)
+    return Coins(p, c, q, d, s, t, moved)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -11,10 +9,11 @@ import torch
 from torch import Tensor
 
 from bandpo.core import backends
-from bandpo.core.band import POSITIVE_TOLERANCE, Radius, band_side, check_broadcast, check_logps
+from bandpo.core.band import POSITIVE_TOLERANCE, check_broadcast, check_logps
 from bandpo.core.diagnostics import clip_statistics
 from bandpo.core.divergences import as_work_dtype
 from bandpo.core.rules import Band, ClipRule
+from bandpo.core.tokens import Tokens
 from bandpo.words import nearest
 
 Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
@@ -46,6 +45,10 @@ def policy_loss(
     weights: Tensor | None = None,
     entropy: Tensor | None = None,
     horizon: int | None = None,
+    old_entropy: Tensor | None = None,
+    sampling_logps: Tensor | None = None,
+    positions: Tensor | None = None,
+    groups: Tensor | None = None,
     backend: str | None = None,
 ) -> PolicyLoss:
     """Clipped policy-gradient surrogate whose trust region is set by a clip rule.
@@ -70,8 +73,10 @@ def policy_loss(
         weights: Importance weights that multiply each token's loss, shape (B, T), e.g. rollout correction.
         entropy: Policy entropy at each position in nats, shape (B, T); only reported.
         horizon: Divisor of "seq-mean-token-sum-norm"; T if None.
-        backend: "eager", "compile" or "triton"; if None, the environment variable BANDPO_BACKEND, else the
-            fastest that can do the call (docs/backends.md). All give the same value, gradient and metrics.
+        old_entropy, sampling_logps, positions, groups: What a rule may need beyond that (`Tokens`); shapes that
+            broadcast to (B, T). Positions are counted along T if not given.
+        backend: "eager", "compile" or "triton"; if None, the environment variable BANDPO_BACKEND, else eager or
+            compile by size (docs/backends.md). All give the same value, gradient and metrics.
 
     Returns:
         PolicyLoss: Loss in float32 (float64 for float64 log-probs), and metrics.
@@ -87,78 +92,56 @@ def policy_loss(
     _check_aggregation(aggregation, horizon)
     if advantages.dim() == 1 and logps.dim() == 2:
         advantages = advantages.unsqueeze(1)
-    given = {"old_logps": old_logps, "advantages": advantages, "mask": mask}
-    given |= {name: t for name, t in (("weights", weights), ("entropy", entropy)) if t is not None}
-    for name, tensor in given.items():
-        check_broadcast(name, tensor, "logps", logps)
+    given = {
+        "old_logps": old_logps, "advantages": advantages, "mask": mask, "old_entropy": old_entropy,
+        "sampling_logps": sampling_logps, "positions": positions, "groups": groups,
+    }  # fmt: skip
+    extra = {"weights": weights, "entropy": entropy}
+    for name, tensor in (given | extra).items():
+        if tensor is not None:
+            check_broadcast(name, tensor, "logps", logps)
     for tensor in (logps, old_logps):
         if not tensor.dtype.is_floating_point:
             as_work_dtype(tensor)  # says what is allowed
+    context = Tokens(**{name: x if x is None else x.detach() for name, x in given.items()})  # type: ignore[arg-type]
+    tokens = Tokens.of(context, rule.needs, type(rule).__name__)
 
-    tensors = (logps, old_logps.detach(), advantages.detach(), mask, weights, entropy)
-    chosen = backends.pick_backend(backend, logps, rule)
+    chosen, forced = backends.pick_backend(backend, logps, rule)
+    options = (aggregation, dual_clip, horizon)
     if chosen == "triton":
         if logps.device.type == "cpu":
-            _check_values(*tensors[:4])
-        return PolicyLoss(
-            *backends.triton_kernels().fused_loss(
-                *tensors[:4],
-                rule,
-                aggregation,
-                dual_clip=dual_clip,
-                weights=weights,
-                entropy=entropy,
-                horizon=horizon,
-            )
-        )
-    options = (aggregation, dual_clip, horizon)
+            _check_values(logps, tokens)
+        return PolicyLoss(*backends.triton_kernels().fused_loss(logps, tokens, weights, entropy, rule, *options))
     if chosen == "compile":
-        forced = backend is not None or backends.VARIABLE in os.environ
-        result = _compiled(tensors, rule, options, forced)
+        result = _compiled(logps, tokens, weights, entropy, rule, options, forced)
         if result is not None:
             return result
-    loss, metrics, _ = _surrogate(*tensors, rule, *options)
+    loss, metrics, _ = _surrogate(logps, tokens, weights, entropy, rule, *options)
     return PolicyLoss(loss, metrics)
 
 
-def _compiled(tensors: Any, rule: ClipRule, options: Any, forced: bool) -> PolicyLoss | None:
-    """The loss through torch.compile; None if compiling fails and nobody insisted."""
-    logps = tensors[0]
+def _compiled(
+    logps: Tensor, tokens: Tokens, weights: Any, entropy: Any, rule: ClipRule, options: Any, forced: bool
+) -> PolicyLoss | None:
+    """The loss through torch.compile; None if compiling fails and the backend was not forced."""
     try:
-        # One graph a rule, aggregation and set of options; their numbers, radii apart, are constants of it.
+        # One graph per rule, aggregation and set of options; their numbers, radii apart, are constants of it.
         with torch._dynamo.config.patch(recompile_limit=256, specialize_float=True):
-            loss, metrics, bad = backends.compiled(_surrogate)(*tensors, _with_tensor_radius(rule, logps), *options)
+            compiled = backends.compiled(_surrogate)
+            loss, metrics, bad = compiled(logps, tokens, weights, entropy, rule.traced(logps), *options)
     except Exception as error:
         if forced:
             raise
         backends.note_compile_failure(error)
         return None
     if logps.device.type == "cpu" and bool(bad):
-        _check_values(*tensors[:4])
+        _check_values(logps, tokens)
     return PolicyLoss(loss, metrics)
-
-
-def _with_tensor_radius(rule: ClipRule, like: Tensor) -> ClipRule:
-    """The same Band with its radius as tensors, so that a schedule of radii does not compile anew."""
-    if type(rule) is not Band:
-        return rule
-    dtype = as_work_dtype(like.detach()).dtype
-
-    def place(radius: float | Tensor) -> Tensor:
-        if isinstance(radius, Tensor):
-            return radius
-        return torch.full((), float(radius), dtype=dtype, device=like.device)
-
-    radius = rule.radius
-    placed = (place(radius[0]), place(radius[1])) if isinstance(radius, (tuple, list)) else place(radius)
-    return replace(rule, radius=placed)
 
 
 def _surrogate(
     logps: Tensor,
-    old_logps: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
+    tokens: Tokens,
     weights: Tensor | None,
     entropy: Tensor | None,
     rule: ClipRule,
@@ -167,31 +150,33 @@ def _surrogate(
     horizon: int | None,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """(loss, metrics, whether a value is not allowed): the PyTorch operations behind "eager" and "compile"."""
-    keep = mask.bool().expand_as(logps)
+    assert tokens.mask is not None
+    keep = tokens.mask.bool().expand_as(logps)
     work = as_work_dtype(logps)
     zero = torch.zeros((), dtype=work.dtype, device=work.device)
     work = torch.where(keep, work, zero)
-    old = torch.where(keep, as_work_dtype(old_logps), zero).to(work.dtype)
-    advantages = torch.where(keep, advantages.to(work.dtype), zero)
+    tokens = tokens.clean(keep)
+    assert tokens.advantages is not None
+    old, advantages = tokens.old_logps.to(work.dtype), tokens.advantages.to(work.dtype)
+    tokens = replace(tokens, old_logps=old, advantages=advantages)
     bad = torch.zeros((), dtype=torch.bool, device=work.device)
     if torch.compiler.is_compiling():
-        # The caller looks at this where looking is free; one fused reduction instead of a pass a check.
+        # The caller looks at this where it is free to look; one fused reduction instead of one pass per check.
         bad = ~((work <= POSITIVE_TOLERANCE) & (old <= POSITIVE_TOLERANCE) & (advantages == advantages)).all()
     else:
         check_not_nan(logps=work.detach(), old_logps=old, advantages=advantages)
 
     with torch.no_grad():
-        log_ratio = work - old
-        up = advantages > 0
-        outward = torch.where(up, log_ratio > 0, log_ratio < 0) & (advantages != 0)
-        inside = rule.inside(work, old)
-        clipped = outward & ~inside
-        held = _held_values(rule, old, up, clipped)
-        dual = torch.zeros_like(clipped)
+        new = work.detach()
+        log_ratio = new - old
+        measured = rule.measure(new, tokens)
+        constant = rule.clipped(measured[1], log_ratio, advantages)
+        held = _held_values(rule, tokens, log_ratio > 0, constant)
+        dual = torch.zeros_like(constant)
         if dual_clip is not None:
             dual = (advantages < 0) & (log_ratio.exp() > dual_clip)
             held = torch.where(dual, dual_clip, held)
-        constant = clipped | dual
+            constant = constant | dual
         held = torch.where(constant, held, zero)
     # A token held at a bound leaves the graph before exp(): an overflowing ratio times zero would be NaN.
     moving = keep & ~constant & (advantages != 0)
@@ -201,50 +186,33 @@ def _surrogate(
         token_loss = token_loss * torch.where(keep, weights.detach().to(work.dtype), zero)
     loss = aggregate(token_loss, keep, aggregation, horizon=horizon)
 
-    statistics = clip_statistics(work.detach(), old, advantages, keep, rule, entropy=entropy, inside=inside)
+    statistics = clip_statistics(new, tokens, rule, entropy=entropy, measured=measured)
     metrics = statistics.metrics()
     if dual_clip is not None:
         metrics["dual_clip_fraction"] = dual.sum() / statistics.tokens.clamp(min=1)
     return loss, metrics, bad
 
 
-def _held_values(rule: ClipRule, old: Tensor, up: Tensor, clipped: Tensor) -> Tensor:
-    """The ratio at which each clipped token is held; what stands elsewhere is of no account.
+def _held_values(rule: ClipRule, tokens: Tokens, rising: Tensor, clipped: Tensor) -> Tensor:
+    """The ratio at which each clipped token is held; other entries are ignored.
 
-    Only the side that the advantage pushes to is solved, and on the CPU, where counting is free, only for the
-    clipped tokens, commonly a few in ten thousand.
+    On the CPU, where counting is free, only the clipped tokens are solved, commonly a few in ten thousand.
     """
-    if not isinstance(rule, Band) or type(rule).bounds is not Band.bounds:
-        bounds = rule.bounds(old)
-        return torch.where(up, bounds.upper, bounds.lower)
-    if old.device.type != "cpu" or torch.compiler.is_compiling():
-        return _outward_bound(rule, old, up, rule.radius)
+    if rising.device.type != "cpu" or torch.compiler.is_compiling():
+        return rule.held(tokens, rising)
     where = clipped.nonzero(as_tuple=True)
-    held = torch.zeros_like(old)
-
-    def pick(radius: float | Tensor) -> float | Tensor:
-        return radius.expand(old.shape)[where] if isinstance(radius, Tensor) and radius.dim() else radius
-
-    radius = rule.radius
-    picked = (pick(radius[0]), pick(radius[1])) if isinstance(radius, (tuple, list)) else pick(radius)
-    held[where] = _outward_bound(rule, old[where], up[where], picked)
+    held = torch.zeros_like(tokens.old_logps)
+    held[where] = rule.held(tokens, rising, where)
     return held
 
 
-def _outward_bound(rule: Band, old: Tensor, up: Tensor, radius: Radius) -> Tensor:
-    bound = band_side(old, radius, rule.divergence, upper=up)
-    if rule.cap is not None:
-        bound = torch.where(up, bound.clamp(max=math.log(rule.cap)), bound)
-    if rule.floor:
-        bound = torch.where(up, bound, bound.clamp(min=math.log(rule.floor)))
-    return bound.exp()
-
-
-def _check_values(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor) -> None:
+def _check_values(logps: Tensor, tokens: Tokens) -> None:
     """The checks of the eager path on the CPU, for the paths that cannot make them: ValueError naming the value."""
-    keep = mask.bool().expand_as(logps)
+    assert tokens.mask is not None
+    assert tokens.advantages is not None
+    keep = tokens.mask.bool().expand_as(logps)
     dtype = as_work_dtype(logps.detach()).dtype
-    named = {"logps": logps, "old_logps": old_logps, "advantages": advantages}
+    named = {"logps": logps, "old_logps": tokens.old_logps, "advantages": tokens.advantages}
     kept = {name: torch.where(keep, tensor.detach().to(dtype), 0.0) for name, tensor in named.items()}
     check_not_nan(**kept)
     for name in ("logps", "old_logps"):

@@ -1,49 +1,134 @@
 """Clip rules: for each sampled token, how far may its probability ratio move?
 
-A rule is anything with `bounds(old_logps)` and `inside(logps, old_logps)`; the loss and the trainer ask
-nothing else of it. A new rule is one frozen dataclass here, and one line in `RULES` if it is to be
-called by name.
+A new rule is one class with one method: `limits` for any interval, or `radii` in a subclass of `Band` for a trust
+region whose radius adapts. What it wants to know beyond the old log-probs it names in `needs`; the loss, the
+kernels, the trainer and the frameworks ask the rule and know no subclass.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bandpo.core.band import DEFAULT_RADIUS, Radius, RatioBounds, band, check_radius, inside
+from bandpo.core.band import (
+    DEFAULT_RADIUS,
+    Radius,
+    RatioBounds,
+    band,
+    band_side,
+    binary_divergence,
+    check_radius,
+    measure,
+)
 from bandpo.core.divergences import FDivergence, as_work_dtype, get_divergence
+from bandpo.core.table import band_table
+from bandpo.core.tokens import Tokens
+from bandpo.plugins import is_own, load_class
 from bandpo.words import nearest
 
-
-@runtime_checkable
-class ClipRule(Protocol):
-    """What the loss needs of a rule. Shapes are those of `old_logps`, usually (B, T)."""
-
-    def bounds(self, old_logps: Tensor) -> RatioBounds:
-        """Bounds of the ratio r = pi_new/pi_old for tokens of old log-probability `old_logps`."""
-        ...
-
-    def inside(self, logps: Tensor, old_logps: Tensor) -> Tensor:
-        """Boolean tensor: the ratio exp(logps - old_logps) lies within the bounds (edges included)."""
-        ...
+Radii = tuple[float | Tensor, float | Tensor]
 
 
-class _BoundsRule(ABC):
-    """Rules whose bounds cost next to nothing decide membership by comparing with them."""
+class ClipRule(ABC):
+    """How far each token's ratio r = pi_new / pi_old may move: r in [lower, upper], with lower <= 1 <= upper.
+
+    Attributes:
+        needs: Fields of `Tokens` beyond `old_logps` that the rule reads.
+        two_sided: Whether a token outside the bounds loses its gradient whatever the sign of its advantage (a mask,
+            as IPO's); if False, only where the advantage pushes it further out (arXiv 1707.06347).
+        divergence: What the realized divergence is measured in.
+        cap: Largest ratio allowed, or None.
+        floor: Smallest ratio allowed, or None.
+    """
+
+    needs: frozenset[str] = frozenset()
+    two_sided: bool = False
+    divergence: str | FDivergence = "kl"
+    cap: float | None = None
+    floor: float | None = None
 
     @abstractmethod
-    def bounds(self, old_logps: Tensor) -> RatioBounds: ...
+    def limits(self, tokens: Tokens) -> RatioBounds:
+        """Bounds of the ratio before `cap` and `floor`, of the shape of `tokens.old_logps`, float32 or float64."""
 
-    def inside(self, logps: Tensor, old_logps: Tensor) -> Tensor:
-        bounds = self.bounds(old_logps)
-        ratio = (as_work_dtype(logps) - as_work_dtype(old_logps)).exp()
-        return (ratio >= bounds.lower) & (ratio <= bounds.upper)
+    def radii(self, tokens: Tokens) -> Radii | None:
+        """(lower side, upper side) radii of a rule that is a ball of its divergence, else None."""
+        return None
+
+    def bounds(self, old_logps: Tensor | Tokens) -> RatioBounds:
+        """Bounds of the ratio.
+
+        Args:
+            old_logps: Log-probs under the old policy, any shape, e.g. (B, T); or `Tokens`, if the rule needs more.
+
+        Raises:
+            ValueError: If the rule needs more than it is given, or a log-prob is positive.
+        """
+        return self._narrowed(self.limits(self._context(old_logps)))
+
+    def inside(self, logps: Tensor, old_logps: Tensor | Tokens) -> Tensor:
+        """Whether exp(logps - old_logps) lies within the bounds, edges included: a bool tensor."""
+        return self.measure(logps, old_logps)[1]
+
+    def measure(self, logps: Tensor, old_logps: Tensor | Tokens) -> tuple[Tensor, Tensor]:
+        """(realized binary divergence, `inside`) of each token, from one evaluation of the divergence."""
+        tokens = self._context(old_logps)
+        bounds = self.bounds(tokens)
+        ratio = (as_work_dtype(logps) - as_work_dtype(tokens.old_logps)).exp()
+        member = (ratio >= bounds.lower) & (ratio <= bounds.upper)
+        return binary_divergence(logps, tokens.old_logps, self.divergence), member
+
+    def clipped(self, inside: Tensor, log_ratio: Tensor, advantages: Tensor) -> Tensor:
+        """Tokens that lose their gradient: outside, and pushed further out unless the rule is two-sided."""
+        pushed = advantages != 0
+        if not self.two_sided:
+            pushed = pushed & torch.where(advantages > 0, log_ratio > 0, log_ratio < 0)
+        return pushed & ~inside
+
+    def held(self, tokens: Tokens, rising: Tensor, where: tuple[Tensor, ...] | None = None) -> Tensor:
+        """The ratio that stands for a clipped token in the loss: the bound it has crossed.
+
+        Args:
+            rising: True for tokens beyond the upper bound, False for those beyond the lower one.
+            where: Indices of the tokens asked for, or None for all.
+        """
+        bounds = self.bounds(tokens)
+        values = torch.where(rising, bounds.upper, bounds.lower)
+        return values if where is None else values[where]
+
+    def traced(self, like: Tensor) -> ClipRule:
+        """The rule as a compiler should see it: what may change from call to call is a tensor."""
+        return self
+
+    @property
+    def log_limits(self) -> tuple[float, float]:
+        """(log floor, log cap), infinite if there is none."""
+        return _log(self.floor or 0.0), _log(math.inf if self.cap is None else self.cap)
+
+    @property
+    def all_needs(self) -> frozenset[str]:
+        """`needs`, and what clipping by a framework needs besides."""
+        return self.needs | ({"advantages", "logps"} if self.two_sided else frozenset())
+
+    def _context(self, old_logps: Tensor | Tokens) -> Tokens:
+        return Tokens.of(old_logps, self.needs, type(self).__name__)
+
+    def _narrowed(self, bounds: RatioBounds) -> RatioBounds:
+        if self.cap is None and self.floor is None:
+            return bounds
+        if bounds.ratios is not None:
+            lower, upper = bounds.ratios
+            cap = math.inf if self.cap is None else self.cap
+            return RatioBounds.from_ratios(lower.clamp(min=self.floor or 0.0), upper.clamp(max=cap))
+        log_floor, log_cap = self.log_limits
+        return RatioBounds(bounds.log_lower.clamp(min=log_floor), bounds.log_upper.clamp(max=log_cap))
 
 
 def _check_number(owner: str, name: str, value: float, low: float, high: float, allowed: str) -> None:
@@ -51,21 +136,48 @@ def _check_number(owner: str, name: str, value: float, low: float, high: float, 
         raise ValueError(f"{owner}: {name} is {value!r}, allowed is {allowed}")
 
 
+def _check_cap_and_floor(owner: str, cap: float | None, floor: float | None) -> None:
+    if cap is not None:
+        _check_number(owner, "cap", cap, 1.0, math.inf, "None or a number >= 1")
+    if floor is not None:
+        _check_number(owner, "floor", floor, 0.0, 1.0, "None or a number from 0 to 1")
+
+
+def _interval(old_logps: Tensor, lower: float, upper: float) -> RatioBounds:
+    """The same bounds for every token; one number each, expanded."""
+    like = as_work_dtype(old_logps)
+
+    def everywhere(value: float) -> Tensor:
+        return torch.full((), value, dtype=like.dtype, device=like.device).expand(like.shape)
+
+    return RatioBounds(everywhere(_log(lower)), everywhere(_log(upper)), (everywhere(lower), everywhere(upper)))
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
 @dataclass(frozen=True)
-class NoClip(_BoundsRule):
+class NoClip(ClipRule):
     """No trust region: every ratio is inside. The control that shows what a rule contributes."""
 
-    def bounds(self, old_logps: Tensor) -> RatioBounds:
-        shape = as_work_dtype(old_logps)
-        return RatioBounds(torch.full_like(shape, -math.inf), torch.full_like(shape, math.inf))
+    def limits(self, tokens: Tokens) -> RatioBounds:
+        return _interval(tokens.old_logps, 0.0, math.inf)
 
 
 @dataclass(frozen=True)
-class Clip(_BoundsRule):
+class Clip(ClipRule):
     """Fixed interval [1 - low, 1 + high], whatever the probability.
 
     PPO and GRPO use low = high = 0.2 (arXiv 1707.06347); DAPO's Clip-Higher is Clip(0.2, 0.28)
     (arXiv 2503.14476).
+
+    Args:
+        low: Distance of the lower bound from 1, from 0 to 1.
+        high: Distance of the upper bound from 1, >= 0.
+
+    Raises:
+        ValueError: If low or high is out of range.
     """
 
     low: float = 0.2
@@ -75,17 +187,23 @@ class Clip(_BoundsRule):
         _check_number("Clip", "low", self.low, 0.0, 1.0, "a number from 0 to 1")
         _check_number("Clip", "high", self.high, 0.0, math.inf, "a number >= 0")
 
-    def bounds(self, old_logps: Tensor) -> RatioBounds:
-        shape = as_work_dtype(old_logps)
-        return RatioBounds.from_ratios(torch.full_like(shape, 1 - self.low), torch.full_like(shape, 1 + self.high))
+    def limits(self, tokens: Tokens) -> RatioBounds:
+        return _interval(tokens.old_logps, 1 - self.low, 1 + self.high)
 
 
 @dataclass(frozen=True)
-class DCPO(_BoundsRule):
+class DCPO(ClipRule):
     """Dynamic adaptive clipping (arXiv 2509.02333): bounds that widen as the old probability p falls.
 
     lower = 1/2 + 1/2 sqrt(max(1 - 4 low/p, 0)),  upper = min(1/2 + 1/2 sqrt(1 + 4 high/p), cap).
     The lower bound never falls below 1/2, and the simplex edge r <= 1/p plays no part.
+
+    Args:
+        low, high: Budgets of the two sides, in units of p |r (r - 1)|; low from 0 to 1, high >= 0.
+        cap: Largest ratio allowed, or None.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
 
     low: float = 0.16
@@ -97,18 +215,18 @@ class DCPO(_BoundsRule):
         _check_number("DCPO", "high", self.high, 0.0, math.inf, "a number >= 0")
         _check_cap_and_floor("DCPO", self.cap, None)
 
-    def bounds(self, old_logps: Tensor) -> RatioBounds:
-        inverse_p = (-as_work_dtype(old_logps)).exp()
+    def limits(self, tokens: Tokens) -> RatioBounds:
+        inverse_p = (-as_work_dtype(tokens.old_logps)).exp()
         lower = 0.5 + 0.5 * (1 - 4 * self.low * inverse_p).clamp(min=0).sqrt()
-        upper = 0.5 + 0.5 * (1 + 4 * self.high * inverse_p).sqrt()
-        return RatioBounds.from_ratios(lower, upper if self.cap is None else upper.clamp(max=self.cap))
+        return RatioBounds.from_ratios(lower, 0.5 + 0.5 * (1 + 4 * self.high * inverse_p).sqrt())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Band(ClipRule):
     """BandPO (arXiv 2603.04918): the trust region {pi : D_f <= radius} projected onto each sampled token.
 
-    `inside` evaluates the binary divergence once and solves nothing; `bounds` solves for both ends.
+    `inside` evaluates the binary divergence once and solves nothing; `bounds` solves for both ends. A radius that
+    adapts is a subclass with one method, `radii`.
 
     Args:
         radius: Size of the trust region, in the divergence's own units (nats for KL): a float, a tensor that
@@ -117,48 +235,90 @@ class Band(ClipRule):
         cap: Largest ratio allowed whatever the radius says, or None. The paper's runs used 10, which
             overrides the trust region for tokens of probability below .007.
         floor: Smallest lower bound, or None.
+        table: Whether `bounds` come from a `BandTable` (docs/divergences.md states its error) instead of a solver.
 
     Raises:
-        ValueError: If radius is not positive and finite, the divergence is unknown, cap < 1, or floor is
-            not within [0, 1].
+        ValueError: If radius is not positive and finite, the divergence is unknown, cap < 1, floor is not within
+            [0, 1], or a table is asked for radii that differ from token to token.
     """
 
     radius: Radius = DEFAULT_RADIUS
     divergence: str | FDivergence = "kl"
     cap: float | None = None
     floor: float | None = None
+    table: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.radius, list):  # what YAML and JSON make of a pair
             object.__setattr__(self, "radius", tuple(self.radius))
-        check_radius(self.radius)
+        numbers = check_radius(self.radius)
         get_divergence(self.divergence)
-        _check_cap_and_floor("Band", self.cap, self.floor)
+        _check_cap_and_floor(type(self).__name__, self.cap, self.floor)
+        if self.table and (type(self).radii is not Band.radii or any(isinstance(x, Tensor) for x in numbers)):
+            raise ValueError(
+                f"{type(self).__name__}: table is True, allowed is False: a table is built for one radius, and these "
+                "differ from token to token"
+            )
 
-    def bounds(self, old_logps: Tensor) -> RatioBounds:
-        bounds = band(old_logps, radius=self.radius, divergence=self.divergence)
-        log_lower, log_upper = bounds.log_lower, bounds.log_upper
-        if self.floor is not None:
-            log_lower = log_lower.clamp(min=_log(self.floor))
-        if self.cap is not None:
-            log_upper = log_upper.clamp(max=_log(self.cap))
-        return RatioBounds(log_lower, log_upper)
+    def radii(self, tokens: Tokens) -> Radii:
+        """(lower side, upper side) radii of these tokens: numbers, or tensors that broadcast to their shape."""
+        return check_radius(self.radius)
 
-    def inside(self, logps: Tensor, old_logps: Tensor) -> Tensor:
-        result = inside(logps, old_logps, radius=self.radius, divergence=self.divergence)
-        if self.cap is None and self.floor is None:
-            return result
-        log_ratio = as_work_dtype(logps) - as_work_dtype(old_logps)
-        if self.cap is not None:
-            result = result & (log_ratio <= _log(self.cap))
-        if self.floor is not None:
-            result = result & (log_ratio >= _log(self.floor))
-        return result
+    def limits(self, tokens: Tokens) -> RatioBounds:
+        radii = self.radii(tokens)
+        if self.table:
+            return band_table(radii, self.divergence, tokens.old_logps.device)(tokens.old_logps)
+        return band(tokens.old_logps, radii, self.divergence)
+
+    def measure(self, logps: Tensor, old_logps: Tensor | Tokens) -> tuple[Tensor, Tensor]:
+        tokens = self._context(old_logps)
+        g, member = measure(logps, tokens.old_logps, *self.radii(tokens), self.divergence)
+        if self.cap is not None or self.floor is not None:
+            log_floor, log_cap = self.log_limits
+            log_ratio = as_work_dtype(logps) - as_work_dtype(tokens.old_logps)
+            member = member & (log_ratio >= log_floor) & (log_ratio <= log_cap)
+        return g, member
+
+    def held(self, tokens: Tokens, rising: Tensor, where: tuple[Tensor, ...] | None = None) -> Tensor:
+        if self.table:
+            return super().held(tokens, rising, where)
+        old, (low, high) = tokens.old_logps, self.radii(tokens)
+        if where is not None:
+            low, high = (x.expand(old.shape)[where] if isinstance(x, Tensor) and x.dim() else x for x in (low, high))
+            old, rising = old[where], rising[where]
+        bound = band_side(old, (low, high), self.divergence, upper=rising)
+        narrowed = self._narrowed(RatioBounds(bound, bound))
+        return torch.where(rising, narrowed.log_upper, narrowed.log_lower).exp()
+
+    def traced(self, like: Tensor) -> ClipRule:
+        dtype = as_work_dtype(like.detach()).dtype
+        low, high = (
+            x if isinstance(x, Tensor) else torch.full((), float(x), dtype=dtype, device=like.device)
+            for x in check_radius(self.radius)
+        )
+        return replace(self, radius=(low, high))
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+
+    def __hash__(self) -> int:
+        values = (getattr(self, f.name) for f in fields(self))
+        return hash((type(self), *(x for x in values if not isinstance(x, (Tensor, tuple)))))
 
 
-@dataclass(frozen=True)
-class AdaptiveBand(ClipRule):
-    """Band with a radius of its own for each token, in proportion to how surprising the token was.
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    return bool(a == b)
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptiveBand(Band):
+    """Band with a radius for each token, in proportion to how surprising the token was.
 
     radius_t = radius * clamp(-ln(p_t) / reference, smallest, largest), with p_t the token's old probability. Tokens
     that the old policy was all but sure of get a tight trust region, rare ones a wide one; a token of surprisal
@@ -168,7 +328,7 @@ class AdaptiveBand(ClipRule):
     the old log-probs alone, so every framework that has a Band has it, and it has no state.
 
     Args:
-        radius, divergence, cap, floor: As Band's; `radius` a number, or a pair (lower side, upper side).
+        radius, divergence, cap, floor: As Band's.
         reference: Surprisal in nats at which the radius is `radius`.
         smallest, largest: Limits of the factor.
 
@@ -176,47 +336,58 @@ class AdaptiveBand(ClipRule):
         ValueError: As Band, or if the limits are not 0 < smallest <= largest, or reference is not above 0.
     """
 
-    radius: float | tuple[float, float] = DEFAULT_RADIUS
-    divergence: str | FDivergence = "kl"
-    cap: float | None = None
-    floor: float | None = None
     reference: float = 1.0
     smallest: float = 0.1
     largest: float = 3.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.radius, list):
-            object.__setattr__(self, "radius", tuple(self.radius))
-        Band(self.radius, self.divergence, self.cap, self.floor)
+        super().__post_init__()
         tiny = sys.float_info.min
         _check_number("AdaptiveBand", "reference", self.reference, tiny, sys.float_info.max, "a finite number > 0")
         _check_number("AdaptiveBand", "largest", self.largest, tiny, sys.float_info.max, "a finite number > 0")
         _check_number("AdaptiveBand", "smallest", self.smallest, tiny, self.largest, f"> 0 and <= {self.largest}")
 
-    def at(self, old_logps: Tensor) -> Band:
-        """The Band of these tokens: its radii have the shape of `old_logps`."""
-        surprisal = -as_work_dtype(old_logps.detach())
+    def radii(self, tokens: Tokens) -> Radii:
+        surprisal = -as_work_dtype(tokens.old_logps.detach())
         factor = (surprisal / self.reference).clamp(self.smallest, self.largest)
-        radius = self.radius
-        radii = (factor * radius[0], factor * radius[1]) if isinstance(radius, tuple) else factor * radius
-        return Band(radii, self.divergence, self.cap, self.floor)
-
-    def bounds(self, old_logps: Tensor) -> RatioBounds:
-        return self.at(old_logps).bounds(old_logps)
-
-    def inside(self, logps: Tensor, old_logps: Tensor) -> Tensor:
-        return self.at(old_logps).inside(logps, old_logps)
+        low, high = super().radii(tokens)
+        below = factor * low
+        return below, below if low is high else factor * high
 
 
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
+@torch.no_grad()
+def clip_range(rule: ClipRule, old_logps: Tensor | Tokens, logps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The rule's bounds as the offsets from 1 that PPO implementations clamp with.
 
+    clamp(ratio, 1 - low, 1 + high) is the clamp to the rule's bounds: low = 1 - lower, high = upper - 1. Both
+    come back from that subtraction unrounded where lower >= 1/2, lower by at most 2^-25 elsewhere.
 
-def _check_cap_and_floor(owner: str, cap: float | None, floor: float | None) -> None:
-    if cap is not None:
-        _check_number(owner, "cap", cap, 1.0, math.inf, "None or a number >= 1")
-    if floor is not None:
-        _check_number(owner, "floor", floor, 0.0, 1.0, "None or a number from 0 to 1")
+    Args:
+        rule: The clip rule.
+        old_logps: Log-probs under the policy on which the trust region is centered, any shape, or `Tokens`; tokens
+            that its mask excludes may hold anything.
+        logps: Log-probs under the policy being trained, which a two-sided rule needs: where the minimum of the
+            clipped and unclipped terms would let a token outside the bounds back in, its interval is shrunk to a
+            point just beyond its ratio, which leaves the value and removes the gradient.
+
+    Returns:
+        (low, high), each of the shape of `old_logps`, float32 (float64 for float64 input).
+    """
+    tokens = Tokens.of(old_logps)
+    mask = tokens.mask if tokens.mask is not None else torch.ones_like(tokens.old_logps)
+    keep = mask.bool().expand_as(tokens.old_logps)
+    tokens = tokens.clean(keep)
+    bounds = rule.bounds(tokens)
+    low, high = 1 - bounds.lower, bounds.upper - 1
+    if rule.two_sided:
+        if logps is None or tokens.advantages is None:
+            raise ValueError(f"clip rule {type(rule).__name__} is two-sided: it needs logps and advantages")
+        logps = torch.where(keep, as_work_dtype(logps.detach()), 0.0)
+        ratio = (logps - tokens.old_logps).exp()
+        inward = ~rule.inside(logps, tokens) & (tokens.advantages * (ratio - 1) < 0)
+        point = torch.where(ratio < 1, (ratio - 2.0**-20).clamp(min=0), ratio * (1 + 2.0**-16))
+        low, high = torch.where(inward, 1 - point, low), torch.where(inward, point - 1, high)
+    return low, high
 
 
 RULES: dict[str, type[ClipRule]] = {
@@ -231,16 +402,44 @@ RULES: dict[str, type[ClipRule]] = {
 def make_rule(name: str, **options: Any) -> ClipRule:
     """Build a rule from its name and options, as a recipe or a command line states them.
 
+    Args:
+        name: A key of RULES, or 'module:Class' for a rule of one's own.
+
     Raises:
-        ValueError: For an unknown name or option (the nearest valid one is named), or a bad value.
+        ValueError: For an unknown name or option (the nearest valid one is named), a bad value, or a class that is
+            no rule.
     """
-    if name not in RULES:
-        raise ValueError(f"unknown clip rule {name!r}{nearest(name, RULES)}; known rules: {', '.join(RULES)}")
-    known = [field.name for field in fields(RULES[name])]  # type: ignore[arg-type]
+    if is_own(name):
+        rule_class: type[ClipRule] = load_class(name, "clip rule", ClipRule)  # type: ignore[type-abstract]
+    elif name in RULES:
+        rule_class = RULES[name]
+    else:
+        raise ValueError(
+            f"unknown clip rule {name!r}{nearest(name, RULES)}; known rules: {', '.join(RULES)}, or module:Class"
+        )
+    known = list(inspect.signature(rule_class).parameters)
     for option in options:
         if option not in known:
             raise ValueError(
                 f"clip rule {name!r} has no option {option!r}{nearest(option, known)}; "
                 f"it takes: {', '.join(known) or 'none'}"
             )
-    return RULES[name](**options)
+    rule: ClipRule = rule_class(**options)
+    if is_own(name):
+        _try_out(rule, name)
+    return rule
+
+
+def _try_out(rule: ClipRule, name: str) -> None:
+    """One call of each method on two tokens, so that a mistake in a rule of one's own shows before training."""
+    old, one = torch.tensor([[-0.5, -3.0]]), torch.ones(1, 2)
+    tokens = Tokens(old, one, one.bool(), one, old, torch.arange(2).expand(1, 2), torch.zeros(1, 1, dtype=torch.long))
+    try:
+        bounds, inside = rule.bounds(tokens), rule.inside(old, tokens)
+        shapes = {tuple(x.shape) for x in (bounds.log_lower, bounds.log_upper, inside)}
+    except Exception as error:
+        raise ValueError(f"clip rule {name!r} fails on two tokens: {type(error).__name__}: {error}") from error
+    if shapes != {(1, 2)}:
+        raise ValueError(f"clip rule {name!r} gives shapes {sorted(shapes)} for tokens of shape (1, 2)")
+    if not bool(inside.all() & (bounds.log_lower <= 0).all() & (bounds.log_upper >= 0).all()):
+        raise ValueError(f"clip rule {name!r} puts a ratio of 1 outside its bounds")

@@ -8,8 +8,9 @@ from typing import Any
 from swift.rlhf_trainers import GRPOTrainer
 from swift.trainers import TrainerFactory
 
-from bandpo.core.rules import ClipRule
-from bandpo.integrations.common import clip_range, read_rule
+from bandpo.core.rules import ClipRule, clip_range
+from bandpo.core.tokens import Tokens
+from bandpo.integrations.common import read_rule
 
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
 
@@ -21,7 +22,7 @@ class BandGRPOTrainer(GRPOTrainer):
         ValueError: For settings under which swift would not use the bounds, or use them wrongly.
     """
 
-    rule: ClipRule = read_rule(None)
+    rule: ClipRule = read_rule(None, "ms-swift")
     epsilon_low: Any
     epsilon_high: Any
 
@@ -42,8 +43,8 @@ class BandGRPOTrainer(GRPOTrainer):
     def _compute_loss_and_metrics(self, model: Any, model_inputs: Any, grpo_batch: Any) -> Any:
         constant = self.epsilon_low, self.epsilon_high
         if grpo_batch.old_per_token_logps is not None:
-            mask = grpo_batch.completion_mask
-            self.epsilon_low, self.epsilon_high = clip_range(self.rule, grpo_batch.old_per_token_logps, mask)
+            tokens = Tokens(grpo_batch.old_per_token_logps, mask=grpo_batch.completion_mask)
+            self.epsilon_low, self.epsilon_high = clip_range(self.rule, tokens)
         try:
             return super()._compute_loss_and_metrics(model, model_inputs, grpo_batch)
         finally:
@@ -59,5 +60,5 @@ def install(rule: Mapping[str, Any] | None = None) -> None:
     Raises:
         ValueError: For a rule or option that does not exist, or a bad value.
     """
-    BandGRPOTrainer.rule = read_rule(rule)
+    BandGRPOTrainer.rule = read_rule(rule, "ms-swift")
     TrainerFactory.TRAINER_MAPPING["grpo"] = f"{__name__}.{BandGRPOTrainer.__name__}"

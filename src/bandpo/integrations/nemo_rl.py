@@ -8,7 +8,9 @@ from typing import Any
 from nemo_rl.algorithms.loss import ClippedPGLossFn
 from torch import Tensor
 
-from bandpo.integrations.common import clip_range, read_rule
+from bandpo.core.rules import clip_range
+from bandpo.core.tokens import Tokens
+from bandpo.integrations.common import read_rule
 
 
 class BandPGLossFn(ClippedPGLossFn):
@@ -28,7 +30,7 @@ class BandPGLossFn(ClippedPGLossFn):
 
     def __init__(self, cfg: Any, *args: Any, rule: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(cfg, *args, **kwargs)
-        self.rule = read_rule(rule)
+        self.rule = read_rule(rule, "NeMo-RL")
         for name in ("disable_ppo_ratio", "sequence_level_importance_ratios", "force_on_policy_ratio", "use_cispo"):
             if getattr(self, name, False):
                 raise ValueError(
@@ -40,7 +42,8 @@ class BandPGLossFn(ClippedPGLossFn):
     ) -> tuple[Tensor, dict[str, Any]]:
         constant = self.ratio_clip_min, self.ratio_clip_max
         mask = data["token_mask"][:, 1:] * data["sample_mask"].unsqueeze(-1)
-        self.ratio_clip_min, self.ratio_clip_max = clip_range(self.rule, data["prev_logprobs"][:, 1:], mask)
+        tokens = Tokens(data["prev_logprobs"][:, 1:], mask=mask)
+        self.ratio_clip_min, self.ratio_clip_max = clip_range(self.rule, tokens)
         try:
             return super().__call__(next_token_logprobs, data, *args, **kwargs)
         finally:

@@ -35,10 +35,11 @@ def band_loss(inputs: Any, rule: Mapping[str, Any] | None = None, dual_clip: flo
         inputs.inference_logprobs.unsqueeze(0),
         inputs.advantages.unsqueeze(0),
         inputs.loss_mask.unsqueeze(0),
-        rule=read_rule(rule),
+        rule=read_rule(rule, "prime-rl"),
         aggregation="seq-mean-token-sum",
         dual_clip=dual_clip,
         weights=None if weights is None else weights.unsqueeze(0),
+        sampling_logps=inputs.inference_logprobs.unsqueeze(0),
     )
     metrics = {name: value for name, value in result.metrics.items() if not name.endswith(("_max", "_min"))}
     return LossOutputs(loss=result.loss, metrics={f"band/{name}": value for name, value in metrics.items()})

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from bandpo.integrations.common import clip_metrics, clip_range, read_rule
+from bandpo.core.rules import clip_range
+from bandpo.core.tokens import Tokens
+from bandpo.integrations.common import clip_metrics, read_rule
 
 LOSS_TYPE = "bandpo"
 ANCHORS = ("old", "rollout")
@@ -32,7 +34,7 @@ def register(rule: Mapping[str, Any] | None = None, dual_clip: bool = False, anc
 
     if anchor not in ANCHORS:
         raise ValueError(f"anchor is {anchor!r}, allowed are {', '.join(ANCHORS)}")
-    clip_rule = read_rule(rule)
+    clip_rule = read_rule(rule, "SkyRL")
 
     def band_policy_loss(
         log_probs: Tensor,
@@ -48,10 +50,11 @@ def register(rule: Mapping[str, Any] | None = None, dual_clip: bool = False, anc
                 raise ValueError("anchor='rollout' needs rollout_logprobs; set generator.sampling_params.logprobs=0")
             old_log_probs = rollout_logprobs
         config = copy.copy(config)
-        config.eps_clip_low, config.eps_clip_high = clip_range(clip_rule, old_log_probs, loss_mask)
+        mask = old_log_probs.new_ones(old_log_probs.shape) if loss_mask is None else loss_mask
+        tokens = Tokens(old_log_probs, advantages, mask)
+        config.eps_clip_low, config.eps_clip_high = clip_range(clip_rule, tokens, log_probs)
         config.policy_loss_type = "dual_clip" if dual_clip else "regular"
         loss, metrics = ppo_policy_loss(log_probs, old_log_probs, advantages, config, loss_mask, rollout_logprobs)
-        mask = old_log_probs.new_ones(old_log_probs.shape) if loss_mask is None else loss_mask
-        return loss, metrics | clip_metrics(log_probs, old_log_probs, advantages, mask, clip_rule, "band/")
+        return loss, metrics | clip_metrics(log_probs, tokens, clip_rule, "band/")
 
     PolicyLossRegistry.register(LOSS_TYPE, band_policy_loss)

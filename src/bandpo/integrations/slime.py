@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bandpo.integrations.common import clip_range, read_rule
+from bandpo.core.rules import clip_range
+from bandpo.core.tokens import Tokens
+from bandpo.integrations.common import read_rule
 
 
 def band_loss_function(
@@ -32,8 +34,9 @@ def band_loss_function(
 
     if args.advantage_estimator == "gspo":
         raise ValueError("advantage_estimator is 'gspo', whose ratio is one a sequence; bounds are per token")
-    rule = read_rule(getattr(args, "bandpo_rule", None))
-    old_logps = torch.cat(batch["rollout_log_probs"] if args.use_rollout_logprobs else batch["log_probs"])
+    rule = read_rule(getattr(args, "bandpo_rule", None), "slime")
+    responses = batch["rollout_log_probs"] if args.use_rollout_logprobs else batch["log_probs"]
+    positions = torch.cat([torch.arange(len(one), device=one.device) for one in responses])
     args = copy.copy(args)
-    args.eps_clip, args.eps_clip_high = clip_range(rule, old_logps)
+    args.eps_clip, args.eps_clip_high = clip_range(rule, Tokens(torch.cat(responses), positions=positions))
     return policy_loss_function(args, batch, logits, sum_of_sample_mean)

@@ -15,7 +15,9 @@ from verl.trainer.ppo.core_algos import get_policy_loss_fn, register_policy_loss
 from verl.workers.config import PolicyLossConfig
 
 from bandpo.core.divergences import as_work_dtype
-from bandpo.integrations.common import clip_metrics, clip_range, read_rule
+from bandpo.core.rules import clip_range
+from bandpo.core.tokens import Tokens
+from bandpo.integrations.common import clip_metrics, read_rule
 
 LOSS_MODE = "bandpo"
 METRIC_PREFIX = "actor/band/"
@@ -30,7 +32,7 @@ class BandPolicyLossConfig(PolicyLossConfig):
 
     Args:
         loss_mode: "bandpo"; verl's own configuration says "vanilla", so it must be set.
-        rule: `name` (band, clip, dcpo or none) and that rule's options, e.g. {name: band, radius: 0.05}.
+        rule: `name` of a rule, or module:Class, and that rule's options, e.g. {name: band, radius: 0.05}.
 
     Raises:
         ValueError: For another loss mode, which would ignore the rule, or a rule or option that does not exist.
@@ -45,7 +47,7 @@ class BandPolicyLossConfig(PolicyLossConfig):
                 f"policy_loss.loss_mode is {self.loss_mode!r}, so the clip rule of {type(self).__name__} would be "
                 f"ignored; set policy_loss.loss_mode={LOSS_MODE}"
             )
-        read_rule(self.rule)
+        read_rule(self.rule, "verl")
 
 
 @register_policy_loss(LOSS_MODE)  # type: ignore[untyped-decorator, unused-ignore]
@@ -78,9 +80,10 @@ def compute_policy_loss_bandpo(
     """
     if config is None:
         raise ValueError("config is None, allowed is verl's ActorConfig")
-    rule = read_rule(config.policy_loss.get("rule"))
+    rule = read_rule(config.policy_loss.get("rule"), "verl")
     old_log_prob, log_prob = as_work_dtype(old_log_prob), as_work_dtype(log_prob)
-    low, high = clip_range(rule, old_log_prob, response_mask)
+    tokens = Tokens(old_log_prob, advantages, response_mask)
+    low, high = clip_range(rule, tokens, log_prob)
     # A shallow copy: verl fills `global_batch_info`, which both share, and freezes the other fields.
     config = copy.copy(config)
     object.__setattr__(config, "clip_ratio_low", low)
@@ -94,4 +97,4 @@ def compute_policy_loss_bandpo(
         config=config,
         rollout_is_weights=rollout_is_weights,
     )
-    return loss, metrics | clip_metrics(log_prob, old_log_prob, advantages, response_mask, rule, METRIC_PREFIX)
+    return loss, metrics | clip_metrics(log_prob, tokens, rule, METRIC_PREFIX)

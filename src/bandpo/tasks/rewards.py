@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import numbers
-import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bandpo.plugins import is_own, load_function
 from bandpo.tasks.answers import holds_words, plain, stated_answer
 from bandpo.tasks.grading import DEFAULT_TIME_LIMIT, Score, shared_grader
 from bandpo.words import nearest
@@ -92,37 +90,13 @@ def resolve_reward(name: str) -> Reward:
     Raises:
         ValueError: If there is none; the message says what is wrong.
     """
-    if ":" in name:
+    if is_own(name):
         return load_function(name, "reward")
     if name not in REWARDS:
         raise ValueError(
             f"unknown reward {name!r}{nearest(name, REWARDS)}; known: {', '.join(REWARDS)}, or module:function"
         )
     return REWARDS[name]
-
-
-def load_function(name: str, what: str) -> Callable[..., Any]:
-    """The function that 'module:function' names; the current directory is searched too.
-
-    Raises:
-        ValueError: If the module cannot be imported or has no such function; the message names it.
-    """
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:  # last, so that nothing there hides an installed module
-        sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs whatever the module holds
-        raise ValueError(
-            f"{what} {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}"
-        ) from error
-    if not hasattr(module, function_name):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise ValueError(f"{what} {name!r}: {module_name} has no {function_name!r}{nearest(function_name, known)}")
-    function = getattr(module, function_name)
-    if not callable(function):
-        raise ValueError(f"{what} {name!r} is a {type(function).__name__}, allowed is a function")
-    return function
 
 
 def scores(

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bandpo.plugins import is_own, load_function
 from bandpo.tasks.answers import last_boxed
-from bandpo.tasks.rewards import load_function
 from bandpo.words import nearest
 
 Values = list[float]
@@ -108,7 +108,7 @@ def make_shaping(max_completion_length: int, name: str, weight: float = 1.0, **o
     """
     if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not math.isfinite(weight) or weight == 0:
         raise ValueError(f"shaping {name!r}: weight is {weight!r}, allowed is a finite number other than 0")
-    if ":" in name:
+    if is_own(name):
         return Shaping(name, float(weight), _each(name, load_function(name, "shaping"), options))
     if name not in SHAPING:
         raise ValueError(

@@ -18,6 +18,7 @@ from trl import GRPOConfig
 from bandpo.core.band import DEFAULT_RADIUS
 from bandpo.core.diagnostics import ClipStatistics, clip_statistics, finish_maxima
 from bandpo.core.rules import Clip, ClipRule, make_rule
+from bandpo.core.tokens import Tokens
 from bandpo.training.durable import DurableGRPOTrainer, TrainingDivergedError
 from bandpo.training.dynamic_sampling import check_dynamic_sampling, replace_uniform_groups
 from bandpo.words import nearest
@@ -146,9 +147,11 @@ class BandGRPOTrainer(DurableGRPOTrainer):
         advantages = inputs["advantages"]
         statistics = clip_statistics(
             logps,
-            logps if old_logps is None else old_logps,
-            advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
-            mask,
+            Tokens(
+                logps if old_logps is None else old_logps,
+                advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
+                mask,
+            ),
             self.rule,
         )
         metrics = self._reduce(statistics)

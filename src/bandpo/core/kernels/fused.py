@@ -1,6 +1,6 @@
 # Kernels are untyped, as Triton compiles them from their source.
 # mypy: disable-error-code="no-untyped-def"
-"""Triton kernels: the whole token loss in one pass with its backward, and the bounds of the band.
+"""Triton kernels: the whole token loss in one pass, with its backward.
 
 Importing this module imports Triton. With TRITON_INTERPRET=1 set before Triton's first import the same kernels run
 on the CPU. All arithmetic is float32 whatever the inputs hold. exp, expm1, log and log1p are built here from
@@ -10,7 +10,6 @@ within 2.5 ulp over float32's normal range (tests/test_kernels.py).
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bandpo.core.band import check_broadcast, check_radius
-from bandpo.core.divergences import FDivergence, get_divergence
-from bandpo.core.rules import DCPO, Band, Clip, ClipRule, NoClip
+from bandpo.core.divergences import get_divergence
+from bandpo.core.rules import ClipRule
+from bandpo.core.tokens import Tokens
 
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret) and not isinstance(tl.sum, triton.JITFunction)
 """Whether these kernels run in the interpreter; fixed when Triton and this module are first imported."""
@@ -36,35 +35,41 @@ LOSS_WARPS = 8
 """Warps of a forward tile: 4 tokens a thread keep the kernel below 128 registers, without spills (sm_90)."""
 
 SLOTS = 16
-"""Partial sums (0 to 11) and maxima (12 to 14) that each program stores."""
+"""Partial sums (LOSS to DUAL) and maxima (from RATIO_MAX on) that each program stores."""
+
+LOSS, TOKENS = tl.constexpr(0), tl.constexpr(1)
+CLIPPED_LOW, CLIPPED_HIGH, OUTSIDE_LOW, OUTSIDE_HIGH = (tl.constexpr(k) for k in (2, 3, 4, 5))
+CAPPED, FLOORED, DIVERGENCE_SUM, RATIO_SUM = (tl.constexpr(k) for k in (6, 7, 8, 9))
+ENTROPY, DUAL = tl.constexpr(10), tl.constexpr(11)
+RATIO_MAX, RATIO_MIN, DIVERGENCE_MAX = (tl.constexpr(k) for k in (12, 13, 14))
+NO_SLOT = tl.constexpr(16)
+
+# Where finished metrics lie in the vector that _finish_kernel writes; the first two replace LOSS and TOKENS.
+METRIC_SLOTS = {
+    "clip_fraction": LOSS.value,
+    "out_of_band_fraction": TOKENS.value,
+    "clip_fraction_low": CLIPPED_LOW.value,
+    "clip_fraction_high": CLIPPED_HIGH.value,
+    "out_of_band_fraction_low": OUTSIDE_LOW.value,
+    "out_of_band_fraction_high": OUTSIDE_HIGH.value,
+    "cap_fraction": CAPPED.value,
+    "floor_fraction": FLOORED.value,
+    "divergence": DIVERGENCE_SUM.value,
+    "ratio": RATIO_SUM.value,
+    "entropy": ENTROPY.value,
+    "dual_clip_fraction": DUAL.value,
+    "ratio_max": RATIO_MAX.value,
+    "ratio_min": RATIO_MIN.value,
+    "divergence_max": DIVERGENCE_MAX.value,
+}
 
 DIVERGENCES = {"kl": 0, "tv": 1, "chi2": 2}
-NO_CLIP, CLIP, DYNAMIC, BAND = 0, 1, 2, 3
 TOKEN_MEAN, SEQUENCE_SUM, SEQUENCE_MEAN = 0, 1, 2
 AGGREGATION_CODES = {
     "token-mean": TOKEN_MEAN,
     "seq-mean-token-sum": SEQUENCE_SUM,
     "seq-mean-token-sum-norm": SEQUENCE_SUM,
     "seq-mean-token-mean": SEQUENCE_MEAN,
-}
-
-# Where finished metrics lie in the vector that _finish_kernel writes.
-METRIC_SLOTS = {
-    "clip_fraction_low": 2,
-    "clip_fraction_high": 3,
-    "out_of_band_fraction_low": 4,
-    "out_of_band_fraction_high": 5,
-    "cap_fraction": 6,
-    "floor_fraction": 7,
-    "clip_fraction": 0,
-    "out_of_band_fraction": 1,
-    "divergence": 8,
-    "ratio": 9,
-    "entropy": 10,
-    "ratio_max": 12,
-    "ratio_min": 13,
-    "divergence_max": 14,
-    "dual_clip_fraction": 11,
 }
 
 
@@ -229,34 +234,6 @@ def _log_bound(old, p, c, up, radius, DIVERGENCE: tl.constexpr):
     return tl.where(up, upper, lower)
 
 
-@triton.jit
-def _band_kernel(
-    old_ptr, low_ptr, high_ptr, lower_ptr, upper_ptr,
-    rows, cols, col_tiles, old_row, old_col, low_row, low_col, high_row, high_col, radius_low, radius_high,
-    LOW_TENSOR: tl.constexpr, HIGH_TENSOR: tl.constexpr, DIVERGENCE: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    tile = tl.program_id(0)
-    row = ((tile // col_tiles) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
-    col = ((tile % col_tiles) * COLS + tl.arange(0, COLS)[None, :]).to(tl.int64)
-    inside = (row < rows) & (col < cols)
-    old = _clean(tl.load(old_ptr + row * old_row + col * old_col, mask=inside, other=0.0).to(tl.float32))
-    low = tl.zeros_like(old) + radius_low
-    if LOW_TENSOR:
-        low = tl.load(low_ptr + row * low_row + col * low_col, mask=inside, other=1.0).to(tl.float32)
-    high = tl.zeros_like(old) + radius_high
-    if HIGH_TENSOR:
-        high = tl.load(high_ptr + row * high_row + col * high_col, mask=inside, other=1.0).to(tl.float32)
-    p = _exp(old)
-    c = _rest(old, p)
-    up = old == old
-    lower = _log_bound(old, p, c, old != old, low, DIVERGENCE)
-    upper = _log_bound(old, p, c, up, high, DIVERGENCE)
-    out = row * cols + col
-    tl.store(lower_ptr + out, tl.where(up, lower, old), mask=inside)
-    tl.store(upper_ptr + out, tl.where(up, upper, old), mask=inside)
-
-
 # --- the loss -----------------------------------------------------------------------------------------------
 
 
@@ -276,21 +253,40 @@ def _top(x, keep):
 
 
 @triton.jit
+def _load(ptr, row, col, by_row, by_col, keep):
+    return tl.load(ptr + row * by_row + col * by_col, mask=keep, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _held(old, p, c, rising, low, high, log_floor, log_cap, clipped, BALL: tl.constexpr, DIVERGENCE: tl.constexpr):
+    """The ratio at which a clipped token is held: the bound that it has crossed."""
+    held = tl.where(rising, high, low)
+    if BALL:  # noqa: SIM102 (decided when the kernel is compiled)
+        # Few tiles hold a clipped token, so most skip the solve.
+        if tl.max(tl.max(clipped.to(tl.int32), 1), 0) > 0:
+            bound = _log_bound(old, p, c, rising, held, DIVERGENCE)
+            bound = tl.where(rising & (bound > log_cap), log_cap, bound)
+            bound = tl.where((rising == 0) & (bound < log_floor), log_floor, bound)
+            held = _exp(bound)
+    return held
+
+
+@triton.jit
 def _loss_kernel(
     new_ptr, old_ptr, advantage_ptr, mask_ptr, weight_ptr, entropy_ptr, low_ptr, high_ptr,
     slope_ptr, partial_ptr, row_ptr,
     rows, cols, col_tiles, tiles,
     new_row, new_col, old_row, old_col, advantage_row, advantage_col, mask_row, mask_col,
     weight_row, weight_col, entropy_row, entropy_col, low_row, low_col, high_row, high_col,
-    side_low, side_high, log_floor, log_cap, dual_clip,
-    RULE: tl.constexpr, DIVERGENCE: tl.constexpr, LOW_TENSOR: tl.constexpr, HIGH_TENSOR: tl.constexpr,
-    HAS_FLOOR: tl.constexpr, HAS_CAP: tl.constexpr, HAS_DUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr, STORE_SLOPE: tl.constexpr, STORE_ROWS: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    log_floor, log_cap, dual_clip,
+    BALL: tl.constexpr, DIVERGENCE: tl.constexpr, TWO_SIDED: tl.constexpr,
+    HAS_DUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_ENTROPY: tl.constexpr,
+    STORE_SLOPE: tl.constexpr, STORE_ROWS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """One pass over the tokens: loss, d loss / d logp before aggregation, and what the metrics sum up.
 
-    side_low and side_high are the radii of Band, the interval's ends of Clip, the two epsilons of DCPO.
+    low and high are the radii of a ball of the divergence (BALL), else the bounds of the ratio. One function, since
+    whatever leaves the loop would have to be passed in pieces: each helper of Triton's takes every tensor by name.
     """
     program = tl.program_id(0)
     slot = tl.arange(0, 16)
@@ -302,73 +298,41 @@ def _loss_kernel(
         exists = (row < rows) & (col < cols)
         keep = exists & (tl.load(mask_ptr + row * mask_row + col * mask_col, mask=exists, other=0) != 0)
         # Masked tokens are never read, so nothing that they hold can matter.
-        new = tl.load(new_ptr + row * new_row + col * new_col, mask=keep, other=0.0).to(tl.float32)
-        old = tl.load(old_ptr + row * old_row + col * old_col, mask=keep, other=0.0).to(tl.float32)
-        advantage = tl.load(advantage_ptr + row * advantage_row + col * advantage_col, mask=keep, other=0.0)
-        advantage = advantage.to(tl.float32)
+        new = _load(new_ptr, row, col, new_row, new_col, keep)
+        old = _load(old_ptr, row, col, old_row, old_col, keep)
+        advantage = _load(advantage_ptr, row, col, advantage_row, advantage_col, keep)
+        low = _load(low_ptr, row, col, low_row, low_col, keep)
+        high = _load(high_ptr, row, col, high_row, high_col, keep)
 
         log_ratio = new - old
         ratio = _exp(log_ratio)
         rising = log_ratio > 0.0
-        up = advantage > 0.0
         clean_new, clean_old = _clean(new), _clean(old)
         p = _exp(clean_old)
         c = _rest(clean_old, p)
         g = _divergence(clean_new, clean_old, p, c, DIVERGENCE)
-
-        # Membership, by one evaluation of g_f or by the interval.
-        low = tl.zeros_like(new) + side_low
-        high = tl.zeros_like(new) + side_high
-        if RULE == 3:
-            if LOW_TENSOR:
-                low = tl.load(low_ptr + row * low_row + col * low_col, mask=keep, other=1.0).to(tl.float32)
-            if HIGH_TENSOR:
-                high = tl.load(high_ptr + row * high_row + col * high_col, mask=keep, other=1.0).to(tl.float32)
-            member = g <= tl.where(clean_new > clean_old, high, low)
-            if HAS_CAP:
-                member = member & (log_ratio <= log_cap)
-            if HAS_FLOOR:
-                member = member & (log_ratio >= log_floor)
-        elif RULE == 2:
-            inverse = _exp(0.0 - old)
-            inner = 1.0 - 4.0 * low * inverse
-            low = 0.5 + 0.5 * tl.sqrt_rn(tl.where(inner < 0.0, 0.0, inner))
-            high = 0.5 + 0.5 * tl.sqrt_rn(1.0 + 4.0 * high * inverse)
-            if HAS_CAP:
-                limit = log_cap  # DCPO's cap is a plain ratio
-                high = tl.where(high > limit, limit, high)
-            member = (ratio >= low) & (ratio <= high)
-        elif RULE == 1:
-            member = (ratio >= low) & (ratio <= high)
+        if BALL:
+            member = (g <= tl.where(clean_new > clean_old, high, low)) & (log_ratio <= log_cap)
+            member = member & (log_ratio >= log_floor)
         else:
-            member = (ratio >= 0.0) & (ratio <= float("inf"))
+            member = (ratio >= low) & (ratio <= high)
         outside = keep & (member == 0)
 
-        # The surrogate. A token that has left on the side its advantage pushes to is held at that bound.
-        outward = (up & rising) | ((up == 0) & (log_ratio < 0.0))
-        held_there = outside & outward & (advantage != 0.0)
-        held = tl.where(up, high, low)
-        if RULE == 3:
-            held = tl.zeros_like(new)
-            # Few tiles hold a clipped token, so most skip the solve.
-            if tl.max(tl.max(held_there.to(tl.int32), 1), 0) > 0:
-                bound = _log_bound(clean_old, p, c, up, tl.where(up, high, low), DIVERGENCE)
-                if HAS_CAP:
-                    bound = tl.where(up & (bound > log_cap), log_cap, bound)
-                if HAS_FLOOR:
-                    bound = tl.where((up == 0) & (bound < log_floor), log_floor, bound)
-                held = _exp(bound)
-        constant = held_there
+        # The surrogate: what the rule clips is held at the bound that it has crossed.
+        clipped = outside & (advantage != 0.0)
+        if TWO_SIDED == 0:
+            clipped = clipped & (((advantage > 0.0) & rising) | ((advantage < 0.0) & (log_ratio < 0.0)))
+        held = _held(clean_old, p, c, rising, low, high, log_floor, log_cap, clipped, BALL, DIVERGENCE)
+        constant = clipped
         if HAS_DUAL:
             dual = keep & (advantage < 0.0) & (ratio > dual_clip)
             held = tl.where(dual, dual_clip, held)
             constant = constant | dual
         moving = keep & (constant == 0) & (advantage != 0.0)
-        value = tl.where(moving, ratio, tl.where(constant, held, 0.0))
-        loss = 0.0 - advantage * value
+        loss = 0.0 - advantage * tl.where(moving, ratio, tl.where(constant, held, 0.0))
         slope = 0.0 - advantage * ratio
         if HAS_WEIGHT:
-            weight = tl.load(weight_ptr + row * weight_row + col * weight_col, mask=keep, other=0.0).to(tl.float32)
+            weight = _load(weight_ptr, row, col, weight_row, weight_col, keep)
             loss = loss * weight
             slope = slope * weight
         slope = tl.where(moving, slope, 0.0)  # exactly 0 where held or masked, whatever the ratio overflowed to
@@ -383,34 +347,27 @@ def _loss_kernel(
             tl.store(row_ptr + at + 1, tl.sum(keep.to(tl.float32), 1), mask=index < rows)
 
         # What the metrics need.
-        below = outside & (rising == 0)
-        above = outside & rising
-        part = tl.where(slot == 0, _total(loss), 0.0)
-        part = tl.where(slot == 1, _count(keep), part)
-        part = tl.where(slot == 2, _count(below & (advantage < 0.0)), part)
-        part = tl.where(slot == 3, _count(above & (advantage > 0.0)), part)
-        part = tl.where(slot == 4, _count(below), part)
-        part = tl.where(slot == 5, _count(above), part)
-        if HAS_CAP:
-            over = log_ratio > log_cap
-            if RULE == 2:
-                over = log_ratio > log_floor  # the logarithm of DCPO's cap
-            part = tl.where(slot == 6, _count(keep & over), part)
-        if HAS_FLOOR:
-            part = tl.where(slot == 7, _count(keep & (log_ratio < log_floor)), part)
-        part = tl.where(slot == 8, _total(tl.where(keep, g, 0.0)), part)
-        part = tl.where(slot == 9, _total(tl.where(keep, ratio, 0.0)), part)
+        part = tl.where(slot == LOSS, _total(loss), 0.0)
+        part = tl.where(slot == TOKENS, _count(keep), part)
+        part = tl.where(slot == CLIPPED_LOW, _count(clipped & (rising == 0)), part)
+        part = tl.where(slot == CLIPPED_HIGH, _count(clipped & rising), part)
+        part = tl.where(slot == OUTSIDE_LOW, _count(outside & (rising == 0)), part)
+        part = tl.where(slot == OUTSIDE_HIGH, _count(outside & rising), part)
+        part = tl.where(slot == CAPPED, _count(keep & (log_ratio > log_cap)), part)
+        part = tl.where(slot == FLOORED, _count(keep & (log_ratio < log_floor)), part)
+        part = tl.where(slot == DIVERGENCE_SUM, _total(tl.where(keep, g, 0.0)), part)
+        part = tl.where(slot == RATIO_SUM, _total(tl.where(keep, ratio, 0.0)), part)
         if HAS_ENTROPY:
-            entropy = tl.load(entropy_ptr + row * entropy_row + col * entropy_col, mask=keep, other=0.0)
-            part = tl.where(slot == 10, _total(entropy.to(tl.float32)), part)
+            entropy = _load(entropy_ptr, row, col, entropy_row, entropy_col, keep)
+            part = tl.where(slot == ENTROPY, _total(entropy), part)
         if HAS_DUAL:
-            part = tl.where(slot == 11, _count(dual), part)
+            part = tl.where(slot == DUAL, _count(dual), part)
         sums += part
-        top = tl.where(slot == 12, _top(log_ratio, keep), -float("inf"))
-        top = tl.where(slot == 13, _top(0.0 - log_ratio, keep), top)
-        top = tl.where(slot == 14, _top(g, keep), top)
+        top = tl.where(slot == RATIO_MAX, _top(log_ratio, keep), -float("inf"))
+        top = tl.where(slot == RATIO_MIN, _top(0.0 - log_ratio, keep), top)
+        top = tl.where(slot == DIVERGENCE_MAX, _top(g, keep), top)
         tops = tl.maximum(tops, top)
-    tl.store(partial_ptr + program * 16 + slot, tl.where(slot < 12, sums, tops))
+    tl.store(partial_ptr + program * 16 + slot, tl.where(slot < RATIO_MAX, sums, tops))
 
 
 @triton.jit
@@ -455,11 +412,11 @@ def _finish_kernel(
         part = tl.load(partial_ptr + line * 16 + slot[None, :], mask=exists, other=0.0)
         sums += tl.sum(part.to(tl.float64), 0)
         tops = tl.maximum(tops, tl.max(tl.where(exists, part, -float("inf")), 0))
-    tokens = tl.maximum(_at(sums, slot, 1), 1.0)
-    total = _at(sums, slot, 0)
+    tokens = tl.maximum(_at(sums, slot, TOKENS), 1.0)
+    total = _at(sums, slot, LOSS)
     count = tokens
     if SEQUENCES:
-        total = _at(sums, slot, 16)  # no such slot: a float64 zero
+        total = _at(sums, slot, NO_SLOT)  # a float64 zero
         count = total
         for start in range(0, sequence_programs, BLOCK):
             line = start + tl.arange(0, BLOCK)
@@ -471,16 +428,16 @@ def _finish_kernel(
     tl.store(scale_ptr, (1.0 / count).to(tl.float32))
 
     out = (sums / tokens).to(tl.float32)
-    clipped = (_at(sums, slot, 2) + _at(sums, slot, 3)) / tokens
-    beyond = (_at(sums, slot, 4) + _at(sums, slot, 5)) / tokens
-    out = tl.where(slot == 0, clipped.to(tl.float32), tl.where(slot == 1, beyond.to(tl.float32), out))
+    clipped = (_at(sums, slot, CLIPPED_LOW) + _at(sums, slot, CLIPPED_HIGH)) / tokens
+    beyond = (_at(sums, slot, OUTSIDE_LOW) + _at(sums, slot, OUTSIDE_HIGH)) / tokens
+    out = tl.where(slot == LOSS, clipped.to(tl.float32), tl.where(slot == TOKENS, beyond.to(tl.float32), out))
     # Maxima skip NaN, sums do not: take it from them.
-    divergence, ratio = _at(sums, slot, 8), _at(sums, slot, 9)
-    tops = tl.where(slot == 14, tl.where(divergence == divergence, tops, float("nan")), tops)
-    tops = tl.where(slot < 14, tl.where(ratio == ratio, tops, float("nan")), tops)
-    out = tl.where(slot == 12, _exp(tops), out)
-    out = tl.where(slot == 13, _exp(0.0 - tops), out)
-    out = tl.where(slot == 14, tops, out)
+    divergence, ratio = _at(sums, slot, DIVERGENCE_SUM), _at(sums, slot, RATIO_SUM)
+    tops = tl.where(slot == DIVERGENCE_MAX, tl.where(divergence == divergence, tops, float("nan")), tops)
+    tops = tl.where(slot < DIVERGENCE_MAX, tl.where(ratio == ratio, tops, float("nan")), tops)
+    out = tl.where(slot == RATIO_MAX, _exp(tops), out)
+    out = tl.where(slot == RATIO_MIN, _exp(0.0 - tops), out)
+    out = tl.where(slot == DIVERGENCE_MAX, tops, out)
     tl.store(metrics_ptr + slot, out)
 
 
@@ -504,17 +461,8 @@ def _backward_kernel(
 
 
 def refusal(rule: ClipRule) -> str | None:
-    """Why the fused kernels do not do this rule, or None if they do."""
-    if type(rule) in (NoClip, Clip, DCPO):
-        return None
-    if type(rule) is not Band:
-        return f"the fused kernel knows the rules NoClip, Clip, DCPO and Band, not {type(rule).__name__}"
-    return divergence_refusal(rule.divergence)
-
-
-def divergence_refusal(divergence: str | FDivergence) -> str | None:
-    """Why the fused kernels do not do this divergence, or None if they do."""
-    form = get_divergence(divergence)
+    """Why the fused kernel does not do this rule, or None if it does."""
+    form = get_divergence(rule.divergence)
     if form.name in DIVERGENCES and form is get_divergence(form.name):
         return None
     return f"the fused kernel knows the divergences {', '.join(DIVERGENCES)}, not {form.name!r}"
@@ -535,62 +483,6 @@ def _tiling(rows: int, cols: int) -> tuple[int, int, int, int]:
 def _as_rows(x: Tensor, shape: torch.Size) -> Tensor:
     # (B, T) stays a view, broadcast dimensions with stride 0 included.
     return x.detach().expand(shape).reshape(-1, shape[-1])
-
-
-def _place(radius: float | Tensor, like: Tensor) -> tuple[Tensor, float]:
-    """(tensor or a stand-in, number or a stand-in) for one radius."""
-    if not isinstance(radius, Tensor):
-        return like, float(radius)
-    check_broadcast("radius", radius, "old_logps", like)
-    return _as_rows(radius.to(device=like.device, non_blocking=True), like.shape), 0.0
-
-
-def triton_band(
-    old_logps: Tensor,
-    radius_low: float | Tensor,
-    radius_high: float | Tensor,
-    divergence: str | FDivergence = "kl",
-) -> tuple[Tensor, Tensor]:
-    """(log_lower, log_upper) of :func:`bandpo.band` in one kernel: reads old_logps, writes the two outputs.
-
-    KL by two trips of Halley's method, TV and chi2 in closed form; float32 inside.
-
-    Args:
-        old_logps: log p, any shape, e.g. (B, T); float16, bfloat16 or float32, <= 0, -inf allowed. Not checked
-            for positive values, which give NaN.
-        radius_low: radius of the lower side, > 0; a number or a tensor broadcastable to old_logps.
-        radius_high: radius of the upper side.
-        divergence: "kl", "tv" or "chi2".
-
-    Returns:
-        Two float32 tensors of old_logps' shape, contiguous. No gradient flows through them.
-
-    Raises:
-        ValueError: another divergence, float64 input, shapes that do not broadcast.
-    """
-    why = divergence_refusal(divergence)
-    if why is None and (old_logps.dtype == torch.float64 or not old_logps.dtype.is_floating_point):
-        why = f"the fused kernel computes in float32, and old_logps is {old_logps.dtype}"
-    if why is not None:
-        raise ValueError(why)
-    low, low_number = _place(radius_low, old_logps)
-    high, high_number = _place(radius_high, old_logps)
-    lower = torch.empty(old_logps.shape, dtype=torch.float32, device=old_logps.device)
-    upper = torch.empty_like(lower)
-    if not old_logps.numel():
-        return lower, upper
-    old = old_logps.detach().reshape(-1, old_logps.shape[-1] if old_logps.dim() else 1)
-    low, high = (x if x is not old_logps else old for x in (low, high))
-    rows, cols = old.shape
-    height, width, across, tiles = _tiling(rows, cols)
-    with _on(old):
-        _band_kernel[(tiles,)](
-            old, low, high, lower, upper,
-            rows, cols, across, *old.stride(), *low.stride(), *high.stride(), low_number, high_number,
-            LOW_TENSOR=isinstance(radius_low, Tensor), HIGH_TENSOR=isinstance(radius_high, Tensor),
-            DIVERGENCE=DIVERGENCES[get_divergence(divergence).name], ROWS=height, COLS=width,
-        )  # fmt: skip
-    return lower, upper
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -660,57 +552,44 @@ class _FusedLoss(torch.autograd.Function):
 
 def fused_loss(
     logps: Tensor,
-    old_logps: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
+    tokens: Tokens,
+    weights: Tensor | None,
+    entropy: Tensor | None,
     rule: ClipRule,
     aggregation: str,
-    *,
-    dual_clip: float | None = None,
-    weights: Tensor | None = None,
-    entropy: Tensor | None = None,
-    horizon: int | None = None,
+    dual_clip: float | None,
+    horizon: int | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(loss, metrics) of :func:`bandpo.policy_loss` by the fused kernels; inputs as there, already checked.
 
-    Two launches forward (three for the sequence modes), one backward. Memory beyond the inputs: 4 bytes a token
-    for the slope, if a gradient is wanted, and the gradient; everything else is a few numbers a tile.
+    Two launches forward (three for the sequence modes), one backward. Memory beyond the inputs: 4 bytes per token
+    for the slope, if a gradient is wanted, and the gradient; everything else is a few numbers per tile. A rule that
+    is no ball of its divergence, or has needs, adds what it computes in PyTorch.
     """
-    low: float | Tensor = 0.0
-    high: float | Tensor = 0.0
-    floor, cap = getattr(rule, "floor", None), getattr(rule, "cap", None)
-    log_floor = math.log(floor) if floor else -math.inf
-    log_cap = math.inf if cap is None else math.log(cap)
-    kind = NO_CLIP
-    if isinstance(rule, Band):
-        kind, (low, high) = BAND, check_radius(rule.radius)
-    elif isinstance(rule, Clip):
-        kind, low, high = CLIP, 1 - rule.low, 1 + rule.high
-    elif isinstance(rule, DCPO):
-        # The kernel's two numbers are for DCPO the cap's logarithm and the cap: it has no floor.
-        kind, low, high = DYNAMIC, rule.low, rule.high
-        if cap is not None:
-            log_floor, log_cap = log_cap, cap
-    low_tensor, low_number = _place(low, logps)
-    high_tensor, high_number = _place(high, logps)
+    assert tokens.mask is not None
+    keep = tokens.mask.bool().expand_as(logps)
+    radii = rule.radii(tokens.clean(keep) if rule.needs else tokens)
+    if radii is None:
+        bounds = rule.bounds(tokens.clean(keep))
+        low, high = bounds.lower, bounds.upper
+    else:
+        low, high = (torch.as_tensor(x, dtype=torch.float32).to(logps.device, non_blocking=True) for x in radii)
+    log_floor, log_cap = rule.log_limits
     given: dict[str, Any] = {
-        "old_logps": old_logps,
-        "advantages": advantages,
-        "mask": mask,
+        "old_logps": tokens.old_logps,
+        "advantages": tokens.advantages,
+        "mask": tokens.mask,
         "weights": weights,
         "entropy": entropy,
-        "low": low_tensor if isinstance(low, Tensor) else None,
-        "high": high_tensor if isinstance(high, Tensor) else None,
+        "low": low,
+        "high": high,
         "mode": AGGREGATION_CODES[aggregation],
         "divisor": 1.0,
-        "numbers": (low_number, high_number, log_floor, log_cap, 1.0 if dual_clip is None else float(dual_clip)),
+        "numbers": (log_floor, log_cap, 1.0 if dual_clip is None else float(dual_clip)),
         "switches": {
-            "RULE": kind,
-            "DIVERGENCE": DIVERGENCES[get_divergence(getattr(rule, "divergence", "kl")).name],
-            "LOW_TENSOR": isinstance(low, Tensor),
-            "HIGH_TENSOR": isinstance(high, Tensor),
-            "HAS_FLOOR": floor is not None,
-            "HAS_CAP": cap is not None,
+            "BALL": radii is not None,
+            "DIVERGENCE": DIVERGENCES[get_divergence(rule.divergence).name],
+            "TWO_SIDED": rule.two_sided,
             "HAS_DUAL": dual_clip is not None,
             "HAS_WEIGHT": weights is not None,
             "HAS_ENTROPY": entropy is not None,
@@ -720,14 +599,7 @@ def fused_loss(
         given["divisor"] = float(logps.shape[-1] if horizon is None else horizon)
     loss, vector = _FusedLoss.apply(logps, given)
     named = vector.unbind()
-    absent = {
-        name
-        for name, there in (
-            ("cap_fraction", cap is not None),
-            ("floor_fraction", floor is not None),
-            ("entropy", entropy is not None),
-            ("dual_clip_fraction", dual_clip is not None),
-        )
-        if not there
-    }
-    return loss, {name: named[slot] for name, slot in METRIC_SLOTS.items() if name not in absent}
+    given_of = {
+        "cap_fraction": rule.cap, "floor_fraction": rule.floor, "entropy": entropy, "dual_clip_fraction": dual_clip
+    }  # fmt: skip
+    return loss, {name: named[slot] for name, slot in METRIC_SLOTS.items() if given_of.get(name, 1) is not None}

@@ -1,0 +1,98 @@
+"""What a clip rule may know of a batch of sampled tokens, and who can tell it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bandpo.core.divergences import as_work_dtype
+
+SUPPLIERS: dict[str, frozenset[str]] = {
+    "bandpo.policy_loss": frozenset(
+        {"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "logps"}
+    ),
+    "TRL's BandGRPOTrainer": frozenset({"advantages", "mask", "old_entropy", "positions", "groups", "logps"}),
+    "TRL's BandGRPOTrainer with use_vllm=True": frozenset(
+        {"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "logps"}
+    ),
+    "verl": frozenset({"advantages", "mask", "positions", "logps"}),
+    "SkyRL": frozenset({"advantages", "mask", "positions", "logps"}),
+    "prime-rl": frozenset({"advantages", "mask", "sampling_logps", "positions", "logps"}),
+    "ms-swift": frozenset({"mask", "positions"}),
+    "NeMo-RL": frozenset({"mask", "positions"}),
+    "slime": frozenset({"positions"}),
+}
+"""Who hands a rule what, beyond the old log-probs. "logps" are those of the policy being trained, which a rule that
+ignores the advantage's sign needs wherever the clipping itself is a framework's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A batch of sampled tokens as a clip rule sees it; all tensors broadcast to the shape of `old_logps`.
+
+    Attributes:
+        old_logps: Log-probs under the policy on which the trust region is centered, any shape, e.g. (B, T).
+        advantages: Shape (B, T) or (B, 1).
+        mask: True for tokens that count.
+        old_entropy: Entropy of that policy at each position, in nats.
+        sampling_logps: Log-probs that the sampler reported.
+        positions: Place of each token in its completion, from 0; the last dimension's index if not given.
+        groups: Number of the prompt's group, shape (B, 1).
+    """
+
+    old_logps: Tensor
+    advantages: Tensor | None = None
+    mask: Tensor | None = None
+    old_entropy: Tensor | None = None
+    sampling_logps: Tensor | None = None
+    positions: Tensor | None = None
+    groups: Tensor | None = None
+
+    @classmethod
+    def of(cls, old_logps: Tensor | Tokens, needs: frozenset[str] = frozenset(), rule: str = "the rule") -> Tokens:
+        """Old log-probs, alone or with their context, as the context that a rule with these needs asks for.
+
+        Raises:
+            ValueError: If a need is not met; names it and who meets it.
+        """
+        tokens = old_logps if isinstance(old_logps, Tokens) else cls(old_logps)
+        missing = [name for name in sorted(needs) if getattr(tokens, name) is None]
+        if "positions" in missing:
+            missing.remove("positions")
+            length = tokens.old_logps.shape[-1] if tokens.old_logps.dim() else 1
+            positions = torch.arange(length, device=tokens.old_logps.device)
+            tokens = replace(tokens, positions=positions.expand(tokens.old_logps.shape))
+        if missing:
+            raise ValueError(_unmet(rule, missing, "this call does not give it"))
+        return tokens
+
+    def clean(self, keep: Tensor) -> Tokens:
+        """The same tokens with zeros, in a work dtype, where `keep` is False."""
+
+        def zeroed(x: Tensor | None) -> Tensor | None:
+            if x is None or not x.dtype.is_floating_point:
+                return x
+            x = as_work_dtype(x)
+            return torch.where(keep, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+        cleaned: dict[str, Any] = {f.name: zeroed(getattr(self, f.name)) for f in fields(self)}
+        return replace(self, **cleaned | {"mask": keep})
+
+
+def check_needs(needs: frozenset[str], supplier: str, rule: str) -> None:
+    """Refuse, before training starts, a rule whose needs `supplier` (a key of SUPPLIERS) cannot meet.
+
+    Raises:
+        ValueError: Names the need, and who can meet it.
+    """
+    missing = sorted(needs - SUPPLIERS[supplier])
+    if missing:
+        raise ValueError(_unmet(rule, missing, f"{supplier} cannot give it"))
+
+
+def _unmet(rule: str, missing: list[str], why: str) -> str:
+    able = [who for who, given in SUPPLIERS.items() if given.issuperset(missing)]
+    return f"clip rule {rule} needs {' and '.join(missing)}: {why}; those who can are {', '.join(able) or 'none'}"
