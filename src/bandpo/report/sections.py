@@ -47,16 +47,24 @@ def shared_sections(
     styles = {label: i for i, label in enumerate(dict.fromkeys([*labels, *compared]))}
     sections = []
     if batches:
-        blocks = _why_blocks(batches, compared, styles, prefix)
-        sections.append(Section(f"{prefix}tokens", "Which tokens, and why", blocks))
+        known = {name: rule for name, rule in compared.items() if rule.needs <= why.RECORDED}
+        blocks = _why_blocks(batches, known, styles, prefix)
+        sections.append(Section(f"{prefix}tokens", "Which tokens, and why", [*blocks, *_left_out(compared, known)]))
     points = _points_of([batch for found in batches.values() for batch in found])
-    drawn = [pictures.bounds_picture(compared, styles), pictures.regions_picture(compared, points)]
+    known = {name: rule for name, rule in compared.items() if not rule.needs}
+    drawn = [pictures.bounds_picture(known, styles), pictures.regions_picture(known, points)]
     drawings: list[Block] = [Drawing(replace(p, name=f"{prefix}{p.name}")) for p in drawn]
-    sections.append(Section(f"{prefix}rules", "The rules", drawings))
+    sections.append(Section(f"{prefix}rules", "The rules", [*drawings, *_left_out(compared, known)]))
     samples = [block for record in first for block in sample_blocks(record, count=max(2, 12 // len(first)))]
     if samples:
         sections.append(Section(f"{prefix}samples", "Completions", samples))
     return sections
+
+
+def _left_out(rules: Mapping[str, ClipRule], known: Mapping[str, ClipRule]) -> list[Block]:
+    """A sentence on the rules that cannot be shown."""
+    needs = [f"{name} (needs {', '.join(sorted(rule.needs))})" for name, rule in rules.items() if name not in known]
+    return [Text(f"Not shown, because more than the old probability decides: {'; '.join(needs)}.")] if needs else []
 
 
 def _points_of(batches: Sequence[TokenBatch], most: int = 250) -> Points:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from bandpo.core.band import DEFAULT_RADIUS
 from bandpo.core.rules import DCPO, Band, Clip, ClipRule, NoClip
+from bandpo.core.tokens import Tokens
 from bandpo.training.batches import TokenBatch
 
 # The rules that a report compares, by the names that the field gives them.
@@ -32,6 +33,7 @@ RIVALS: dict[str, ClipRule] = {
 EDGES = (0.0, 0.001, 0.01, 0.1, 0.3, 0.7, 0.95, 1.0)
 SIDES = ("below", "above")
 SIGNS = ("negative", "positive")
+RECORDED = frozenset({"advantages", "mask", "positions"})  # what a recorded batch tells a rule beyond the log-probs
 
 
 def name_rule(rule: ClipRule) -> str:
@@ -44,7 +46,11 @@ def name_rule(rule: ClipRule) -> str:
     values: dict[str, Any] = {field.name: getattr(rule, field.name) for field in own}
     divergence = values.pop("divergence", None)
     size = [values.pop(name) for name in ("radius", "low", "high") if name in values]
-    others = [f"{field.name} {_option(values[field.name])}" for field in own if _differs(field, values)]
+    others = [
+        field.name if values[field.name] is True else f"{field.name} {_option(values[field.name])}"
+        for field in own
+        if _differs(field, values)
+    ]
     kind = re.sub(r"(?<=[a-z])[A-Z]", lambda letter: f" {letter[0].lower()}", type(rule).__name__)
     words = [kind, *([] if divergence is None else [_divergence(divergence)]), "/".join(map(_option, size))]
     return ", ".join([" ".join(filter(None, words)), *others])
@@ -78,7 +84,8 @@ class Outside:
     Attributes:
         above: The ratio exceeds the upper bound.
         below: The ratio is under the lower bound.
-        clipped: The loss gives the token no gradient: above with A > 0, or below with A < 0.
+        clipped: The loss gives the token no gradient: above with A > 0, or below with A < 0; of a two-sided rule any
+            token outside whose advantage is not 0.
     """
 
     above: NDArray[np.bool_]
@@ -89,10 +96,12 @@ class Outside:
 def outside(rule: ClipRule, batch: TokenBatch) -> Outside:
     """Apply a rule to logged tokens; masked tokens are outside of nothing."""
     logps, old_logps = torch.from_numpy(batch.logps), torch.from_numpy(batch.old_logps)
-    beyond = batch.mask & ~rule.inside(logps, old_logps).numpy()
+    advantages, mask = torch.tensor(batch.advantages), torch.from_numpy(batch.mask)
+    inside = rule.inside(logps, Tokens(old_logps, advantages, mask))
+    clipped = rule.clipped(inside, logps - old_logps, advantages) & mask
+    beyond = batch.mask & ~inside.numpy()
     rising = batch.logps > batch.old_logps
-    above, below = beyond & rising, beyond & ~rising
-    return Outside(above, below, (above & (batch.advantages > 0)) | (below & (batch.advantages < 0)))
+    return Outside(beyond & rising, beyond & ~rising, clipped.numpy())
 
 
 @dataclass(frozen=True)
@@ -102,20 +111,18 @@ class ClipCounts:
     Attributes:
         rules: R names.
         edges: N + 1 edges of the bins.
-        outside: Tokens outside the bounds, shape (R, N, 2, 2): rule, bin, side (`SIDES`), sign (`SIGNS`). What
-            is clipped are (below, negative) and (above, positive); the other two pull the ratio back.
+        outside: Tokens outside the bounds, shape (R, N, 2, 2): rule, bin, side (`SIDES`), sign (`SIGNS`). Of a rule
+            that is not two-sided, (below, negative) and (above, positive) are clipped; the other two pull the ratio
+            back.
+        clipped: Tokens without a gradient, shape (R, N, 2): rule, bin, sign.
         tokens: All tokens with an advantage, shape (N, 2): bin, sign.
     """
 
     rules: tuple[str, ...]
     edges: tuple[float, ...]
     outside: NDArray[np.int64]
+    clipped: NDArray[np.int64]
     tokens: NDArray[np.int64]
-
-    @property
-    def clipped(self) -> NDArray[np.int64]:
-        """Clipped tokens by sign, shape (R, N, 2): negative advantage below, positive advantage above."""
-        return np.stack([self.outside[:, :, 0, 0], self.outside[:, :, 1, 1]], -1)
 
 
 def count_clipped(
@@ -129,6 +136,7 @@ def count_clipped(
     edges = _check_edges(edges)
     bins = len(edges) - 1
     beyond = np.zeros((len(rules), bins, 2, 2), np.int64)
+    clipped = np.zeros((len(rules), bins, 2), np.int64)
     tokens = np.zeros((bins, 2), np.int64)
     for batch in batches:
         place = bin_of(batch.old_logps, edges)
@@ -137,10 +145,11 @@ def count_clipped(
             tokens[:, j] += np.bincount(place[sign], minlength=bins)
         for i, rule in enumerate(rules.values()):
             found = outside(rule, batch)
-            for s, side in enumerate((found.below, found.above)):
-                for j, sign in enumerate(signs):
+            for j, sign in enumerate(signs):
+                clipped[i, :, j] += np.bincount(place[found.clipped & sign], minlength=bins)
+                for s, side in enumerate((found.below, found.above)):
                     beyond[i, :, s, j] += np.bincount(place[side & sign], minlength=bins)
-    return ClipCounts(tuple(rules), edges, beyond, tokens)
+    return ClipCounts(tuple(rules), edges, beyond, clipped, tokens)
 
 
 @dataclass(frozen=True)
