@@ -67,12 +67,12 @@ def machine_workers(study: Study) -> tuple[int, list[str]]:
 
 def process_environment(slot: int, workers: int, gpus: list[str]) -> dict[str, str]:
     """Variables for the process in a slot: its share of the cores unless the user has set one, and its GPU."""
-    found = {"PYTHONUNBUFFERED": "1"}
+    variables = {"PYTHONUNBUFFERED": "1"}
     if not os.environ.get(THREADS):
-        found[THREADS] = str(max(1, cores() // workers))
+        variables[THREADS] = str(max(1, cores() // workers))
     if gpus:
-        found[GPUS] = gpus[slot % len(gpus)]
-    return found
+        variables[GPUS] = gpus[slot % len(gpus)]
+    return variables
 
 
 def busy_line() -> str | None:

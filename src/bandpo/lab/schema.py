@@ -43,7 +43,7 @@ result.finished[0].updates.clip_fraction_high    # the keys of the file are the 
 
 def page() -> str:
     """docs/metrics_json.md."""
-    return "\n".join([HEAD, *(_section(found) for found in CLASSES)])
+    return "\n".join([HEAD, *map(_section, CLASSES)])
 
 
 def _section(described: type) -> str:
@@ -51,15 +51,15 @@ def _section(described: type) -> str:
     summary, _, attributes = text.partition("\n\nAttributes:\n")
     meanings = dict(_meanings(attributes))
     inherited = {field.name for base in described.__bases__ if base is not object for field in fields(base)}
-    own = [field for field in fields(described) if field.name not in inherited]
-    missing = [field.name for field in own if field.name not in meanings]
+    listed = [field for field in fields(described) if field.name not in inherited]
+    missing = [field.name for field in listed if field.name not in meanings]
     if missing:
         raise ValueError(f"{described.__name__} does not describe {', '.join(missing)}")
     bases = ", ".join(base.__name__ for base in described.__bases__ if base is not object)
     extends = f" Has the fields of {bases} too." if bases else ""
     rows = [
         f"| `{field.name}` | `{field.type}` | {meanings[field.name]} |".replace(" | None`", " or null`")
-        for field in own
+        for field in listed
     ]
     return "\n".join(
         [f"## {described.__name__}", f"{' '.join(summary.split())}{extends}", "", "| key | type | meaning |",

@@ -35,13 +35,13 @@ Settings = dict[str, JsonValue]  # of a run, nested as in a recipe or with dotte
 
 
 class Match(Strict):
-    """A control: settings of a method chosen so that a figure of its runs is that of another method's.
+    """A control: settings of a method chosen so that a metric of its runs matches another method's.
 
     Attributes:
-        method: Label of the method whose figure is to be met.
-        key: The setting to choose, or several that all get the same value. The figure must fall as it rises.
+        method: Label of the method whose metric is to be met.
+        key: The setting to choose, or several that all get the same value. The metric must fall as it rises.
         range: Smallest and largest value to try, both positive; values are tried on a logarithmic scale.
-        metric: The figure: a metric of the trainer, averaged over the pilot run.
+        metric: A metric of the trainer, averaged over the pilot run.
     """
 
     method: str
@@ -78,7 +78,7 @@ class Pilot(Strict):
 
 
 class Budget(Strict):
-    """What one run takes where the study was tuned; decides how many run at a time, and the estimate at the start.
+    """What one run takes on the machine it was tuned on; decides how many run in parallel, and the first estimate.
 
     Attributes:
         seconds: Wall time.
@@ -174,7 +174,7 @@ class Study(Strict):
         return values if isinstance(values, dict) else {str(value): {name: value} for value in values}
 
     def points(self) -> list[dict[str, str]]:
-        """Every place of the sweep, axis -> label; one empty place without a sweep."""
+        """Every point of the sweep, axis -> label; one empty point without a sweep."""
         return [
             dict(zip(self.sweep, labels, strict=True))
             for labels in product(*(self.axis(name) for name in self.sweep))

@@ -18,7 +18,7 @@ from bandpo.report import drawing
 # Title, metric, whether a share, whether its axis is logarithmic. No divergence: each rule has its own.
 CURVES: tuple[tuple[str, str, bool, bool], ...] = (
     ("Mean reward of the rollout", "reward", False, False),
-    ("Entropy (nats a token)", "entropy", False, False),
+    ("Entropy (nats per token)", "entropy", False, False),
     ("Clipped: A > 0, above upper", "clip_fraction_high", True, False),
     ("Clipped: A < 0, below lower", "clip_fraction_low", True, False),
     ("Largest ratio", "ratio_max", False, True),
@@ -116,26 +116,26 @@ def _lines(records: Sequence[RunRecord], name: str, log: bool) -> list[drawing.L
 
 
 def _each_picture(title: str, lines: Sequence[drawing.Line], prefix: str) -> drawing.Picture:
-    """Each curve in a panel of its own, before the others in grey."""
+    """Each curve in a separate panel, in front of the others in gray."""
     top = max(value for line in lines for value in line.high or line.y)
     panels = [
         drawing.Panel(
-            own.label,
+            line.label,
             "update",
             [
-                *(replace(o, label="other methods", low=None, high=None, style=None) for o in lines if o is not own),
-                replace(own, label=""),
+                *(replace(o, label="other methods", low=None, high=None, style=None) for o in lines if o is not line),
+                replace(line, label=""),
             ],
             y_limits=(0, top),
         )
-        for own in lines
+        for line in lines
     ]
     return drawing.Picture(
         f"{prefix}methods",
         f"{title}, method by method",
         panels,
         caption="Lines: mean over seeds; band: 95% interval over seeds (Student's t); grey: the other methods.",
-        alt=", ".join(line.label for line in lines) + ": the same figures as in the picture above.",
+        alt=", ".join(line.label for line in lines) + ": the same numbers as in the picture above.",
     )
 
 

@@ -118,14 +118,14 @@ class Picture:
     @property
     def legend(self) -> dict[str, tuple[int | None, bool]]:
         """Label -> (style, whether it is an area), in the order of first appearance."""
-        found: dict[str, tuple[int | None, bool]] = {}
+        entries: dict[str, tuple[int | None, bool]] = {}
         for panel in self.panels:
             for line in panel.lines:
-                found.setdefault(line.label, (line.style, False))
+                entries.setdefault(line.label, (line.style, False))
             for area in panel.areas:
-                found.setdefault(area.label, (area.style, True))
-        found.pop("", None)
-        return found
+                entries.setdefault(area.label, (area.style, True))
+        entries.pop("", None)
+        return entries
 
 
 @dataclass(frozen=True)
@@ -219,12 +219,12 @@ def draw(axis: Any, panel: Panel, palette: Palette) -> None:
         )
         if pattern := dashes(line.style):
             drawn.set_dashes(pattern)
-    for log, scale, one in ((panel.log_x, axis.set_xscale, axis.xaxis), (panel.log_y, axis.set_yscale, axis.yaxis)):
+    for log, scale, ticks in ((panel.log_x, axis.set_xscale, axis.xaxis), (panel.log_y, axis.set_yscale, axis.yaxis)):
         if log:
             scale("log")
-            one.set_major_locator(LogLocator(numticks=7))
-            one.set_minor_locator(NullLocator())  # each tick takes a millisecond
-            one.set_major_formatter(FuncFormatter(_plain))
+            ticks.set_major_locator(LogLocator(numticks=7))
+            ticks.set_minor_locator(NullLocator())  # each tick takes a millisecond
+            ticks.set_major_formatter(FuncFormatter(_plain))
     if panel.percent:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol="%"))
     if panel.ticks:

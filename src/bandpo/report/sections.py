@@ -32,16 +32,16 @@ def shared_sections(
     """What the rules do, to tokens that were recorded and to any; and completions.
 
     Args:
-        records: Runs of one place; of each label, tokens and completions are those of its first seed.
-        rules: Label -> rule, where it has one.
+        records: Runs at one point of the sweep; of each label, tokens and completions are those of its first seed.
+        rules: Label -> rule, if it has one.
         labels: All labels in the order in which curves are drawn: a method looks the same in all pictures.
         prefix: Of the names of sections and pictures.
     """
     first = list({record.label: record for record in reversed(records)}.values())[::-1]
     batches = {
-        record.label: found
+        record.label: recorded
         for record in first
-        if record.path and (found := read_batches(RunDirectory(record.path).batches))
+        if record.path and (recorded := read_batches(RunDirectory(record.path).batches))
     }
     compared = why.with_rivals(rules)
     styles = {label: i for i, label in enumerate(dict.fromkeys([*labels, *compared]))}
@@ -50,7 +50,7 @@ def shared_sections(
         known = {name: rule for name, rule in compared.items() if rule.needs <= why.RECORDED}
         blocks = _why_blocks(batches, known, styles, prefix)
         sections.append(Section(f"{prefix}tokens", "Which tokens, and why", [*blocks, *_left_out(compared, known)]))
-    points = _points_of([batch for found in batches.values() for batch in found])
+    points = _points_of([batch for recorded in batches.values() for batch in recorded])
     known = {name: rule for name, rule in compared.items() if not rule.needs}
     drawn = [pictures.bounds_picture(known, styles), pictures.regions_picture(known, points)]
     drawings: list[Block] = [Drawing(replace(p, name=f"{prefix}{p.name}")) for p in drawn]
@@ -80,18 +80,18 @@ def _points_of(batches: Sequence[TokenBatch], most: int = 250) -> Points:
 def _why_blocks(
     batches: Mapping[str, Sequence[TokenBatch]], rules: Mapping[str, ClipRule], styles: Mapping[str, int], prefix: str
 ) -> list[Block]:
-    pooled = [batch for found in batches.values() for batch in found]
+    pooled = [batch for recorded in batches.values() for batch in recorded]
     steps = sorted({batch.step for batch in pooled})
     counts = why.count_clipped(rules, pooled)
     several = len(batches) > 1
     gains = {
-        label: (why.probability_gain(found), why.probability_gain(found, positive=False))
-        for label, found in batches.items()
+        label: (why.probability_gain(recorded), why.probability_gain(recorded, positive=False))
+        for label, recorded in batches.items()
     }
     entropies = {
         label if several else f"update {batch.step}": why.entropy_by_position(batch)
-        for label, found in batches.items()
-        for batch in (found[-1:] if several else found)
+        for label, recorded in batches.items()
+        for batch in (recorded[-1:] if several else recorded)
     }
     drawn = [
         pictures.clipped_picture(counts, styles),
@@ -112,10 +112,10 @@ def _why_blocks(
         _gain_table({label: pair[0] for label, pair in gains.items()}),
         drawings[2],
     ]
-    for label, found in batches.items():
-        own = f"{label}, " if several else ""
-        for row in why.telling_rows(rules, found[-1], 1 if several else 3):
-            blocks.append(tokens_block(rules, found[-1], row, own))
+    for label, recorded in batches.items():
+        where = f"{label}, " if several else ""
+        for row in why.telling_rows(rules, recorded[-1], 1 if several else 3):
+            blocks.append(tokens_block(rules, recorded[-1], row, where))
     return blocks
 
 
@@ -139,8 +139,11 @@ def _clip_table(counts: why.ClipCounts) -> Table:
 def _gain_table(gains: Mapping[str, why.Gains]) -> Table:
     labels = why.bin_labels(next(iter(gains.values())).edges)
     rows = [
-        [label, *("-" if not n else f"{gain:+.4f} ({n:,})" for gain, n in zip(own.mean, own.tokens, strict=True))]
-        for label, own in gains.items()
+        [
+            label,
+            *("-" if not n else f"{gain:+.4f} ({n:,})" for gain, n in zip(of_run.mean, of_run.tokens, strict=True)),
+        ]
+        for label, of_run in gains.items()
     ]
     return Table.of_text(
         ["gain of tokens with A > 0, by old probability", *labels],

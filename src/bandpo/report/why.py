@@ -42,13 +42,13 @@ def name_rule(rule: ClipRule) -> str:
     The class, then the divergence and the size (`radius`, or `low` and `high`), then every other field that differs
     from its default. It knows no rule: a new one is named by its own fields.
     """
-    own: tuple[Field[Any], ...] = fields(rule) if is_dataclass(rule) else ()
-    values: dict[str, Any] = {field.name: getattr(rule, field.name) for field in own}
+    options: tuple[Field[Any], ...] = fields(rule) if is_dataclass(rule) else ()
+    values: dict[str, Any] = {field.name: getattr(rule, field.name) for field in options}
     divergence = values.pop("divergence", None)
     size = [values.pop(name) for name in ("radius", "low", "high") if name in values]
     others = [
         field.name if values[field.name] is True else f"{field.name} {_option(values[field.name])}"
-        for field in own
+        for field in options
         if _differs(field, values)
     ]
     kind = re.sub(r"(?<=[a-z])[A-Z]", lambda letter: f" {letter[0].lower()}", type(rule).__name__)
