@@ -13,7 +13,7 @@ from bandpo.core.rules import ClipRule, make_rule
 from bandpo.core.tokens import Tokens, check_needs
 
 
-def read_rule(options: Mapping[str, Any] | None, supplier: str) -> ClipRule:
+def read_rule(options: Mapping[str, Any] | None, supplier: str = "bandpo.policy_loss") -> ClipRule:
     """The clip rule that a framework's settings describe.
 
     Args:
