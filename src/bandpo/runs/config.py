@@ -183,7 +183,7 @@ class RunConfig(Strict):
         if "name" not in value:
             raise ValueError("rule has no name")
         if value["name"] != TRL_RULE:
-            from bandpo.core.rules import make_rule  # imports PyTorch, which a list of recipes does without
+            from bandpo.core.registry import make_rule  # imports PyTorch, which a list of recipes does without
 
             make_rule(**value)
         elif len(value) > 1:
