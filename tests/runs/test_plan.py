@@ -278,7 +278,7 @@ def test_a_wrong_operator_is_noticed(monkeypatch):
 
 
 def test_the_largest_model_fits_and_a_larger_one_does_not():
-    from bandpo.cli.doctor import largest_models
+    from bandpo.runs.memory import largest_models
 
     small, large = (largest_models(free, gpu=False) for free in (8 * 10**9, 64 * 10**9))
     for way in small:

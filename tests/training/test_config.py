@@ -7,7 +7,7 @@ import torch
 from transformers import HfArgumentParser
 from trl import TrlParser
 
-from bandpo.core.rules import make_rule
+from bandpo.core.registry import make_rule
 from bandpo.training import BandGRPOConfig
 from helpers import QUIET_ON_CPU
 

@@ -194,9 +194,8 @@ def test_anchor_sampler_centres_the_region_on_the_samplers_log_probs():
 
     sampling = torch.tensor([[-1.0, float("nan"), -3.0]])
     old = torch.tensor([[-1.5, -2.5, -3.5]])
-    torch.testing.assert_close(
-        _sampler_logps({"sampling_per_token_logps": sampling}), sampling, rtol=0, atol=0, equal_nan=True
-    )
+    alone = _sampler_logps({"sampling_per_token_logps": sampling})
+    torch.testing.assert_close(alone, sampling, rtol=0, atol=0, equal_nan=True)
     mixed = _sampler_logps({"sampling_per_token_logps": sampling, "old_per_token_logps": old})
     assert torch.equal(mixed, torch.tensor([[-1.0, -2.5, -3.0]]))
 

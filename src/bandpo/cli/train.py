@@ -44,15 +44,20 @@ def train(
     if (Path(recipe) / "config.yaml").is_file():
         recipe, output = _run_to_resume(recipe, overrides, output, resume)
     elif resume and output is None:
-        raise ValueError("--resume needs to know the run: give its directory as RECIPE or as --output")
+        raise ValueError(
+            f"--resume needs a run directory as RECIPE or as --output, and {recipe!r} is none: it has no config.yaml"
+        )
     config = load_config(recipe, overrides)
     if show:
         import yaml
 
         typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
         return
-    quiet_libraries()
     from rich.console import Console
+
+    from bandpo.cli.quiet import quiet_libraries
+
+    quiet_libraries()
 
     if dry_run:
         from bandpo.cli.plan import print_plan
@@ -88,19 +93,3 @@ def _run_to_resume(run: str, overrides: list[str] | None, output: Path | None, r
         given = overrides[0] if overrides else f"--output {output}"
         raise ValueError(f"a run goes on with its own settings in its own directory, so {given!r} cannot be given")
     return config, Path(run)
-
-
-def quiet_libraries() -> None:
-    """Progress bars and notices of the libraries would bury the figures that matter."""
-    import warnings
-
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    from datasets.utils.logging import disable_progress_bar as disable_datasets_bars
-    from transformers.utils import logging
-
-    disable_datasets_bars()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()

@@ -113,7 +113,7 @@ def parse_rule(value: RuleSetting | Mapping[str, Any]) -> RuleSetting:
     Raises:
         ValueError: If it has no name, or for an unknown name or option, or a bad value.
     """
-    from bandpo.core.rules import make_rule  # PyTorch, which a list of recipes does without
+    from bandpo.core.registry import make_rule  # PyTorch, which a list of recipes does without
 
     if isinstance(value, RuleSetting):
         return value

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from trl import GRPOConfig
 
-from bandpo.evaluation import evaluate_into
+from bandpo.evaluation import EvaluationResult, Sampling, evaluate_into
 from bandpo.files import append_line, write_atomic
 from bandpo.models import load_model
 from bandpo.progress import make_progress
@@ -174,7 +174,7 @@ def _train(
 
     with make_progress(console) as progress:
 
-        def grade(when: str) -> dict[str, Any] | None:
+        def grade(when: str) -> EvaluationResult | None:
             result = None
             if config.eval is not None and processes.is_main_process:
                 graded = Loaded(processes.unwrap_model(trainer.model), loaded.tokenizer, loaded.train, loaded.heldout)
@@ -207,25 +207,28 @@ def grade_heldout(
     loaded: Loaded,
     args: GRPOConfig,
     progress: Progress,
-) -> dict[str, Any]:
+) -> EvaluationResult:
     """Evaluate on the held-out problems into RUN/eval/WHEN, resuming an evaluation that was interrupted."""
     assert args.max_completion_length is not None
     completions = len(loaded.heldout) * (settings.samples + settings.greedy)
     bar = progress.add_task(f"eval {when}", total=completions, figures="")
+    sampling = Sampling(
+        samples=settings.samples,
+        max_new_tokens=args.max_completion_length,
+        temperature=settings.temperature,
+        batch_size=settings.batch_size,
+        seed=config.seed,
+    )
     result = evaluate_into(
         run.evaluation(when),
         loaded.model,
         loaded.tokenizer,
         config.task,
         loaded.heldout,
-        samples=settings.samples,
-        max_new_tokens=args.max_completion_length,
-        temperature=settings.temperature,
+        sampling,
         greedy=settings.greedy,
-        batch_size=settings.batch_size,
-        seed=config.seed,
         identity={"when": when},
         progress=lambda n: progress.advance(bar, n),
-    )
-    progress.update(bar, figures=f"success {result.metrics[f'mean@{settings.samples}'].mean:.3f}")
-    return result.as_dict()
+    ).result
+    progress.update(bar, figures=f"success {result.success.mean:.3f}")
+    return result

@@ -10,7 +10,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from bandpo.core.rules import make_rule
+from bandpo.core.registry import make_rule
 from bandpo.settings import parse_value, read_numbers
 from bandpo.words import nearest
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from bandpo.core.diagnostics import ClipStatistics, clip_statistics, finish_maxima
-from bandpo.core.rules import ClipRule, make_rule
+from bandpo.core.registry import make_rule
+from bandpo.core.rules import ClipRule
 from bandpo.core.tokens import Tokens
 from bandpo.training.config import BandGRPOConfig, can_clip
 from bandpo.training.dynamic_sampling import DynamicSampling, check_dynamic_sampling
