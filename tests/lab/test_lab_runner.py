@@ -163,6 +163,7 @@ def test_mistakes_are_named_in_one_sentence(tmp_path, changes, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", study_names())
 def test_every_packaged_study_is_valid(name):
     study = load_study(name)
@@ -197,6 +198,7 @@ def test_a_target_out_of_reach_ends_the_search_at_the_nearest_end():
 # The runner
 
 
+@pytest.mark.slow
 def test_a_study_leaves_what_the_page_says(whole):
     _, directory, metrics = whole
     assert metrics == read_metrics(directory / "metrics.json")
@@ -218,6 +220,7 @@ def test_a_study_leaves_what_the_page_says(whole):
     assert len(compare(metrics)[0].results) == 3
 
 
+@pytest.mark.slow
 def test_a_control_is_matched_before_it_is_run(whole):
     """The stand-in clips .01/width: the target is .01/.28, and the middle of [.01, 1] is .1."""
     _, directory, metrics = whole
@@ -233,6 +236,7 @@ def pilot_seeds(directory):
     return [yaml.safe_load(file.read_text())["seed"] for file in (directory / "pilots").rglob("config.yaml")]
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(whole, tmp_path):
     study, directory, metrics = whole
     before = starts(directory)
@@ -245,6 +249,7 @@ def test_what_is_finished_is_not_run_again(whole, tmp_path):
     assert starts(copy) == before
 
 
+@pytest.mark.slow
 def test_a_study_that_was_changed_is_refused(whole, tmp_path):
     _, directory, _ = whole
     with pytest.raises(ValueError, match=r"Band seed 0 was run as .*radius=0.05.*choose another --output"):
@@ -267,6 +272,7 @@ def wait_until(condition, seconds=60):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_study_killed_three_times_gives_the_same_table_and_leaves_no_process(tmp_path, whole):
     study, _, metrics = whole
     path = write(tmp_path)
@@ -294,6 +300,7 @@ def test_a_study_killed_three_times_gives_the_same_table_and_leaves_no_process(t
     assert "Band as GRPO" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):
     changes = {"methods": {"GRPO": {"rule": {"name": "clip", "high": 9}}, "Band": {}}, "seeds": [0]}
     study = load_study(write(tmp_path, **changes))
@@ -307,6 +314,7 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):
     assert starts(tmp_path / "out").count("runs/Band/0") == 1
 
 
+@pytest.mark.slow
 def test_one_compare_at_a_time(tmp_path, whole):
     from bandpo.lab.runner import locked
 
@@ -315,6 +323,7 @@ def test_one_compare_at_a_time(tmp_path, whole):
         run_study(study, directory)
 
 
+@pytest.mark.slow
 def test_sixty_runs_of_240_updates_are_well_below_a_megabyte(tmp_path, whole):
     _, directory, _ = whole
     run = directory / "runs" / "GRPO" / "0"

@@ -65,6 +65,7 @@ def run(trainer_class, config, tiny, **kwargs):
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
 @pytest.mark.parametrize("epsilons", [(0.2, 0.28), (0.03, 0.07)])
 def test_constant_bounds_equal_the_stock_trainer_bit_for_bit(tmp_path, tiny, loss_type, epsilons):
@@ -88,6 +89,7 @@ def test_constant_bounds_equal_the_stock_trainer_bit_for_bit(tmp_path, tiny, los
     ]
 
 
+@pytest.mark.slow
 def test_band_reaches_the_loss_and_the_metrics(tmp_path, tiny):
     seen = []
 
@@ -127,11 +129,13 @@ def test_band_reaches_the_loss_and_the_metrics(tmp_path, tiny):
         assert row["band/clip_fraction"] == pytest.approx(row["clip_ratio/region_mean"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_epsilons_are_restored(tmp_path, tiny):
     trainer = run(BandGRPOTrainer, BandGRPOConfig(**settings(tmp_path, max_steps=2)), tiny)
     assert (trainer.epsilon_low, trainer.epsilon_high) == (0.2, 0.2)
 
 
+@pytest.mark.slow
 def test_any_rule_object(tmp_path, tiny):
     config = BandGRPOConfig(**settings(tmp_path, max_steps=1))
     assert run(BandGRPOTrainer, config, tiny, rule=Clip(0.1, 0.1)).rule == Clip(0.1, 0.1)
@@ -195,6 +199,7 @@ def test_anchor_sampler_centres_the_region_on_the_samplers_log_probs():
     assert torch.equal(mixed, torch.tensor([[-1.0, -2.5, -3.0]]))
 
 
+@pytest.mark.slow
 def test_nan_log_probs_stop_the_run(tmp_path, tiny):
     class Poisoned(BandGRPOTrainer):
         def training_step(self, *args, **kwargs):
