@@ -11,6 +11,8 @@ from bandpo.training import BandGRPOConfig, BandGRPOTrainer
 from bandpo.training.dynamic_sampling import DynamicSampling, check_dynamic_sampling
 from helpers import QUIET_ON_CPU
 
+pytestmark = pytest.mark.slow
+
 
 def reward(prompts, completions, **_):
     """Prompts with an even number never tell completions apart."""
