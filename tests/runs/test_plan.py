@@ -11,21 +11,22 @@ import pytest
 import torch
 from rich.console import Console
 
+from bandpo.cli.plan import print_plan
+from bandpo.runs.build import build_args, build_model, build_trainer, check_train_settings
 from bandpo.runs.config import load_config
-from bandpo.runs.job import build_args, build_model, build_trainer, check_train_settings
 from bandpo.runs.memory import Architecture, estimate_memory
-from bandpo.runs.plan import _rollouts, make_plan, plan_steps, print_plan
+from bandpo.runs.plan import make_plan
 from bandpo.runs.run_dir import RunDirectory
+from bandpo.runs.steps import plan_steps, planned_rollouts
+from helpers import TINY
 
 SMALL = [
-    "model.scratch={hidden_size: 32, layers: 2, heads: 2, positions: 64}",
+    *TINY,
     "warmup=null",
-    "train.generation_batch_size=16",
-    "train.per_device_train_batch_size=4",
-    "train.num_generations=4",
     "task={name: arithmetic, low: 0, high: 4, heldout: 5}",
     "train.max_completion_length=6",
     "train.max_steps=2",
+    "eval.samples=4",
 ]
 LAUNCH = """
 import sys
@@ -45,6 +46,7 @@ def trainer_of(overrides, folder):
     return build_trainer(config, args, *build_model(config), train), len(train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -63,7 +65,7 @@ def test_steps_are_those_of_the_trainer(tmp_path, overrides):
     generate = trainer._generate_single_turn
     trainer._generate_single_turn = lambda prompts, *rest: rolled_out.append(prompts) or generate(prompts, *rest)
     steps = plan_steps(trainer.args, problems)
-    order = _rollouts(trainer, steps)
+    order = planned_rollouts(trainer, steps)
     trainer.train()
     assert steps.updates == trainer.state.global_step
     assert steps.rollouts == len(rolled_out)
@@ -111,6 +113,7 @@ def test_sharding_divides_what_is_kept(tiny):
     assert estimate_memory(shape, **sizes, checkpointing=True).working < one.working
 
 
+@pytest.mark.slow
 def test_activations_are_of_the_right_size():
     """Against what autograd really keeps."""
     from bandpo.models import scratch_model
@@ -138,6 +141,7 @@ def run(*arguments, cwd):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_dry_run_foretells_the_memory_and_leaves_nothing(tmp_path):
     command = (
         "train", "scratch", "warmup=null", "task.heldout=4", "eval={samples: 1, greedy: false}", "train.max_steps=2",
@@ -152,7 +156,7 @@ def test_a_dry_run_foretells_the_memory_and_leaves_nothing(tmp_path):
     assert real.returncode == 0, real.stderr
     used = int(re.search(r"VmHWM:\s+(\d+) kB", real.stdout).group(1)) * 1024
     assert foretold == pytest.approx(used, rel=0.2)
-    for words in ("2 a rollout", "2 in all, from 1 rollouts", "can leave 1", "prompt (128, 7)", "2.201"):
+    for words in ("2 per rollout", "2 in all, from 1 rollouts", "can leave 1", "prompt (128, 7)", "2.201"):
         assert words in dry.stdout
 
 
@@ -162,12 +166,14 @@ def text_of(plan):
     return console.export_text()
 
 
+@pytest.mark.slow
 def test_on_policy_runs_are_told(recwarn):
     plan = make_plan(load_config("scratch", [*SMALL, "train.gradient_accumulation_steps=4"]))
     assert not plan.clips
     assert "always 1" in text_of(plan)
 
 
+@pytest.mark.slow
 def test_the_longest_prompt_that_the_run_meets(tmp_path):
     rows = [{"question": "1" * (3 + i), "answer": "1"} for i in range(40)]
     path = tmp_path / "data.jsonl"
@@ -181,6 +187,7 @@ def test_the_longest_prompt_that_the_run_meets(tmp_path):
     assert longer.prompt_tokens == max(len(p.question) for p in train)
 
 
+@pytest.mark.slow
 def test_the_probe_is_as_large_as_it_gets(monkeypatch):
     from trl import GRPOTrainer
 
@@ -204,23 +211,24 @@ def test_the_probe_is_as_large_as_it_gets(monkeypatch):
     assert lengths == {40}
     assert shapes == [(4, 40)] * 2
     assert masked == [False] * 2
-    assert plan.memory.reference == plan.memory.weights
+    assert plan.needs.memory.reference == plan.needs.memory.weights
 
 
 def test_a_model_that_is_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings = [*SMALL, "model={path: no-such-organisation/no-such-model}"]
     plan = make_plan(load_config("scratch", settings))
-    assert plan.memory is None
+    assert plan.needs.memory is None
     assert "cannot load model 'no-such-organisation/no-such-model'" in text_of(plan)
     build_model(load_config("scratch", SMALL))[0].config.save_pretrained(tmp_path)
     plan = make_plan(load_config("scratch", [*SMALL, f"model={{path: {tmp_path}}}"]))
     assert plan.obstacles
-    assert plan.memory is not None
-    assert not plan.memory.measured
-    assert plan.architecture == Architecture.of(build_model(load_config("scratch", SMALL))[0])
+    assert plan.needs.memory is not None
+    assert not plan.needs.memory.measured
+    assert plan.needs.architecture == Architecture.of(build_model(load_config("scratch", SMALL))[0])
 
 
+@pytest.mark.slow
 def test_data_that_is_elsewhere(tmp_path):
     (tmp_path / "x.yaml").write_text("base: word-problems\ntask: {data: nowhere.jsonl}\n", encoding="utf-8")
     result = run("train", "x.yaml", "model={path: a/b}", "--dry-run", cwd=tmp_path)
@@ -276,7 +284,7 @@ def test_a_wrong_operator_is_noticed(monkeypatch):
 
 
 def test_the_largest_model_fits_and_a_larger_one_does_not():
-    from bandpo.cli.doctor import largest_models
+    from bandpo.runs.memory import largest_models
 
     small, large = (largest_models(free, gpu=False) for free in (8 * 10**9, 64 * 10**9))
     for way in small:
@@ -313,6 +321,7 @@ def test_the_hub_is_asked_shortly(monkeypatch):
     assert f"{address} cannot be reached" in ask_hub()
 
 
+@pytest.mark.slow
 def test_doctor_prints_a_page_and_json(tmp_path):
     page = run("doctor", cwd=tmp_path)
     assert page.returncode == 0, page.stderr
@@ -323,6 +332,7 @@ def test_doctor_prints_a_page_and_json(tmp_path):
     assert {r["package"] for r in told["requirements"]} >= {"torch", "trl", "verl"}
 
 
+@pytest.mark.slow
 def test_completion_is_offered(tmp_path):
     from typer.main import get_command
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from bandpo.runs.build import build_args, build_trainer, check_train_settings
 from bandpo.runs.config import validate_config
-from bandpo.runs.job import build_args, build_trainer, check_train_settings
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.tasks import REWARDS, make_shaping
 
@@ -80,6 +80,7 @@ def test_weights_are_set_by_the_section():
         check_train_settings({"reward_weights": [1.0]})
 
 
+@pytest.mark.slow
 def test_training_adds_them_to_the_reward(tmp_path, tiny, monkeypatch):
     monkeypatch.setitem(REWARDS, "one", lambda completion, answer: 1.0)
     config = validate_config(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from bandpo.cli import bounds, compare, doctor, eval, launch, recipes, report, samples, tasks, train
+from bandpo.cli import bounds, compare, doctor, eval, grade, launch, recipes, report, samples, tasks, train
 
 app = typer.Typer(
     name="bandpo",
@@ -14,6 +16,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Add --debug to any command for a full traceback.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import bandpo
+
+        typer.echo(f"bandpo {bandpo.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("train")(train.train)
 app.command("eval")(eval.evaluate)
 app.command("compare")(compare.compare)
@@ -22,5 +43,6 @@ app.add_typer(launch.app, name="launch")
 app.command("report")(report.report)
 app.command("bounds")(bounds.bounds)
 app.command("recipes")(recipes.recipes)
+app.command("grade")(grade.grade)
 app.command("tasks")(tasks.tasks)
 app.command("doctor")(doctor.doctor)
