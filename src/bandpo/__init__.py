@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 from bandpo.lazy import lazy
 
 if TYPE_CHECKING:
-    from bandpo.core.band import Certificate, RatioBounds, band, band_side, binary_divergence, certify, inside
+    from bandpo.core.band import RatioBounds, band, band_side, binary_divergence, inside
+    from bandpo.core.certify import Certificate, certify
     from bandpo.core.divergences import FDivergence
     from bandpo.core.losses import PolicyLoss, policy_loss
     from bandpo.core.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
-    from bandpo.core.table import BandTable, BandTable2D, band_table
+    from bandpo.core.table import BandTable, band_table
+    from bandpo.core.tokens import Tokens
     from bandpo.version import __version__ as __version__
 
 __all__ = [
@@ -17,7 +19,6 @@ __all__ = [
     "AdaptiveBand",
     "Band",
     "BandTable",
-    "BandTable2D",
     "Certificate",
     "Clip",
     "ClipRule",
@@ -25,6 +26,7 @@ __all__ = [
     "NoClip",
     "PolicyLoss",
     "RatioBounds",
+    "Tokens",
     "band",
     "band_side",
     "band_table",
@@ -38,19 +40,13 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "bandpo.core.band": (
-            "Certificate",
-            "RatioBounds",
-            "band",
-            "band_side",
-            "binary_divergence",
-            "certify",
-            "inside",
-        ),
+        "bandpo.core.band": ("RatioBounds", "band", "band_side", "binary_divergence", "inside"),
+        "bandpo.core.certify": ("Certificate", "certify"),
         "bandpo.core.divergences": ("FDivergence",),
         "bandpo.core.losses": ("PolicyLoss", "policy_loss"),
         "bandpo.core.rules": ("DCPO", "AdaptiveBand", "Band", "Clip", "ClipRule", "NoClip"),
-        "bandpo.core.table": ("BandTable", "BandTable2D", "band_table"),
+        "bandpo.core.table": ("BandTable", "band_table"),
+        "bandpo.core.tokens": ("Tokens",),
         "bandpo.version": ("__version__",),
     },
 )

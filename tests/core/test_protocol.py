@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from bandpo import Band, BandTable, Clip, ClipRule, RatioBounds, policy_loss
-from bandpo.core.rules import clip_range, make_rule
-from bandpo.core.tokens import SUPPLIERS, Tokens, check_needs
-
+from bandpo.core.frameworks import clip_range
+from bandpo.core.needs import SUPPLIERS, check_needs
+from bandpo.core.registry import make_rule
+from bandpo.core.tokens import Tokens
 
 # The interpreter computes with NumPy, which announces the inf and NaN that the kernels select away.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

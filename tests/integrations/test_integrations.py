@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 import bandpo
 from bandpo.cli.launch import app
-from bandpo.core.rules import clip_range
+from bandpo.core.frameworks import clip_range
 from bandpo.core.tokens import Tokens
 from bandpo.integrations import verl_data, verl_launch
 from bandpo.integrations.common import clip_metrics, read_rule

@@ -7,10 +7,11 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
+from bandpo.lab.collect import collect_run
 from bandpo.lab.initial import make_initial
-from bandpo.lab.metrics import collect_run
-from bandpo.lab.statistics import final_score
-from bandpo.report.pages import read_run
+from bandpo.lab.metrics import FinishedRun
+from bandpo.lab.scores import final_score
+from bandpo.report.run_page import read_run
 from bandpo.runs.config import load_config
 from bandpo.runs.job import (
     build_args,
@@ -93,22 +94,23 @@ def test_what_is_collected_of_a_run(initial, tmp_path, rule):
     run_training(config, tmp_path / "run", Console(quiet=True))
     record = collect_run(tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert record["rollouts"]["step"] == [1]
-    assert record["rollouts"]["reward"][0] == pytest.approx(rows[0]["reward"], rel=1e-3)
-    assert record["rollouts"]["tokens"][0] == rows[0]["num_tokens"]
-    assert record["updates"]["step"] == [1, 2, 3, 4]
-    assert record["updates"]["entropy"] == pytest.approx([row["entropy"] for row in rows], rel=1e-3)
-    assert record["updates"]["seconds"][-1] == pytest.approx(sum(row["step_time"] for row in rows), rel=1e-3)
-    assert all(math.isfinite(value) for value in record["updates"]["clip_high"])
-    page, _ = read_run(tmp_path / "run")
-    for name in ("entropy", "clip_high", "ratio_max"):
-        points = [(i, value) for i, value in enumerate(record["updates"][name], 1) if value is not None]
+    assert record.rollouts.step == [1]
+    assert record.rollouts.reward[0] == pytest.approx(rows[0]["reward"], rel=1e-3)
+    assert record.rollouts.tokens[0] == rows[0]["num_tokens"]
+    assert record.updates.step == [1, 2, 3, 4]
+    assert record.updates.entropy == pytest.approx([row["entropy"] for row in rows], rel=1e-3)
+    assert record.updates.seconds[-1] == pytest.approx(sum(row["step_time"] for row in rows), rel=1e-3)
+    assert all(math.isfinite(value) for value in record.updates.clip_fraction_high)
+    page = read_run(tmp_path / "run")
+    for name in ("entropy", "clip_fraction_high", "ratio_max"):
+        points = [(i, value) for i, value in enumerate(getattr(record.updates, name), 1) if value is not None]
         assert bool(points) == (name != "ratio_max" or rule == "band")
         assert page.series[name] == [(i, pytest.approx(value, rel=1e-3)) for i, value in points]
+    finished = FinishedRun(method=rule, point={}, seed=0, status="finished", **vars(record))
     after = json.loads((tmp_path / "run" / "eval" / "after" / "result.json").read_text())
-    assert final_score(record, "mean") == pytest.approx(after["metrics"]["mean@2"]["mean"])
-    assert final_score(record, "pass@2") == pytest.approx(after["metrics"]["pass@2"]["mean"])
-    assert final_score(record, "greedy") == pytest.approx(after["metrics"]["greedy"]["mean"])
+    assert final_score(finished, "mean") == pytest.approx(after["metrics"]["mean@2"]["mean"])
+    assert final_score(finished, "pass@2") == pytest.approx(after["metrics"]["pass@2"]["mean"])
+    assert final_score(finished, "greedy") == pytest.approx(after["metrics"]["greedy"]["mean"])
     with_bounds = rule == "band"
     assert any("band/divergence" in row for row in rows) == with_bounds
-    assert (record["updates"]["divergence"] == [None] * 4) != with_bounds
+    assert (record.updates.divergence == [None] * 4) != with_bounds

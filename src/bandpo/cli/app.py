@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bandpo.cli import bounds, compare, doctor, eval, launch, recipes, report, samples, tasks, train
+from bandpo.cli import bounds, compare, doctor, eval, grade, launch, recipes, report, samples, tasks, train
 
 app = typer.Typer(
     name="bandpo",
@@ -43,5 +43,6 @@ app.add_typer(launch.app, name="launch")
 app.command("report")(report.report)
 app.command("bounds")(bounds.bounds)
 app.command("recipes")(recipes.recipes)
+app.command("grade")(grade.grade)
 app.command("tasks")(tasks.tasks)
 app.command("doctor")(doctor.doctor)

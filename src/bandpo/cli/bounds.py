@@ -31,7 +31,7 @@ def bounds(
     from rich.console import Console
     from rich.table import Table
 
-    from bandpo.core.band import DEFAULT_RADIUS
+    from bandpo.core.checks import DEFAULT_RADIUS
     from bandpo.core.rules import Band, Clip
 
     rule = Band(DEFAULT_RADIUS if radius is None else radius, divergence, cap=cap, floor=floor)

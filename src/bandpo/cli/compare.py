@@ -43,14 +43,14 @@ def compare(
         return
     from rich.console import Console
 
-    from bandpo.lab.metrics import METRICS, read_metrics
+    from bandpo.lab.metrics import METRICS, StudyResult
     from bandpo.lab.study import load_study
     from bandpo.lab.summary import print_study
 
     console = Console()
     done = Path(study) / METRICS if Path(study).is_dir() else Path(study)
     if done.name == METRICS:
-        print_study(read_metrics(done), console)
+        print_study(StudyResult.load(done), console)
         return
 
     from bandpo.lab.runner import StudyRunner
@@ -63,12 +63,12 @@ def compare(
         _print_runs(runner)
         return
     try:
-        metrics = runner.run()
+        result = runner.run()
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on")
         raise typer.Exit(130) from None
-    print_study(metrics, console)
-    if any(run["status"] != "finished" for run in metrics["runs"]):
+    print_study(result, console)
+    if len(result.finished) < len(result.runs):
         raise typer.Exit(1)
 
 

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from bandpo.tasks.datasets import FILE_SUFFIXES, is_file_name
+from bandpo.tasks.reading import is_path, without_suffix
 
 
 def names_apart(sources: Sequence[str]) -> list[str]:
@@ -17,8 +17,7 @@ def names_apart(sources: Sequence[str]) -> list[str]:
     """
     paths = []
     for source in sources:
-        path = Path(source).expanduser().resolve() if is_file_name(source) else Path(source)
-        path = path.with_suffix("") if path.suffix in FILE_SUFFIXES else path
+        path = without_suffix(Path(source).expanduser().resolve() if is_path(source) else Path(source))
         paths.append([part for part in path.parts if part != path.anchor])
     names = []
     for i, parts in enumerate(paths):

@@ -183,7 +183,7 @@ class RunConfig(Strict):
         if "name" not in value:
             raise ValueError("rule has no name")
         if value["name"] != TRL_RULE:
-            from bandpo.core.rules import make_rule  # imports PyTorch, which a list of recipes does without
+            from bandpo.core.registry import make_rule  # imports PyTorch, which a list of recipes does without
 
             make_rule(**value)
         elif len(value) > 1:
@@ -213,7 +213,7 @@ class RunConfig(Strict):
 
 def clip_rule_of(settings: Mapping[str, Any]) -> ClipRule | None:
     """The clip rule that `rule` of a recipe describes; None where TRL's own loss is left alone."""
-    from bandpo.core.rules import make_rule
+    from bandpo.core.registry import make_rule
 
     return None if settings["name"] == TRL_RULE else make_rule(**settings)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import functools
+import importlib.util
 import json
 import logging
 import os
 import pickle
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -24,22 +26,143 @@ class TimeLimit(BaseException):
     """Not an Exception, so that no library on the way swallows it."""
 
 
-def math_grader() -> Grade:
-    """Mathematical equality by Math-Verify, of the first of `texts` that holds an expression."""
-    from math_verify import parse, verify
+def _sibling(name: str) -> Any:
+    """A file beside this one, which needs no package: importing it by name would load the package around it."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+    specification = importlib.util.spec_from_file_location(f"bandpo_worker_{name}", path)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    return module
 
-    read = functools.partial(parse, parsing_timeout=None, raise_on_error=False)
 
-    @functools.lru_cache(maxsize=1024)
-    def reference(answer: str) -> list[Any]:
-        return read(f"${answer}$") or read(answer)
+class MathGrader:
+    """Mathematical equality by Math-Verify, of the first of `texts` that gives an answer.
 
-    def grade(texts: list[str], answer: str) -> float:
-        gold = reference(answer)
-        found: list[Any] = next(filter(None, map(read, texts)), [])
-        return float(verify(gold, found, timeout_seconds=None, raise_on_error=False))
+    Where the answer stands is read by `answers`, how it is written is settled by `notation`; both are ours. Whether
+    two answers are equal, Math-Verify decides.
+    """
 
-    return grade
+    def __init__(self) -> None:
+        import math_verify
+        from latex2sympy2_extended import NormalizationConfig
+
+        self.answers, self.notation = _sibling("answers"), _sibling("notation")
+        # Its units would take the variables of 5m, 2t and 3c away; `notation` has taken the units away.
+        plain = NormalizationConfig(
+            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
+        )
+        self._targets = [math_verify.LatexExtractionConfig(boxed_match_priority=-1, normalization_config=plain)]
+        self._parse, self._verify = math_verify.parse, math_verify.verify
+        self.parse = functools.lru_cache(maxsize=4096)(self._read)
+        self.reference = functools.lru_cache(maxsize=1024)(self._reference)
+
+    def __call__(self, texts: list[str], answer: str) -> float:
+        found = next(filter(None, map(self.answers.final_answer, texts)), None)
+        return float(found is not None and self.equal(found, self.reference(answer)))
+
+    def _reference(self, answer: str) -> str:
+        boxed: str | None = self.answers.last_boxed(answer)
+        return answer if boxed is None else boxed
+
+    def equal(self, found: str, answer: str) -> bool:
+        letter = self.notation.choice(answer)
+        if letter is not None and (chosen := self.notation.choice(found)) is not None:
+            return bool(letter == chosen)
+        golds, others = self.notation.readings(answer), self.notation.readings(found)
+        if self.notation.canonical(golds[0]) == self.notation.canonical(others[0]) != "":
+            return True
+        if golds[0].endswith("\\%") and others[0].endswith("\\%"):
+            golds, others = golds[-1:], others[-1:]
+        bases = self.notation.base(golds[0]), self.notation.base(others[0])
+        if None not in bases and bases[0] != bases[1]:
+            return False
+        return any(self.same(gold, other) for gold in golds for other in others)
+
+    def same(self, gold: str, other: str) -> bool:
+        """Whether Math-Verify finds two texts in the common notation equal, decimals exactly."""
+        gold, other = self._ordered(gold, other)
+        exact = self.notation.exact
+        if self.verified(exact(gold), exact(other), 6, self._precision(gold + other)):
+            return True
+        return self.rounded(gold, other) or self.rounded(other, gold)
+
+    def rounded(self, decimal: str, number: str) -> bool:
+        """Whether a decimal is a number that has no end as one, 1/3 or \\sqrt 2, rounded to all places written."""
+        written = self.notation.decimals(decimal)
+        if len(written) != 1 or self.notation.exact(number) != number:
+            return False
+        values = self.parse(number)
+        if not values or not getattr(values[0], "is_number", False):
+            return False
+        value = values[0].doit()
+        if value.is_Rational and pow(10, value.q.bit_length(), value.q) == 0:
+            return False
+        places = len(written[0].partition(".")[2])
+        return self.verified(number, decimal, places, 15)
+
+    def verified(self, gold: str, other: str, float_rounding: int, numeric_precision: int) -> bool:
+        golds, others = self.parse(gold), self.parse(other)
+        return any(
+            self._verify(
+                one,
+                two,
+                float_rounding=float_rounding,
+                numeric_precision=numeric_precision,
+                allow_set_relation_comp=True,
+                timeout_seconds=None,
+                raise_on_error=False,
+            )
+            and not self.vacuous(one, two)
+            for one in golds
+            for two in others
+        )
+
+    def _read(self, text: str) -> tuple[Any, ...]:
+        if not self.notation.is_readable(text):
+            return ()
+        return tuple(
+            self._parse(
+                f"${text}$",
+                self._targets,
+                fallback_mode="no_fallback",
+                extraction_mode="first_match",
+                parsing_timeout=None,
+                raise_on_error=False,
+            )
+        )
+
+    def _ordered(self, gold: str, other: str) -> tuple[str, str]:
+        """x = 2, y = 1 as (2, 1) where the other side does not name its values: Math-Verify would sort them."""
+        named, plain = self.notation.values_in_order(gold), self.notation.values_in_order(other)
+        if named and not plain:
+            return named[1], other
+        if plain and not named:
+            return gold, plain[1]
+        return gold, other
+
+    @staticmethod
+    def _precision(text: str) -> int:
+        """Digits to reckon with, since Math-Verify takes a difference below its precision for 0."""
+        powers = [int(power) for power in re.findall(r"\^\s*\{?\s*-\s*(\d{1,3})(?!\d)", text)]
+        return 30 + min(len(text), 200) + sum(powers[:10])
+
+    def vacuous(self, gold: Any, other: Any) -> bool:
+        """Whether two equations are equal to Math-Verify only because SymPy finds no solution of either."""
+        from sympy import Eq, solve
+
+        if not (isinstance(gold, Eq) and isinstance(other, Eq)):
+            return False
+        try:
+            if solve(gold, gold.free_symbols):
+                return False
+        except Exception:
+            return False  # then Math-Verify has not solved it either
+        return not (
+            self._verify(gold.lhs, other.lhs, timeout_seconds=None)
+            and self._verify(gold.rhs, other.rhs, timeout_seconds=None)
+        )
 
 
 def reasoning_gym_grader() -> Grade:
@@ -56,7 +179,7 @@ def reasoning_gym_grader() -> Grade:
     return grade
 
 
-GRADERS = {"math": math_grader, "reasoning-gym": reasoning_gym_grader}
+GRADERS: dict[str, Callable[[], Grade]] = {"math": MathGrader, "reasoning-gym": reasoning_gym_grader}
 
 
 def limit_memory(size: int) -> None:

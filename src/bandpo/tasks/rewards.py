@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import numbers
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from bandpo.plugins import is_own, load_function
-from bandpo.tasks.answers import holds_words, plain, stated_answer
+from bandpo.tasks.answers import last_integer, plain, stated_answer
 from bandpo.tasks.grading import DEFAULT_TIME_LIMIT, Score, shared_grader
 from bandpo.words import nearest
 
@@ -18,8 +18,9 @@ Reward = Callable[[str, str], float]
 def math_reward(completion: str, answer: str) -> float:
     """1.0 if the completion's final answer is mathematically equal to `answer`, else 0.0.
 
-    The answer counts as equal if it is the same text; otherwise Math-Verify extracts it (from \\boxed{}, LaTeX or
-    plain text) and compares. A completion that cannot be parsed, or not within DEFAULT_TIME_LIMIT, is wrong.
+    The final answer is the last \\boxed{}, else the last <answer> tag, else what follows "the answer is", else the
+    last expression (`bandpo.tasks.answers`). It is equal if it is the same text or, both in one notation
+    (`bandpo.tasks.notation`), equal to Math-Verify. What cannot be read, or not within DEFAULT_TIME_LIMIT, is wrong.
 
     Raises:
         ValueError: If the reference answer itself is empty.
@@ -42,38 +43,23 @@ def math_scores(
         stated = stated_answer(completion)
         if stated is not None and plain(stated) == plain(answer):
             continue
-        requests[i] = {"texts": _readings(completion, stated), "answer": answer}
+        requests[i] = {"texts": [completion], "answer": answer}
     graded = dict(zip(requests, shared_grader("math").grade(list(requests.values()), time_limit), strict=True))
     return [graded.get(i, Score(1.0)) for i in range(len(completions))]
 
 
-def _readings(completion: str, stated: str | None) -> list[str]:
-    """What Math-Verify is to read, the likeliest first. It reads LaTeX only where that is marked as such."""
-    marked = any(mark in completion for mark in ("\\boxed", "$", "\\(", "\\["))
-    if stated is None or marked or holds_words(stated):
-        return [completion]
-    return [f"${stated.rstrip('.')}$", completion]
-
-
-_INTEGER = re.compile(r"-?[0-9][0-9,]*")
-
-
 def last_integer_reward(completion: str, answer: str) -> float:
-    """1.0 if the last integer in the completion equals `answer`, else 0.0.
+    """1.0 if the last number in the completion is the integer `answer`, else 0.0.
+
+    18.00 is an integer, 18.5 is none; commas only group thousands, so that 1,2,3 ends in 3; U+2212 is a minus sign.
 
     Raises:
         ValueError: If the reference answer is not an integer.
     """
-    if not _INTEGER.fullmatch(answer.strip()):
+    expected = last_integer(answer, whole=True)
+    if expected is None:
         raise ValueError(f"the reference answer is {answer!r}; reward 'last_integer' needs an integer")
-    found = _INTEGER.findall(completion)
-    return float(bool(found) and _digits(found[-1]) == _digits(answer.strip()))
-
-
-def _digits(integer: str) -> str:
-    # As text: Python refuses to turn thousands of digits into an integer.
-    sign, digits = ("-" if integer[0] == "-" else ""), integer.lstrip("-").replace(",", "").lstrip("0")
-    return sign + digits if digits else "0"
+    return float(last_integer(completion) == expected)
 
 
 def exact_reward(completion: str, answer: str) -> float:
@@ -105,7 +91,7 @@ def scores(
     """The scores of completions under the reward called `name`.
 
     Raises:
-        ValueError: If the reward returns something that is not a number.
+        ValueError: If the reward returns something that is not a finite number.
     """
     reward = resolve_reward(name)
     if reward is math_reward:
@@ -115,5 +101,7 @@ def scores(
         value = reward(completion, answer)
         if not isinstance(value, numbers.Real):
             raise ValueError(f"reward {name!r} returned {value!r}, a {type(value).__name__}; allowed is a number")
+        if not math.isfinite(value):
+            raise ValueError(f"reward {name!r} returned {value!r}; allowed is a finite number")
         result.append(Score(float(value)))
     return result

@@ -19,12 +19,17 @@ ShapingFunction = Callable[[Sequence[str], Sequence[list[int]]], Values]
 
 
 def think_format() -> ShapingFunction:
-    """1 for a completion of the form <think>...</think>..., else 0 (TRL's think_format_reward)."""
+    """1 for a completion of the form <think>...</think>..., else 0 (TRL's think_format_reward).
+
+    A completion without <think> but with </think> counts as well: chat templates of reasoning models open the thought
+    in the prompt (huggingface/trl#6966).
+    """
 
     def values(texts: Sequence[str], ids: Sequence[list[int]]) -> Values:
         from trl.rewards import think_format_reward
 
-        return think_format_reward([[{"content": text}] for text in texts])
+        whole = [text if "<think>" in text else f"<think>{text}" for text in texts]
+        return think_format_reward([[{"content": text}] for text in whole])
 
     return values
 

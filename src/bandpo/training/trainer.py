@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from trl import GRPOConfig
 
-from bandpo.core.band import DEFAULT_RADIUS
+from bandpo.core.checks import DEFAULT_RADIUS
 from bandpo.core.diagnostics import ClipStatistics, clip_statistics, finish_maxima
-from bandpo.core.rules import Clip, ClipRule, make_rule
+from bandpo.core.registry import make_rule
+from bandpo.core.rules import Clip, ClipRule
 from bandpo.core.tokens import Tokens
 from bandpo.training.durable import DurableGRPOTrainer, TrainingDivergedError
 from bandpo.training.dynamic_sampling import check_dynamic_sampling, replace_uniform_groups
