@@ -38,7 +38,19 @@ def run_all(commands, cwd):
 
 
 def test_help_and_lists_do_without_torch(tmp_path):
-    names = ["train", "eval", "compare", "samples", "report", "bounds", "recipes", "tasks", "doctor", "launch"]
+    names = [
+        "train",
+        "eval",
+        "grade",
+        "compare",
+        "samples",
+        "report",
+        "bounds",
+        "recipes",
+        "tasks",
+        "doctor",
+        "launch",
+    ]
     commands = [["--help"], *([name, "--help"] for name in names), ["launch", "verl", "--help"]]
     for arguments, code, slow, said in run_all([*commands, ["recipes"], ["tasks"], ["compare"]], tmp_path):
         assert (code, slow) == (0, []), arguments
