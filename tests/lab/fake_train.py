@@ -38,10 +38,10 @@ else:
     environment = {"python": "3", "packages": {}, "commit": None, "platform": "", "gpus": [], "cpu_threads": threads}
     run.environment.write_text(json.dumps(environment))
 run.set_status("running")
-if config.rule.get("high") == 9 and not (study.parent / "mended").exists():
+if config.rule.settings.get("high") == 9 and not (study.parent / "mended").exists():
     run.set_status("failed", error="ValueError: too high")
     sys.exit("error: too high")
-width = config.rule.get("radius", config.rule.get("high", 1.0))
+width = config.rule.settings.get("radius", config.rule.settings.get("high", 1.0))
 steps = config.train["max_steps"]
 done = len(run.metrics.read_text().splitlines()) if run.metrics.exists() else 0
 for step in range(done + 1, steps + 1):
@@ -63,7 +63,8 @@ for when in ("before", "after") if config.eval else ():
             completions = [{**one, "reward": float(dice.random() < 0.5)} for _ in range(config.eval.samples)]
             stream.write(json.dumps({"question": "", "answer": "", "origin": "", "completions": completions}) + "\n")
     estimate = {"mean": 0.1, "low": 0.1, "high": 0.1}
-    result = {"prompts": 20, "samples": config.eval.samples, "temperature": 1.0, "metrics": {"entropy": estimate}}
+    result = {"prompts": 20, "samples": config.eval.samples, "temperature": 1.0, "timeouts": 0}
+    result["metrics"] = {"entropy": estimate}
     (folder / "result.json").write_text(json.dumps(result))
 for folder in (run.checkpoints, run.model):
     folder.mkdir(exist_ok=True)

@@ -12,18 +12,18 @@ from bandpo.lab.initial import make_initial
 from bandpo.lab.metrics import FinishedRun
 from bandpo.lab.scores import final_score
 from bandpo.report.run_page import read_run
-from bandpo.runs.config import load_config
-from bandpo.runs.job import (
+from bandpo.runs.build import (
+    RecipeTrainer,
     build_args,
     build_model,
     build_trainer,
     check_train_settings,
     config_class,
-    run_training,
 )
+from bandpo.runs.config import load_config
+from bandpo.runs.job import run_training
 from bandpo.runs.run_dir import RunDirectory
-from bandpo.training.durable import DurableGRPOTrainer
-from bandpo.training.trainer import BandGRPOTrainer
+from bandpo.training.durable import Durable
 from helpers import TINY
 
 pytestmark = pytest.mark.slow
@@ -70,10 +70,10 @@ def test_a_loss_of_trls_reaches_trls_trainer_untouched(name, tmp_path):
     for key, value in LOSSES[name].items():
         assert getattr(args, key) == value
     trainer = build_trainer(config, args, *build_model(config), config.task.problems()[0])
-    assert type(trainer) is DurableGRPOTrainer
+    assert type(trainer) is Durable
     ours = recipe()
     args = build_args(ours, check_train_settings(ours.train, config_class(ours)), RunDirectory(tmp_path))
-    assert type(build_trainer(ours, args, *build_model(ours), ours.task.problems()[0])) is BandGRPOTrainer
+    assert type(build_trainer(ours, args, *build_model(ours), ours.task.problems()[0])) is RecipeTrainer
 
 
 def test_settings_that_have_no_meaning_there_are_refused():

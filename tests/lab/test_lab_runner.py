@@ -101,7 +101,7 @@ def test_settings_survive_the_command_line():
         "train.report_to": [], "eval": None, "task.reward": "1e3", "train.bf16": True, "task.system": "null",
     }  # fmt: skip
     data = {"task": {}, "train": {}, "model": {}}
-    from bandpo.runs.config import apply_override
+    from bandpo.settings import apply_override
 
     for override in as_overrides(values):
         apply_override(data, override)
@@ -135,7 +135,7 @@ def test_a_key_of_the_command_line_is_the_studys_or_every_runs(tmp_path):
     study = load_study(write(tmp_path), ["seeds=[3, 4]", "train.max_steps=9", "methods.Band.rule.radius=0.2"])
     assert study.seeds == [3, 4]
     config = run_config(study, Run("Band", {}, 3))
-    assert (config.train["max_steps"], config.train["save_steps"], config.rule["radius"]) == (9, 2, 0.2)
+    assert (config.train["max_steps"], config.train["save_steps"], config.rule.settings["radius"]) == (9, 2, 0.2)
 
 
 @pytest.mark.parametrize(

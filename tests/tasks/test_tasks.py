@@ -560,7 +560,7 @@ def test_tasks_page_names_everything():
 
 
 def test_nan_reward_stops_training():
-    from bandpo.runs.job import trl_reward
+    from bandpo.runs.build import trl_reward
     from bandpo.tasks.rewards import REWARDS
 
     REWARDS["broken"] = lambda completion, answer: math.nan

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from bandpo import Band, Clip, policy_loss
+from bandpo.core.frameworks import clip_range
+from bandpo.runs.build import RecipeTrainer
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
 from bandpo.training.durable import TrainingDivergedError
 from helpers import QUIET_ON_CPU
@@ -74,7 +77,7 @@ def test_constant_bounds_equal_the_stock_trainer_bit_for_bit(tmp_path, tiny, los
     stock = run(StockTrainer, GRPOConfig(**settings(tmp_path / "a", epsilon=low, epsilon_high=high, **extra)), tiny)
     ours = run(
         OurTrainer,
-        BandGRPOConfig(**settings(tmp_path / "b", clip_rule="clip", epsilon=low, epsilon_high=high, **extra)),
+        BandGRPOConfig(**settings(tmp_path / "b", rule={"name": "clip", "low": low, "high": high}, **extra)),
         tiny,
     )
     assert len(ours.steps) == len(stock.steps) == 12
@@ -108,7 +111,7 @@ def test_band_reaches_the_loss_and_the_metrics(tmp_path, tiny):
     rule = Band(3e-4)
     trainer = run(
         Watched,
-        BandGRPOConfig(**settings(tmp_path, band_radius=3e-4, loss_type="bnpo", num_iterations=2)),
+        BandGRPOConfig(**settings(tmp_path, rule={"radius": 3e-4}, loss_type="bnpo", num_iterations=2)),
         tiny,
     )
     assert trainer.rule == rule
@@ -138,24 +141,28 @@ def test_epsilons_are_restored(tmp_path, tiny):
 @pytest.mark.slow
 def test_any_rule_object(tmp_path, tiny):
     config = BandGRPOConfig(**settings(tmp_path, max_steps=1))
-    assert run(BandGRPOTrainer, config, tiny, rule=Clip(0.1, 0.1)).rule == Clip(0.1, 0.1)
+    trainer = run(BandGRPOTrainer, config, tiny, rule=Clip(0.1, 0.1))
+    assert trainer.rule == Clip(0.1, 0.1)
+    assert trainer.args.rule == repr(Clip(0.1, 0.1)), "what is logged is what is trained"
+    assert config.rule == {"name": "band"}, "the caller's own configuration is left alone"
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"clip_rule": "bnd"}, ["'bnd'", "did you mean 'band'"]),
-        ({"band_radius": -1.0}, ["radius", "-1"]),
-        ({"band_divergence": "kll"}, ["'kll'", "kl"]),
-        ({"band_cap": 0.5}, ["cap", "0.5"]),
-        ({"epsilon_high": 0.28}, ["epsilon_high=0.28", "clip_rule='band'"]),
-        ({"clip_rule": "clip", "band_radius": 0.1}, ["band_radius=0.1", "clip_rule='clip'"]),
+        ({"rule": {"name": "bnd"}}, ["'bnd'", "did you mean 'band'"]),
+        ({"rule": {"radius": -1.0}}, ["radius", "-1"]),
+        ({"rule": {"divergence": "kll"}}, ["'kll'", "kl"]),
+        ({"rule": {"cap": 0.5}}, ["cap", "0.5"]),
+        ({"epsilon_high": 0.28}, ["epsilon_high=0.28", "'band'", "{'name': 'clip', 'low': 0.2, 'high': 0.28}"]),
+        ({"rule": {"name": "clip", "radius": 0.1}}, ["'clip' has no option 'radius'"]),
+        ({"dynamic_sampling": 2}, ["dynamic_sampling=2", "class MyTrainer(DynamicSampling, BandGRPOTrainer)"]),
         ({"anchor": "smapler"}, ["'smapler'", "did you mean 'sampler'"]),
         ({"anchor": "sampler"}, ["use_vllm=True"]),
-        ({"loss_type": "cispo", "clip_rule": "none"}, ["'cispo'", "dapo"]),
+        ({"loss_type": "cispo", "rule": {"name": "none"}}, ["'cispo'", "dapo"]),
         ({"loss_type": "sapo"}, ["'sapo'"]),
         ({"importance_sampling_level": "sequence"}, ["'sequence'", "'token'"]),
-        ({"delta": 2.0}, ["delta", "2.0", "band_cap"]),
+        ({"delta": 2.0}, ["delta", "2.0", 'rule={"cap": 2.0}']),
     ],
 )
 def test_settings_that_would_be_silently_wrong(tmp_path, tiny, changes, words):
@@ -199,14 +206,103 @@ def test_anchor_sampler_centres_the_region_on_the_samplers_log_probs():
     assert torch.equal(mixed, torch.tensor([[-1.0, -2.5, -3.0]]))
 
 
+class Poisoned:
+    """Every weight is NaN after the first update."""
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        with torch.no_grad():
+            next(iter(self.model.parameters())).fill_(float("nan"))
+        return loss
+
+
+def test_nan_log_probs_stop_the_run_of_a_recipe(tmp_path, tiny):
+    class Guarded(Poisoned, RecipeTrainer):
+        pass
+
+    with pytest.raises(TrainingDivergedError, match="NaN log-prob"):
+        run(Guarded, BandGRPOConfig(**settings(tmp_path)), tiny)
+
+
+def test_nan_metrics_do_not_end_the_run_of_a_drop_in_trainer(tmp_path, tiny):
+    class DropIn(Poisoned, BandGRPOTrainer):
+        pass
+
+    trainer = run(DropIn, BandGRPOConfig(**settings(tmp_path, max_steps=3)), tiny)
+    assert trainer.state.global_step == 3
+    logged = [row["band/divergence"] for row in trainer.state.log_history if "band/divergence" in row]
+    assert logged[1:] == [None, None], "TRL writes NaN as None"
+
+
+def test_the_drop_in_trainer_replaces_the_loss_and_nothing_of_a_run():
+    own = {name for name, value in vars(BandGRPOTrainer).items() if callable(value)}
+    replaced = {name for name in own if hasattr(GRPOTrainer, name)} - {"__init__"}
+    assert replaced == {
+        "_compute_loss", "_get_per_token_logps_and_entropies", "_generate_and_score_completions"
+    }  # fmt: skip
+    assert BandGRPOTrainer.__mro__[1] is GRPOTrainer
+
+
+@dataclass(frozen=True)
+class ByEntropy(Band):
+    needs = frozenset({"old_entropy", "groups"})
+
+    def radii(self, tokens):
+        seen.append((tokens.old_entropy, tokens.groups))
+        low, high = super().radii(tokens)
+        return low * (0.1 + tokens.old_entropy), high * (0.1 + tokens.old_entropy)
+
+
+class Mask(Band):
+    two_sided = True
+
+
+seen = []
+
+
 @pytest.mark.slow
-def test_nan_log_probs_stop_the_run(tmp_path, tiny):
-    class Poisoned(BandGRPOTrainer):
-        def training_step(self, *args, **kwargs):
-            loss = super().training_step(*args, **kwargs)
-            with torch.no_grad():
-                next(iter(self.model.parameters())).fill_(float("nan"))
+@pytest.mark.parametrize("rule", [ByEntropy(0.01), Mask(1e-4)], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_rules_with_needs_get_them_and_hold_as_in_our_own_loss(tmp_path, tiny, rule, beta):
+    """Entropy is the old policy's, also with a reference model; gradients are those of bandpo.policy_loss."""
+    seen.clear()
+    checked = []
+
+    class Watched(BandGRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            loss = super()._compute_loss(model, inputs)
+            if self.state.global_step % 4 == 3 and not self.beta:  # the rollout's last update, where ratios differ
+                tokens = self._context(inputs, inputs["old_per_token_logps"])
+                logps = self._logps.clone().requires_grad_()
+                ours = policy_loss(
+                    logps, tokens.old_logps, tokens.advantages, tokens.mask, rule=self.rule, aggregation="token-mean",
+                    old_entropy=tokens.old_entropy, groups=tokens.groups,
+                )  # fmt: skip
+                low, high = clip_range(self.rule, tokens, logps)
+                ratio = (logps - tokens.old_logps).exp()
+                each = -torch.minimum(ratio * tokens.advantages, ratio.clamp(1 - low, 1 + high) * tokens.advantages)
+                theirs = (each * tokens.mask).sum() / tokens.mask.sum()
+                gradients = [torch.autograd.grad(x, logps)[0] for x in (theirs, ours.loss)]
+                torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
+                checked.append(float(ours.metrics["clip_fraction"]))
             return loss
 
-    with pytest.raises(TrainingDivergedError, match="NaN"):
-        run(Poisoned, BandGRPOConfig(**settings(tmp_path)), tiny)
+    config = BandGRPOConfig(**settings(tmp_path, max_steps=8, beta=beta))
+    trainer = run(Watched, config, tiny, rule=rule)
+    assert trainer.state.global_step == 8
+    if isinstance(rule, ByEntropy):
+        assert all(entropy is not None and float(entropy.min()) >= 0 for entropy, _ in seen)
+        assert {tuple(groups.shape[1:]) for _, groups in seen} == {(1,)}
+    if not beta:
+        assert checked
+        assert max(checked) > 0
+
+
+def test_a_need_that_trl_cannot_meet_is_refused_at_start(tmp_path, tiny):
+    class BySampler(Band):
+        needs = frozenset({"sampling_logps"})
+
+    with pytest.raises(
+        ValueError, match=r"BySampler needs sampling_logps: TRL's BandGRPOTrainer cannot.*use_vllm=True"
+    ):
+        run(BandGRPOTrainer, BandGRPOConfig(**settings(tmp_path, max_steps=1)), tiny, rule=BySampler())

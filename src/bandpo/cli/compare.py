@@ -75,7 +75,7 @@ def compare(
 def _list_studies() -> None:
     # As they stand in their files: checking them would import PyTorch.
     from bandpo.lab.study import STUDIES, study_names
-    from bandpo.runs.config import find_yaml, parse_mapping
+    from bandpo.settings import find_yaml, parse_mapping
 
     names = study_names()
     for name in names:

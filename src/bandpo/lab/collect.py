@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from bandpo.evaluation.statistics import Estimate
+from bandpo.evaluation.result import EvaluationResult
 from bandpo.evaluation.store import GREEDY, RESULT, SAMPLES, read_grades
 from bandpo.files import read_lines
 from bandpo.lab.metrics import BeforeAfter, Environment, HeldOut, Rollouts, Series, TrainingRecord, Updates
 from bandpo.runs.run_dir import RunDirectory
+from bandpo.runs.summary import RunSummary
 
 DIGITS = 4
 MOST_ENTRIES = 64
@@ -43,40 +42,9 @@ SERIES = {**ROLLOUT_SERIES, **UPDATE_SERIES}
 EXTREMES = {"ratio_max": max, "ratio_min": min}  # of several updates; other series keep the mean
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """The estimates of one evaluation (see docs/evaluation.md)."""
-
-    prompts: int
-    samples: int
-    temperature: float
-    metrics: dict[str, Estimate]
-
-    @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> Evaluated:
-        metrics = {name: Estimate(**estimate) for name, estimate in data["metrics"].items()}
-        return cls(data["prompts"], data["samples"], data["temperature"], metrics)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """summary.json of a run; no `before` and `after` if the recipe does not evaluate."""
-
-    steps: int
-    rollouts: int
-    seconds: float
-    stopped_by: str | None
-    before: Evaluated | None
-    after: Evaluated | None
-
-
-def read_summary(run: RunDirectory) -> Summary | None:
+def read_summary(run: RunDirectory) -> RunSummary | None:
     """The summary of a run; None if it did not finish."""
-    if not run.summary.exists():
-        return None
-    data = json.loads(run.summary.read_text(encoding="utf-8"))
-    before, after = (None if data[when] is None else Evaluated.parse(data[when]) for when in ("before", "after"))
-    return Summary(data["steps"], data["rollouts"], data["seconds"], data["stopped_by"], before, after)
+    return RunSummary.load(run.summary) if run.summary.exists() else None
 
 
 def read_environment(run: RunDirectory) -> Environment:
@@ -153,7 +121,7 @@ def rounded(value: float | None) -> float | None:
 
 
 def _held_out(path: Path) -> HeldOut:
-    result = Evaluated.parse(json.loads((path / RESULT).read_text(encoding="utf-8")))
+    result = EvaluationResult.load(path / RESULT)
     correct, greedy = (
         [sum(reward >= 1 for reward in grade.rewards) for grade in read_grades(path / name)]
         for name in (SAMPLES, GREEDY)

@@ -11,15 +11,15 @@ from importlib import resources
 from itertools import product
 from pathlib import Path
 
-from pydantic import BaseModel, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
-from bandpo.runs.config import (
-    RunConfig,
+from bandpo.runs.config import RunConfig, load_config
+from bandpo.settings import (
     Strict,
     apply_override,
+    explain,
     find_yaml,
     flatten,
-    load_config,
     parse_mapping,
     parse_value,
     yaml_names,
@@ -166,7 +166,7 @@ class Study(Strict):
         try:
             return Match.model_validate(found)
         except ValidationError as error:
-            raise ValueError(f"methods.{label}.match: {_explain(error, Match)}") from error
+            raise ValueError(f"methods.{label}.match: {explain(error, Match)}") from error
 
     def axis(self, name: str) -> dict[str, Settings]:
         """Label -> settings of one axis of the sweep."""
@@ -275,7 +275,7 @@ def validate_study(data: Settings) -> Study:
     try:
         study = Study.model_validate(data)
     except ValidationError as error:
-        raise ValueError(_explain(error, Study)) from error
+        raise ValueError(explain(error, Study)) from error
     for method in study.methods:
         for point in study.points():
             try:
@@ -298,21 +298,6 @@ def _check(study: Study, method: str, config: RunConfig) -> None:
         raise ValueError(f"metric is {study.metric!r}, but eval.samples is {config.eval.samples}")
     elif name == "greedy" and not config.eval.greedy:
         raise ValueError("metric is 'greedy', but eval.greedy is false")
-
-
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # not pydantic's names of alternatives
-    if first["type"] == "extra_forbidden":
-        *parents, last = map(str, first["loc"])
-        sections: dict[str, type[BaseModel]] = {"pilot": Pilot, "budget": Budget}
-        known = list(sections.get("".join(parents), model).model_fields)
-        return f"unknown key {key!r}{nearest(last, known)}; allowed here: {', '.join(known)}"
-    if first["type"] == "missing":
-        return f"key {key!r} is missing"
-    if first["type"] == "value_error":
-        return first["msg"].removeprefix("Value error, ")
-    return f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def run_settings(study: Study, run: Run, calibrated: Settings | None = None) -> Settings:

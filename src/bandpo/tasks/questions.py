@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from bandpo.settings import explain
 from bandpo.tasks.base import Problem, Task, without
 from bandpo.tasks.columns import Columns, excerpt
 from bandpo.tasks.datasets import DATASETS, known_dataset
 from bandpo.tasks.reading import Row, absolute, is_path, read_hub, read_path, without_suffix
-from bandpo.words import nearest
 
 Purpose = Literal["train", "test"]
 
@@ -171,12 +171,5 @@ def benchmark(source: str, **settings: Any) -> tuple[Questions, list[Problem]]:
     try:
         task = Questions(data=source, **settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            known = [k for k in Questions.model_fields if k not in ("name", "data")]
-            raise ValueError(f"unknown setting {key!r}{nearest(key, known)}; known: {', '.join(known)}") from error
-        if first["type"] == "value_error":
-            raise ValueError(first["msg"].removeprefix("Value error, ")) from error
-        raise ValueError(f"{key} is {first['input']!r}: {first['msg']}") from error
+        raise ValueError(explain(error, Questions)) from error
     return task, task.read(source, "test")
