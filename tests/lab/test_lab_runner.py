@@ -319,6 +319,7 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):
     assert starts(tmp_path / "out").count("runs/Band/0") == 1
 
 
+@pytest.mark.slow
 def test_threads_that_the_user_has_set_are_kept(tmp_path, monkeypatch):
     """Two studies on one machine, each with all cores' threads, would slow each other down tenfold."""
     study = load_study(write(tmp_path, methods={"GRPO": {"rule": {"name": "clip", "high": 0.28}}}, workers=1))
@@ -345,6 +346,7 @@ def test_gpus_are_those_that_the_user_has_chosen(monkeypatch):
         assert found == [*names, names[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("load", "said"), [(0.5, False), (9.26, True)])
 def test_a_busy_machine_is_said_before_a_study_starts(tmp_path, monkeypatch, load, said):
     monkeypatch.setattr(os, "getloadavg", lambda: (cores() + load, 0, 0) if said else (load, 0, 0))
@@ -357,6 +359,7 @@ def test_a_busy_machine_is_said_before_a_study_starts(tmp_path, monkeypatch, loa
     assert ("--workers" in first) == said
 
 
+@pytest.mark.slow
 def test_a_failed_pilot_run_skips_its_control_alone(tmp_path):
     methods = {
         "GRPO": {"rule": {"name": "clip", "high": 9}},
