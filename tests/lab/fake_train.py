@@ -63,7 +63,8 @@ for when in ("before", "after") if config.eval else ():
             completions = [{**one, "reward": float(dice.random() < 0.5)} for _ in range(config.eval.samples)]
             stream.write(json.dumps({"question": "", "answer": "", "origin": "", "completions": completions}) + "\n")
     estimate = {"mean": 0.1, "low": 0.1, "high": 0.1}
-    result = {"prompts": 20, "samples": config.eval.samples, "temperature": 1.0, "metrics": {"entropy": estimate}}
+    result = {"prompts": 20, "samples": config.eval.samples, "temperature": 1.0, "timeouts": 0}
+    result["metrics"] = {"entropy": estimate}
     (folder / "result.json").write_text(json.dumps(result))
 for folder in (run.checkpoints, run.model):
     folder.mkdir(exist_ok=True)

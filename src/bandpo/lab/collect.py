@@ -7,11 +7,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from bandpo.evaluation.statistics import Estimate
+from bandpo.evaluation.result import EvaluationResult
 from bandpo.evaluation.store import GREEDY, RESULT, SAMPLES, read_grades
 from bandpo.files import read_lines
 from bandpo.lab.metrics import BeforeAfter, Environment, HeldOut, Rollouts, Series, TrainingRecord, Updates
@@ -44,21 +43,6 @@ EXTREMES = {"ratio_max": max, "ratio_min": min}  # of several updates; other ser
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """The estimates of one evaluation (see docs/evaluation.md)."""
-
-    prompts: int
-    samples: int
-    temperature: float
-    metrics: dict[str, Estimate]
-
-    @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> Evaluated:
-        metrics = {name: Estimate(**estimate) for name, estimate in data["metrics"].items()}
-        return cls(data["prompts"], data["samples"], data["temperature"], metrics)
-
-
-@dataclass(frozen=True)
 class Summary:
     """summary.json of a run; no `before` and `after` if the recipe does not evaluate."""
 
@@ -66,8 +50,8 @@ class Summary:
     rollouts: int
     seconds: float
     stopped_by: str | None
-    before: Evaluated | None
-    after: Evaluated | None
+    before: EvaluationResult | None
+    after: EvaluationResult | None
 
 
 def read_summary(run: RunDirectory) -> Summary | None:
@@ -75,7 +59,10 @@ def read_summary(run: RunDirectory) -> Summary | None:
     if not run.summary.exists():
         return None
     data = json.loads(run.summary.read_text(encoding="utf-8"))
-    before, after = (None if data[when] is None else Evaluated.parse(data[when]) for when in ("before", "after"))
+    before, after = (
+        None if data[when] is None else EvaluationResult.parse(data[when], f"{run.summary}, {when}")
+        for when in ("before", "after")
+    )
     return Summary(data["steps"], data["rollouts"], data["seconds"], data["stopped_by"], before, after)
 
 
@@ -153,7 +140,7 @@ def rounded(value: float | None) -> float | None:
 
 
 def _held_out(path: Path) -> HeldOut:
-    result = Evaluated.parse(json.loads((path / RESULT).read_text(encoding="utf-8")))
+    result = EvaluationResult.load(path / RESULT)
     correct, greedy = (
         [sum(reward >= 1 for reward in grade.rewards) for grade in read_grades(path / name)]
         for name in (SAMPLES, GREEDY)

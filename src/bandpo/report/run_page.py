@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from pydantic import JsonValue
 
-from bandpo.evaluation.result import metric_label
+from bandpo.evaluation.result import metric_label, metric_rows
 from bandpo.files import read_lines
 from bandpo.lab.collect import Summary, logged, read_environment, read_summary
 from bandpo.lab.statistics import mean_interval
@@ -22,7 +22,6 @@ from bandpo.report.html import Block, Code, Drawing, Section, Text
 from bandpo.report.sections import describe, shared_sections
 from bandpo.runs.config import clip_rule_of
 from bandpo.runs.run_dir import RunDirectory
-from bandpo.runs.summary import metric_rows
 
 
 def read_run(path: Path) -> RunRecord:
@@ -101,7 +100,7 @@ def _results_of_one(summary: Summary | None) -> list[Block]:
     notes = (
         f"{before.prompts} held-out problems, {before.samples} samples each; 95% bootstrap intervals over problems."
     )
-    rows = metric_rows([asdict(before), asdict(after)])
+    rows = metric_rows([before, after])
     return [Text(text), Table.of_text(["held out", "before", "after"], rows, notes)]
 
 
