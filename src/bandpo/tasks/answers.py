@@ -41,7 +41,9 @@ def last_boxed(text: str) -> str | None:
 
 
 # Between two boxes of one answer: \boxed{1}, \boxed{2} \text{ and } \boxed{3}
-_BETWEEN = re.compile(r"(?:[\s,;$&]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{[^{}]*\b(?:and|or)\b[^{}]*\}|\b(?:and|or)\b)*")
+_BETWEEN = re.compile(
+    r"(?:[\s,;$&]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{[^{}]*\b(?:and|or)\b[^{}]*\}|\b(?:and|or)\b)*"
+)
 _MOST_BOXES = 50
 
 
@@ -97,10 +99,14 @@ _STATED = re.compile(
     r"|^####(?!#))[*_]*\s*",
     re.MULTILINE,
 )
-_THOUGHT_OPENS, _THOUGHT_ENDS = re.compile(r"<think(?:ing)?>", re.IGNORECASE), re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+_THOUGHT_OPENS, _THOUGHT_ENDS = (
+    re.compile(r"<think(?:ing)?>", re.IGNORECASE),
+    re.compile(r"</think(?:ing)?>", re.IGNORECASE),
+)
 _SPECIAL = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end)\|>|</s>|<eos>|<end_of_turn>")
 _NEXT_QUESTION = re.compile(
-    r"^[ \t]*(?:#+[ \t]*|\*\*)?(?:(?:Question|Problem|Exercise|Example|Q|Human|User|Instruction|Input)\b[ \t]*\d*[ \t]*\**[:.]"
+    r"^[ \t]*(?:#+[ \t]*|\*\*)?(?:(?:Question|Problem|Exercise|Example|Q|Human|User|Instruction|Input)\b"
+    r"[ \t]*\d*[ \t]*\**[:.]"
     "|(?:问题|题目|例)\\s*\\d*\\s*[:：])",
     re.MULTILINE,
 )
@@ -187,7 +193,9 @@ def last_integer(text: str, whole: bool = False) -> str | None:
 
 
 # Marks of layout, which two writings of the same answer may or may not have.
-_LAYOUT = re.compile(r"\\(?:left|right|big|Big|bigl|bigr|displaystyle|,|!|;|:| |quad)(?![A-Za-z])|[\s$~]|\*\*(?!\w)|\A\*\*")
+_LAYOUT = re.compile(
+    r"\\(?:left|right|big|Big|bigl|bigr|displaystyle|,|!|;|:| |quad)(?![A-Za-z])|[\s$~]|\*\*(?!\w)|\A\*\*"
+)
 _WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)(?:\s|~|\\[,;: ]|\\quad)+(?=\d)(?!\d{3}(?!\d))")
 
@@ -207,21 +215,34 @@ def holds_words(text: str) -> bool:
 # ---------------------------------------------------------------- expressions in prose
 
 _MATH, _GLUE, _JOIN, _WORD, _STOP = "math", "glue", "join", "word", "stop"
-_MATH_WORDS = set(
-    "pi inf infinity sqrt abs exp sin cos tan cot sec csc log ln arcsin arccos arctan sinh cosh tanh percent hundred "
-    "thousand million billion trillion dozen mod".split()
+_MATH_WORDS = re.compile(
+    "pi|inf|infinity|sqrt|abs|exp|sin|cos|tan|cot|sec|csc|log|ln|arcsin|arccos|arctan|sinh|cosh|tanh|percent|hundred|"
+    "thousand|million|billion|trillion|dozen|mod"
 )
 _TOKENS = re.compile(
     r"(?P<math>\$\$.+?\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]|\\begin\{(\w+\*?)\}.*?\\end\{\2\}"
-    r"|\\(?:text\w*|mbox|mathrm|mathbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+|\\[%{}|,!;: ]|\d+(?:,\d{3})*(?:\.\d+)?|\.\d+"
+    r"|\\(?:text\w*|mbox|mathrm|mathbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+|\\[%$&#{}|,!;: ]"
+    r"|\d+(?:,\d{3})*(?:\.\d+)?|\.\d+"
     "|[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞√∞π∅ℝ]|[α-ωΑ-Ω])"
     r"|(?P<word>(?!sqrt|frac)[A-Za-z]{3,}\{[^{}]*\}|[A-Za-z]+)|(?P<join>[或和与、]|&)|(?P<cjk>[\u4e00-\u9fff]+)"
     r"|(?P<stop>[.!?。！？](?=\s|$|[*\"'”)])|\n)|(?P<space>[ \t\r*`_\"“”]+(?![\w(\\])|[ \t\r`\"“”]+)|(?P<glue>.)",
     re.DOTALL,
 )
-_CURRENCY = re.compile(r"\$(?=\d[\d,]*(?:\.\d+)?(?:[.,;:!?)]?\s+(?:[A-Za-z]{2}|\$)|[.,;:!?]?\s*$))", re.MULTILINE)
+_CURRENCY = re.compile(r"\\?\$(?=\d[\d,]*(?:\.\d+)?(?:[.,;:!?)]?\s+(?:[A-Za-z]{2}|\$)|[.,;:!?]?\s*$))", re.MULTILINE)
 _LABEL = re.compile(r"(?:\([A-J]\)|[A-J][).:])\s+\S")  # a choice with what it stands for
-_REASONS = {"because", "since", "as", "for", "where", "when", "if", "so", "with", "from", "which"}  # they go on to tell why
+_REASONS = {
+    "because",
+    "since",
+    "as",
+    "for",
+    "where",
+    "when",
+    "if",
+    "so",
+    "with",
+    "from",
+    "which",
+}  # they go on to tell why
 _VERBS = {"is", "are", "was", "were"}
 
 
@@ -254,7 +275,7 @@ def _word_kind(word: str, attached: bool, following: str) -> str:
         return _JOIN
     if attached and len(word) <= 3 and lower not in ("th", "st", "nd", "rd"):
         return _MATH
-    if lower in _MATH_WORDS or word in ("AM", "PM") or following[:1] == "(" and len(word) <= 2:
+    if _MATH_WORDS.fullmatch(lower) or word in ("AM", "PM") or (following[:1] == "(" and len(word) <= 2):
         return _MATH
     if len(word) > 1:
         return _WORD
@@ -276,7 +297,9 @@ def _runs(text: str, tokens: list[_Token]) -> list[tuple[int, int]]:
         following = last + 1
         while i <= last and text[tokens[i].start : tokens[i].end] in ",;:=>)*":
             i += 1
-        while last >= i and (tokens[last].kind == _JOIN or text[tokens[last].start : tokens[last].end] in ",;:=-+<>/^~("):
+        while last >= i and (
+            tokens[last].kind == _JOIN or text[tokens[last].start : tokens[last].end] in ",;:=-+<>/^~("
+        ):
             last -= 1
         if any(token.kind == _MATH for token in tokens[i : last + 1]):
             runs.append((i, last))
@@ -292,7 +315,12 @@ def _compound(tokens: list[_Token], runs: list[tuple[int, int]], text: str) -> b
     words = [text[token.start : token.end].lower() for token in between if token.kind == _WORD]
     plain = all(token.kind in (_WORD, _JOIN) for token in between)
     behind = tokens[runs[1][1] + 1 : runs[1][1] + 2]
-    return plain and len(words) == 1 and words[0] not in _REASONS | _VERBS and any(token.kind == _WORD for token in behind)
+    return (
+        plain
+        and len(words) == 1
+        and words[0] not in _REASONS | _VERBS
+        and any(token.kind == _WORD for token in behind)
+    )
 
 
 def _cut(text: str, tokens: list[_Token], run: tuple[int, int]) -> str:
@@ -327,7 +355,7 @@ def _last(text: str, tokens: list[_Token], runs: list[tuple[int, int]]) -> str |
     """The last run, rather one with more than letters."""
     found = [_cut(text, tokens, run) for run in runs]
     full = [one for one in found if re.search(r"[\d\\$=<>]", one)]
-    return (full or found or [None])[-1]
+    return next(reversed(full or found), None)
 
 
 def last_expression(text: str) -> str | None:

@@ -1,8 +1,8 @@
 r"""One writing for each notation, so that Math-Verify compares what is meant.
 
-Nothing here judges whether two answers are equal. Every rule is applied to the reference and to the completion, changes
-how something is written and not what it says, and stands in `RULES` with an example. Standard library only: the
-grading worker loads this file by its path.
+Nothing here judges whether two answers are equal. Every rule is applied to the reference and to the completion,
+changes how something is written and not what it says, and stands in `RULES` with an example. Standard library only:
+the grading worker loads this file by its path.
 """
 
 from __future__ import annotations
@@ -75,21 +75,24 @@ def _characters(text: str) -> str:
 
 # ---------------------------------------------------------------- words and units
 
-_OPERATORS = (
-    "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp lg gcd lcm max min sqrt abs "
-    "pi inf infinity"
-).split()
+
+def _words(text: str) -> set[str]:
+    return set(text.split())
+
+
+_OPERATORS = _words(
+    "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp lg gcd lcm max min sqrt abs pi inf "
+    "infinity"
+)
 _CONNECT = ("and", "or")
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 # They say which, not how much: without them 3 AM would be 3 PM.
 _NO_UNIT = {*_OPERATORS, *_CONNECT, *_POWERS, "dozen", "am", "pm", "mod", "if", "to", "bc", "ad", "negative", "minus"}
-_UNITS = set(
-    (
-        "mm cm dm km mg kg ml cl hr min sec ms ns kb mb gb ft in yd mi lb oz mph kmh rad deg hz khz mhz ev kev mev gev "
-        "kj kw kwh mv mol nm atm pa kpa usd eur rs sq per day men cup pen egg box bag cow hen pie toy car boy girl way "
-        "cat dog bus mile hour year week inch foot feet yard cent gram pound liter litre ton watt volt page book kid "
-        "coin card tree bird fish ball time unit"
-    ).split()
+_UNITS = _words(
+    "mm cm dm km mg kg ml cl hr min sec ms ns kb mb gb ft in yd mi lb oz mph kmh rad deg hz khz mhz ev kev mev "
+    "gev kj kw  kwh mv mol nm atm pa kpa usd eur rs sq per day men cup pen egg box bag cow hen pie toy car boy "
+    "girl way cat dog bus  mile hour year week inch foot feet yard cent gram pound liter litre ton watt volt "
+    "page book kid coin card tree bird  fish ball time unit"
 )
 
 
@@ -128,6 +131,14 @@ def _bare_unit(match: re.Match[str]) -> str:
     attached = match[0][0].isalpha()
     known = {words[0].lower(), words[0].lower().removesuffix("s")} & _UNITS
     return "" if all(map(is_unit, words)) and (known or not attached) else match[0]
+
+
+def _bare_words(text: str) -> str:
+    """A word is not the product of its letters, which 'stop' would share with 'pots'."""
+    if not re.search(r"[A-Za-z]{4}", text):
+        return text
+    parts = [re.fullmatch(r"(\s*)([A-Za-z]{4,})([\s.]*)", part) or part for part in text.split(",")]
+    return ",".join(part if isinstance(part, str) else rf"{part[1]}\text{{{part[2]}}}{part[3]}" for part in parts)
 
 
 def _power_word(match: re.Match[str]) -> str:
@@ -251,81 +262,217 @@ def _imaginary(text: str) -> str:
 
 RULES: tuple[Rule, ...] = (
     Rule("characters", "√½×１５−x²", r"√\frac{1}{2}\times 15-x^{2}", _characters),
-    Rule("root sign", "√(x+1) and 2√5", r"\sqrt(x+1) and 2\sqrt{5}", _replace(r"√\s*(\d+|[A-Za-z]|(?=[(\\{]))",
-         lambda m: rf"\sqrt{{{m[1]}}}" if m[1] else r"\sqrt")),
+    Rule(
+        "root sign",
+        "√(x+1) and 2√5",
+        r"\sqrt(x+1) and 2\sqrt{5}",
+        _replace(r"√\s*(\d+|[A-Za-z]|(?=[(\\{]))", lambda m: rf"\sqrt{{{m[1]}}}" if m[1] else r"\sqrt"),
+    ),
     Rule("math marks", r"\($5$\)", "5", _replace(r"\\?\$|(?<!\\)\\[()\[\]]", "")),
-    Rule("doubled backslash", r"\\frac12", r"\frac12", _replace(
-        r"^(?!.*(?:matrix|array|cases|aligned))(?:.*\\\\[A-Za-z].*)$", lambda m: re.sub(r"\\\\(?=[A-Za-z])", r"\\", m[0]))),
+    Rule(
+        "doubled backslash",
+        r"\\frac12",
+        r"\frac12",
+        _replace(
+            r"^(?!.*(?:matrix|array|cases|aligned))(?:.*\\\\[A-Za-z].*)$",
+            lambda m: re.sub(r"\\\\(?=[A-Za-z])", r"\\", m[0]),
+        ),
+    ),
     Rule("currency", "£5", "5", _replace("[€£¥￥₹](?=\\s*[\\d.])", "")),
-    Rule("layout", r"\left( 1,2\right)", "( 1,2)", _replace(
-        r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|large|Large|huge|small|normalsize)(?![A-Za-z])\.?|(?<!\\)\\!\s*",
-        "")),
+    Rule(
+        "layout",
+        r"\left( 1,2\right)",
+        "( 1,2)",
+        _replace(
+            r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|large|Large|huge|small|normalsize)(?![A-Za-z])\.?|(?<!\\)\\!\s*",
+            "",
+        ),
+    ),
     Rule("narrow space", r"1\,000", "1000", _replace(r"(?<=\d)(?:\\[,;: ]|~|\{,\}|\{ \})(?=\d{3}(?!\d))", "")),
     Rule("comma in braces", "1{,}000", "1,000", _replace(r"\{\s*,\s*\}", ",")),
     Rule("spaces", r"5\, 6~7", "5  6 7", _replace(r"(?<!\\)\\(?:[,;: >]|q?quad(?![A-Za-z]))|~", " ")),
-    Rule("color", r"\color{red}6", "6", _replace(
-        r"\\color\s*(?:\{[^{}]*\}|\[[^\]]*\])|\\(?:textcolor|colorbox)\s*\{[^{}]*\}(?=\s*\{)", "")),
+    Rule(
+        "color",
+        r"\color{red}6",
+        "6",
+        _replace(r"\\color\s*(?:\{[^{}]*\}|\[[^\]]*\])|\\(?:textcolor|colorbox)\s*\{[^{}]*\}(?=\s*\{)", ""),
+    ),
     Rule("fractions", r"\dfrac12", r"\frac12", _replace(r"\\[dtc]frac(?![A-Za-z])", r"\\frac")),
-    Rule("relations", r"x\leqslant 5", r"x\le  5", _replace(
-        r"\\(?:leqslant|geqslant|leq|geq|neq|lt|gt)(?![A-Za-z])|<=|>=|!=", lambda m: _RELATIONS[m[0]] + " ")),
-    Rule("spaced digits", "12 000", "12000", _replace(
-        r"(?<![\d.,/}])(?<!\d )\d{1,3}(?: \d{3})+(?![\d/])(?! \d)", lambda m: m[0].replace(" ", ""))),
+    Rule(
+        "relations",
+        r"x\leqslant 5",
+        r"x\le  5",
+        _replace(r"\\(?:leqslant|geqslant|leq|geq|neq|lt|gt)(?![A-Za-z])|<=|>=|!=", lambda m: _RELATIONS[m[0]] + " "),
+    ),
+    Rule(
+        "spaced digits",
+        "12 000",
+        "12000",
+        _replace(r"(?<![\d.,/}])(?<!\d )\d{1,3}(?: \d{3})+(?![\d/])(?! \d)", lambda m: m[0].replace(" ", "")),
+    ),
     Rule("thousands", "1,234,567", "1234567", _thousands),
-    Rule("words for powers of ten", r"5\text{ million dollars}", r"5\times 10^{6}\text{ dollars}", _replace(
-        rf"(?<=[\d}}])\s*(?P<open>\\text\{{\s*)?(?P<word>{_POWER_WORDS})\b(?P<close>\s*\}})?", _power_word, re.IGNORECASE)),
-    Rule("text around a number", r"\text{5 apples}", "5 apples", _replace(r"^\s*\\text\s*\{\s*(-?\d[^{}]*)\}\s*$", r"\1")),
-    Rule("all real numbers", r"\text{all real numbers}", r"(-\infty, \infty)", _replace(
-        r"^\s*(?:\\text\s*\{)?\s*(?:(?:the )?set of )?(?:all )?(?:the )?real numbers\s*\}?\.?\s*$", r"(-\\infty, \\infty)",
-        re.IGNORECASE)),
+    Rule(
+        "words for powers of ten",
+        r"5\text{ million dollars}",
+        r"5\times 10^{6}\text{ dollars}",
+        _replace(
+            rf"(?<=[\d}}])\s*(?P<open>\\text\{{\s*)?(?P<word>{_POWER_WORDS})\b(?P<close>\s*\}})?",
+            _power_word,
+            re.IGNORECASE,
+        ),
+    ),
+    Rule(
+        "text around a number",
+        r"\text{5 apples}",
+        "5 apples",
+        _replace(r"^\s*\\text\s*\{\s*(-?\d[^{}]*)\}\s*$", r"\1"),
+    ),
+    Rule(
+        "all real numbers",
+        r"\text{all real numbers}",
+        r"(-\infty, \infty)",
+        _replace(
+            r"^\s*(?:\\text\s*\{)?\s*(?:(?:the )?set of )?(?:all )?(?:the )?real numbers\s*\}?\.?\s*$",
+            r"(-\\infty, \\infty)",
+            re.IGNORECASE,
+        ),
+    ),
     Rule("dozen", "2 dozen", r"2\times 12", _replace(r"(?<=\d)\s*dozens?\b", r"\\times 12")),
-    Rule("Chinese powers of ten", "3万元", r"3\times 10^{4}元", _replace(
-        "(?<=\\d)\\s*([万亿])", lambda m: r"\times 10^{4}" if m[1] == "万" else r"\times 10^{8}")),
+    Rule(
+        "Chinese powers of ten",
+        "3万元",
+        r"3\times 10^{4}元",
+        _replace("(?<=\\d)\\s*([万亿])", lambda m: r"\times 10^{4}" if m[1] == "万" else r"\times 10^{8}"),
+    ),
     Rule("Chinese and, or", "5或6", "5 or 6", _replace("[和或与及]", lambda m: " or " if m[0] == "或" else " and ")),
-    Rule("Chinese units", "5厘米", "5", _replace(
-        "(?<=[\\d}])\\s*(?!\\s|[十百](?!分点))(?!千(?![克米瓦]))[\u4e00-\u9fff]+(?=\\s*(?:$|[,;.]))", "")),
-    Rule("percent", "20 percent", r"20\%", _replace(
-        r"\s*\\text\s*\{\s*(?:percent|pct|%|\\%)\s*\}|(?<=\d)\s*(?:percent|pct)\b|(?<!\\)%", r"\\%")),
-    Rule("units as text", r"\frac{5\text{ m}}{2}", r"\frac{5}{2}", _replace(
-        rf"{_BEHIND_NUMBER}{_UNIT}(?:\s*(?:/|\\cdot|\\times)?\s*{_UNIT})*(?!\s*[\dA-Za-z\\])", _text_unit)),
-    Rule("units", "18 dollars per day", "18", _replace(
-        rf"{_BEHIND_NUMBER}{_WORD}(?:(?:\s*/\s*|\s+){_WORD})*\s*$", _bare_unit)),
-    Rule("degrees", r"90^{\circ}", "90", _replace(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))\s*[CF]?(?![A-Za-z])|\\degree(?![A-Za-z])", "")),
+    Rule(
+        "Chinese units",
+        "5厘米",
+        "5",
+        _replace("(?<=[\\d}])\\s*(?!\\s|[十百](?!分点))(?!千(?![克米瓦]))[\u4e00-\u9fff]+(?=\\s*(?:$|[,;.]))", ""),
+    ),
+    Rule(
+        "percent",
+        "20 percent",
+        r"20\%",
+        _replace(r"\s*\\text\s*\{\s*(?:percent|pct|%|\\%)\s*\}|(?<=\d)\s*(?:percent|pct)\b|(?<!\\)%", r"\\%"),
+    ),
+    Rule(
+        "units as text",
+        r"\frac{5\text{ m}}{2}",
+        r"\frac{5}{2}",
+        _replace(rf"{_BEHIND_NUMBER}{_UNIT}(?:\s*(?:/|\\cdot|\\times)?\s*{_UNIT})*(?!\s*[\dA-Za-z\\])", _text_unit),
+    ),
+    Rule(
+        "units",
+        "18 dollars per day",
+        "18",
+        _replace(rf"{_BEHIND_NUMBER}{_WORD}(?:(?:\s*/\s*|\s+){_WORD})*\s*$", _bare_unit),
+    ),
+    Rule(
+        "degrees",
+        r"90^{\circ}",
+        "90",
+        _replace(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))\s*[CF]?(?![A-Za-z])|\\degree(?![A-Za-z])", ""),
+    ),
     Rule("fonts", r"\mathrm{e}^{2}+\mathbf{x}", "e ^{2}+x ", _fonts),
-    Rule("and, or", r"1, 2, \text{ and } 3", "1, 2, 3", _replace(
-        r"\s*,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*(?!\s*[<>=])", ", ")),
-    Rule("vectors", r"\langle 1,2\rangle", "( 1,2)", _replace(
-        r"\\langle(?![A-Za-z])([^<>|]*?)\\rangle(?![A-Za-z])|^\s*<([^<>]*,[^<>]*)>\s*$",
-        lambda m: f"({m[1] if m[1] is not None else m[2]})")),
-    Rule("repeating decimal", r"0.1\overline{6}", r"\frac{15}{90}", _replace(
-        r"(?<![\d.])(?P<whole>\d*)\.(?P<start>\d*)"
-        r"(?P<period>\\(?:overline|bar|dot)\s*\{?\d+\}?(?:\d*\\dot\s*\{?\d\}?)?|\(\d+\)(?!\s*[\d(^]))", _repeating)),
-    Rule("repeating dots", r"0.333\ldots", r"\frac{3}{9}", _replace(
-        r"(?<![\d.])(?P<whole>\d*)\.(?P<start>\d*?)(?P<period>\d{1,6}?)(?P=period){2,}(?:\.\.\.|\\[lc]?dots(?![A-Za-z]))",
-        _repeating)),
-    Rule("ellipsis", r"1,2,\ldots,9", r"1,2,\text{etc},9", _replace(
-        r"\\[lc]?dots(?:[cbmio](?![A-Za-z]))?(?![A-Za-z])|\.\.\.", r"\\text{etc}")),
+    Rule(
+        "and, or",
+        r"1, 2, \text{ and } 3",
+        "1, 2, 3",
+        _replace(
+            r"\s*,?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*(?!\s*[<>=])", ", "
+        ),
+    ),
+    Rule(
+        "vectors",
+        r"\langle 1,2\rangle",
+        "( 1,2)",
+        _replace(
+            r"\\langle(?![A-Za-z])([^<>|]*?)\\rangle(?![A-Za-z])|^\s*<([^<>]*,[^<>]*)>\s*$",
+            lambda m: f"({m[1] if m[1] is not None else m[2]})",
+        ),
+    ),
+    Rule(
+        "repeating decimal",
+        r"0.1\overline{6}",
+        r"\frac{15}{90}",
+        _replace(
+            r"(?<![\d.])(?P<whole>\d*)\.(?P<start>\d*)"
+            r"(?P<period>\\(?:overline|bar|dot)\s*\{?\d+\}?(?:\d*\\dot\s*\{?\d\}?)?|\(\d+\)(?!\s*[\d(^]))",
+            _repeating,
+        ),
+    ),
+    Rule(
+        "repeating dots",
+        r"0.333\ldots",
+        r"\frac{3}{9}",
+        _replace(
+            r"(?<![\d.])(?P<whole>\d*)\.(?P<start>\d*?)(?P<period>\d{1,6}?)(?P=period){2,}(?:\.\.\.|\\[lc]?dots(?![A-Za-z]))",
+            _repeating,
+        ),
+    ),
+    Rule(
+        "ellipsis",
+        r"1,2,\ldots,9",
+        r"1,2,\text{etc},9",
+        _replace(r"\\[lc]?dots(?:[cbmio](?![A-Za-z]))?(?![A-Za-z])|\.\.\.", r"\\text{etc}"),
+    ),
     Rule("Python power", "x**-2", "x^-2", _replace(r"\*\*", "^")),
     Rule("Python root", "2*sqrt((x+1)/2)", r"2*\sqrt{(x+1)/2}", _braced(r"\\?\bsqrt", r"\sqrt{", "}")),
     Rule("Python absolute value", "abs(x)", "|x|", _braced(r"(?<!\\)\babs", "|", "|")),
     Rule("Python exponential", "exp(2*x)", "e^{2*x}", _braced(r"\\?\bexp", "e^{", "}")),
     Rule("power in parentheses", "x^((1+2)/3)", "x^{(1+2)/3}", _braced(r"\^", "^{", "}")),
-    Rule("functions", "sin(pi/2)", r"\sin(pi/2)", _replace(
-        r"(?<![A-Za-z\\])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln)(?=\s*[\d(^_\\]|\s+[a-z]\b)", r"\\\1")),
-    Rule("function of parentheses in braces", r"\sin^{2}{(3x)}/5", r"\sin^{2}(3x)/5", _replace(
-        r"(\\(?:arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln)(?:\s*\^\s*\{[^{}]*\})?)"
-        r"\s*\{\s*(\((?:[^(){}]|\{[^{}]*\}|\((?:[^()])*\))*\))\s*\}", r"\1\2")),
-    Rule("pi, infinity", "2*pi", r"2*\pi ", _replace(
-        r"(?<![A-Za-z\\])(?:(pi)|infinity|inf|oo)(?![A-Za-z])", lambda m: r"\pi " if m[1] else r"\infty ")),
-    Rule("e-notation", "6.02e23", r"6.02 \times 10^{23}", _replace(
-        r"(?<![A-Za-z\\\d.}])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![A-Za-z\d.])", _scientific)),
+    Rule(
+        "functions",
+        "sin(pi/2)",
+        r"\sin(pi/2)",
+        _replace(
+            r"(?<![A-Za-z\\])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln)(?=\s*[\d(^_\\]|\s+[a-z]\b)",
+            r"\\\1",
+        ),
+    ),
+    Rule(
+        "function of parentheses in braces",
+        r"\sin^{2}{(3x)}/5",
+        r"\sin^{2}(3x)/5",
+        _replace(
+            r"(\\(?:arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln)(?:\s*\^\s*\{[^{}]*\})?)"
+            r"\s*\{\s*(\((?:[^(){}]|\{[^{}]*\}|\((?:[^()])*\))*\))\s*\}",
+            r"\1\2",
+        ),
+    ),
+    Rule(
+        "pi, infinity",
+        "2*pi",
+        r"2*\pi ",
+        _replace(r"(?<![A-Za-z\\])(?:(pi)|infinity|inf|oo)(?![A-Za-z])", lambda m: r"\pi " if m[1] else r"\infty "),
+    ),
+    Rule(
+        "e-notation",
+        "6.02e23",
+        r"6.02 \times 10^{23}",
+        _replace(r"(?<![A-Za-z\\\d.}])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![A-Za-z\d.])", _scientific),
+    ),
     Rule("times", "2*x", r"2\cdot x", _replace(r"\*", r"\\cdot ")),
     Rule("powers of several digits", "x^-10", "x^{-10}", _replace(r"\^\s*([-+]?(?:\d+\.\d+|\d+))", r"^{\1}")),
-    Rule("mixed number", "1 1/4", r"1\frac{1}{4}", _replace(
-        r"(?<![\d.^_{/}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/.^])", _mixed)),
-    Rule("set-builder", r"\{x \mid x > 2\}", "x > 2", _replace(
-        rf"^\s*(?:[A-Za-z]\s*=\s*)?\\?\{{\s*(?P<variable>[A-Za-z]){_MEMBER}\s*(?:\\mid|\\vert|\\colon|\||:)(?P<condition>(?:[^{{}}|:]|\{{[^{{}}]*\}})*?)\\?\}}\s*$",
-        _set_builder)),
+    Rule(
+        "mixed number",
+        "1 1/4",
+        r"1\frac{1}{4}",
+        _replace(r"(?<![\d.^_{/}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/.^])", _mixed),
+    ),
+    Rule(
+        "set-builder",
+        r"\{x \mid x > 2\}",
+        "x > 2",
+        _replace(
+            rf"^\s*(?:[A-Za-z]\s*=\s*)?\\?\{{\s*(?P<variable>[A-Za-z]){_MEMBER}\s*(?:\\mid|\\vert|\\colon|\||:)(?P<condition>(?:[^{{}}|:]|\{{[^{{}}]*\}})*?)\\?\}}\s*$",
+            _set_builder,
+        ),
+    ),
     Rule("imaginary unit", "3+2i", r"3+2\sqrt{-1}", _imaginary),
+    Rule("bare words", "stop, even", r"\text{stop}, \text{even}", _bare_words),
     Rule("end of sentence", "= 5.", "5", _replace(r"^\s*=\s*|[\s.,;:]+$", "")),
 )
 
@@ -364,6 +511,9 @@ def decimals(text: str) -> list[str]:
 
 def is_readable(text: str) -> bool:
     """Whether Math-Verify may read a text; it would add up numbers that merely stand side by side."""
+    words = r"(?<![A-Za-z\\{])(?:[A-Za-z]{2,}\s+[A-Za-z]{3,}|[A-Za-z]{3,}\s+[A-Za-z]{2,})"
+    if re.search(words, _LETTERS.sub("", text)):
+        return False  # prose, not a product of its letters
     bare = re.sub(r"\\(?:frac|binom|log_|sqrt)\s*(?:\d+|\{[^{}]*\})?\s*\d*", "f", text)
     return 0 < len(text) <= MAX_LENGTH and not re.search(r"\d\s+[\d.]", bare) and not re.search(r"\d\.\d*\.\d", bare)
 
