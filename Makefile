@@ -1,6 +1,7 @@
 # Two commands do all the set-up on a fresh machine:
 #   make quickstart   installs, then trains a small pretrained model for about 4 minutes
 #   make test         installs, then runs the tests
+#   make test-wheel   builds the wheel, installs it in a clean environment elsewhere and runs it there
 #   make test-verl    the same for the tests that need verl, in an environment of their own
 # RUN=DIR names the quickstart's run directory; by default it is runs/quickstart-DATE-TIME.
 PYTHON ?= python3
@@ -9,13 +10,17 @@ VERL_VENV ?= .venv-verl
 BIN := $(VENV)/bin
 
 # BENCH holds options of the benchmark, for example BENCH=--quick.
-.PHONY: quickstart test test-verl bench check format install clean
+.PHONY: quickstart test test-wheel test-verl bench check format install clean
 
 quickstart: install
 	$(BIN)/bandpo train quickstart $(if $(RUN),--output $(RUN))
 
 test: install $(VENV)/installed-gym
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# With the dependencies that pyproject.toml declares, not those of the lock files.
+test-wheel:
+	PYTHON=$(PYTHON) tests/wheel.sh
 
 test-verl: $(VERL_VENV)/installed
 	OMP_NUM_THREADS=1 $(VERL_VENV)/bin/python -m pytest tests_verl

@@ -73,8 +73,8 @@ class Arm:
         settings = _settings(options, directory / name)
         config = {
             "stock": lambda: GRPOConfig(**settings),
-            "clip": lambda: BandGRPOConfig(clip_rule="clip", **settings),
-            "band": lambda: BandGRPOConfig(clip_rule="band", **settings),
+            "clip": lambda: BandGRPOConfig(rule={"name": "clip"}, **settings),
+            "band": lambda: BandGRPOConfig(rule={"name": "band"}, **settings),
         }[name]()
         self.trainer = (GRPOTrainer if name == "stock" else BandGRPOTrainer)(
             model=model,

@@ -1,12 +1,16 @@
 """The names that others rely on, and the examples that the README prints."""
 
+import ast
 import contextlib
+import importlib
 import io
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
+import pytest
 import torch
 
 import bandpo
@@ -30,9 +34,49 @@ def test_names_of_the_design():
         aggregation="token-mean",
     )  # fmt: skip
     assert isinstance(loss, bandpo.PolicyLoss)
-    assert {bandpo.Clip(low=0.2, high=0.2), bandpo.Clip(0.2, 0.28), bandpo.DCPO(), bandpo.NoClip()}
-    for name in bandpo.__all__:
-        assert getattr(bandpo, name) is not None
+    for rule in (bandpo.Clip(low=0.2, high=0.2), bandpo.Clip(0.2, 0.28), bandpo.DCPO(), bandpo.NoClip()):
+        assert isinstance(rule, bandpo.ClipRule)
+        assert rule.inside(old, old).all(), rule
+    assert bandpo.Clip(0.2, 0.28).bounds(old).upper.tolist() == pytest.approx([1.28, 1.28])
+
+
+LAZY = ["bandpo", "bandpo.evaluation", "bandpo.training"]
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_lazy_packages_name_what_they_have(package):
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    checked = {alias.name: node.module for node in block.body for alias in node.names}
+    public = [name for name in checked if name != "__version__"]
+    assert sorted(public) == sorted(module.__all__), "what type checkers see is what is public"
+    for name, home in checked.items():
+        value = getattr(module, name)
+        assert value is getattr(importlib.import_module(home), name)
+        assert getattr(value, "__module__", home) == home, "named where it is defined"
+    assert set(module.__all__) <= set(dir(module))
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'bnd'"):
+        module.bnd  # noqa: B018
+
+
+def test_names_arrive_when_they_are_used():
+    code = """
+import sys, bandpo, bandpo.evaluation, bandpo.training
+assert set(bandpo.__all__) <= set(dir(bandpo)) and "torch" not in sys.modules, "listing loads nothing"
+assert hasattr(bandpo, "__version__") and not hasattr(bandpo, "bnd") and "torch" not in sys.modules
+from bandpo import *
+assert Band(0.1).radius == 0.1 and callable(band) and band is bandpo.band and "torch" in sys.modules
+assert "band" in vars(bandpo), "found without a detour the second time"
+import pickle
+assert pickle.loads(pickle.dumps(bandpo.Clip(0.2, 0.3))) == bandpo.Clip(0.2, 0.3)
+assert pickle.loads(pickle.dumps(bandpo.band)) is bandpo.band
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_version_is_that_of_the_installed_package():
+    assert bandpo.__version__ == metadata.version("bandpo")
 
 
 def test_readme_prints_what_it_says():

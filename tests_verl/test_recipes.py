@@ -12,7 +12,8 @@ from hydra import initialize_config_module
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
-from bandpo.core.rules import Band, make_rule
+from bandpo.core.registry import make_rule
+from bandpo.core.rules import Band
 from bandpo.integrations import verl_launch as launch
 from bandpo.integrations.common import read_rule
 

@@ -1,17 +1,24 @@
 """BandPO: probability-aware trust regions for reinforcement learning of language models (arXiv 2603.04918)."""
 
-from bandpo.core.band import Certificate, RatioBounds, band, band_side, binary_divergence, certify, inside
-from bandpo.core.divergences import FDivergence
-from bandpo.core.losses import PolicyLoss, policy_loss
-from bandpo.core.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
-from bandpo.core.table import BandTable, BandTable2D, band_table
+from typing import TYPE_CHECKING
+
+from bandpo.lazy import lazy
+
+if TYPE_CHECKING:
+    from bandpo.core.band import RatioBounds, band, band_side, binary_divergence, inside
+    from bandpo.core.certify import Certificate, certify
+    from bandpo.core.divergences import FDivergence
+    from bandpo.core.losses import PolicyLoss, policy_loss
+    from bandpo.core.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
+    from bandpo.core.table import BandTable, band_table
+    from bandpo.core.tokens import Tokens
+    from bandpo.version import __version__ as __version__
 
 __all__ = [
     "DCPO",
     "AdaptiveBand",
     "Band",
     "BandTable",
-    "BandTable2D",
     "Certificate",
     "Clip",
     "ClipRule",
@@ -19,6 +26,7 @@ __all__ = [
     "NoClip",
     "PolicyLoss",
     "RatioBounds",
+    "Tokens",
     "band",
     "band_side",
     "band_table",
@@ -27,3 +35,18 @@ __all__ = [
     "inside",
     "policy_loss",
 ]
+
+# The command line imports this file, and PyTorch takes seconds.
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "bandpo.core.band": ("RatioBounds", "band", "band_side", "binary_divergence", "inside"),
+        "bandpo.core.certify": ("Certificate", "certify"),
+        "bandpo.core.divergences": ("FDivergence",),
+        "bandpo.core.losses": ("PolicyLoss", "policy_loss"),
+        "bandpo.core.rules": ("DCPO", "AdaptiveBand", "Band", "Clip", "ClipRule", "NoClip"),
+        "bandpo.core.table": ("BandTable", "band_table"),
+        "bandpo.core.tokens": ("Tokens",),
+        "bandpo.version": ("__version__",),
+    },
+)

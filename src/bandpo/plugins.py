@@ -69,6 +69,6 @@ def load_class(spec: str, what: str, base: type[Base]) -> type[Base]:
         home = base.__module__.partition(".")[0]
         raise ValueError(f"{what} {spec!r} is a {kind}, allowed is a subclass of {home}'s {base.__name__}")
     if inspect.isabstract(found):
-        missing = ", ".join(f"{name}()" for name in sorted(found.__abstractmethods__))
+        missing = ", ".join(f"{name}()" for name in sorted(found.__abstractmethods__))  # type: ignore[attr-defined]
         raise ValueError(f"{what} {spec!r} lacks {missing}")
     return found

@@ -123,7 +123,8 @@ def test_report_can_be_written_again(finished):
         (["bounds", "--radius", "0"], ["radius", "0"]),
         (["bounds", "--divergence", "kk"], ["'kk'"]),
         (["bounds", "--p", "1.5"], ["1.5"]),
-        (["report", "nowhere"], ["not a run directory"]),
+        (["report", "nowhere"], ["'nowhere' does not exist"]),
+        (["report", "."], ["not a run directory"]),
         (["eval", "./nowhere", "nowhere.jsonl"], ["'nowhere.jsonl' does not exist"]),
     ],
 )

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from bandpo.cli.app import app
-from bandpo.cli.eval import fingerprint, locate_model, names_apart
 from bandpo.evaluation.backends import choose_backend, sample_vllm
-from bandpo.evaluation.sampling import encode
+from bandpo.evaluation.identity import fingerprint
+from bandpo.evaluation.sampling import Sampling, encode
 from bandpo.evaluation.store import read_grades
 from bandpo.models import scratch_model
 
@@ -92,23 +92,6 @@ def test_a_data_set_by_name(bandpo, tmp_path, model_path, monkeypatch):
     bandpo("eval", model_path, "gsm8k", *SMALL[:-1], "other", "--template", "plain", "--split", "train")
     assert loaded[1][1] == {"split": "train"}
     assert json.loads((tmp_path / "other" / "gsm8k" / "result.json").read_text())["task"]["template"] == "plain"
-
-
-def test_models_of_a_run(tmp_path, model_path):
-    run = tmp_path / "run"
-    (run / "checkpoints" / "checkpoint-4").mkdir(parents=True)
-    (run / "checkpoints" / "checkpoint-12").mkdir()
-    assert locate_model(str(run), None) == str(run), "not a run directory: as it is"
-    with pytest.raises(ValueError, match="not a run directory"):
-        locate_model(str(run), 4)
-    (run / "config.yaml").write_text("")
-    assert locate_model(str(run), 4) == str(run / "checkpoints" / "checkpoint-4")
-    with pytest.raises(ValueError, match=r"checkpoint-5; its checkpoints: 4, 12"):
-        locate_model(str(run), 5)
-    with pytest.raises(ValueError, match=r"has no model; its checkpoints: 4, 12"):
-        locate_model(str(run), None)
-    shutil.copytree(model_path, run / "model")
-    assert locate_model(str(run), None) == str(run / "model")
 
 
 def test_an_adapter_is_evaluated_with_its_base(bandpo, tmp_path, model_path, questions):
@@ -194,9 +177,8 @@ def test_vllm_gets_exactly_these_arguments(bandpo, tmp_path, model_path, questio
 @pytest.mark.parametrize("changes", [{"temperature": 0.6}, {"top_p": 0.95}, {"temperature": 0.0}])
 def test_vllm_entropy_is_left_out_where_it_would_be_biased(fake_vllm, changes):
     engine = FakeLLM()
-    settings = {"temperature": 1.0, "top_p": 1.0, **changes}
-    fixed = {"samples": 2, "max_new_tokens": 4, "batch_size": 9, "seed": 3, "progress": None}
-    drawn = sample_vllm(engine, engine.get_tokenizer(), ["ab", "c"], **fixed, **settings)
+    sampling = Sampling(samples=2, max_new_tokens=4, seed=3, **changes)
+    drawn = sample_vllm(engine, engine.get_tokenizer(), ["ab", "c"], sampling)
     assert [[c.entropy for c in completions] for completions in drawn] == [[None, None]] * 2
     assert FakeLLM.calls[-1][2][0]["logprobs"] is None
 
@@ -216,29 +198,6 @@ def test_backends():
         choose_backend("vllm", "x")
     with pytest.raises(ValueError, match="did you mean 'vllm'"):
         choose_backend("vlm", "x")
-
-
-def test_names_of_data_sets(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert names_apart(["gsm8k", "d/test.jsonl", "v1.5"]) == ["gsm8k", "test", "v1.5"]
-    assert names_apart(["a/x/test.jsonl", "b/x/test.json", "c/y/test"]) == ["a-x-test", "b-x-test", "y-test"]
-    assert names_apart(["gsm8k", "openai/gsm8k"]) == ["gsm8k", "openai-gsm8k"]
-    with pytest.raises(ValueError, match="given twice"):
-        names_apart(["a.jsonl", str(tmp_path / "a.jsonl")])
-
-
-def test_other_weights_have_another_fingerprint(tmp_path, model_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(model_path, copy)
-    assert fingerprint(copy) == fingerprint(model_path)
-    seen = {fingerprint(copy), fingerprint(tmp_path / "nowhere")}
-    large = copy / "more.safetensors"
-    for data in (bytes(3 << 20), bytes((3 << 20) - 1) + b"x", b"x" + bytes((3 << 20) - 1), bytes(4 << 20)):
-        large.write_bytes(data)
-        seen.add(fingerprint(copy))
-    assert len(seen) == 6
-    assert None in seen
-    assert fingerprint(large) is not None
 
 
 COMMAND = [sys.executable, "-c", "from bandpo.cli import main; main()"]
@@ -285,7 +244,7 @@ def test_evaluating_does_without_trl(tmp_path, model_path, questions):
         (["m", "QUESTIONS", "--reward", "maths"], ["did you mean 'math'"]),
         (["m", "QUESTIONS", "--columns", "gsm9k"], ["did you mean 'gsm8k'"]),
         (["m", "QUESTIONS", "--answer-key", "reply"], ["'reply'", "'question', 'answer'"]),
-        (["m", "QUESTIONS", "--top-p", "0"], ["--top-p is 0"]),
+        (["m", "QUESTIONS", "--top-p", "0"], ["top_p is 0"]),
         (["m", "QUESTIONS", "--temperature", "0"], ["--samples 1", "--greedy"]),
         (["m", "QUESTIONS", "--backend", "sglang"], ["'sglang'", "transformers, vllm"]),
         (["m", "QUESTIONS", "--checkpoint", "3"], ["not a run directory"]),

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandpo.core.band import DEFAULT_RADIUS, POSITIVE_TOLERANCE, band, band_side, binary_divergence, inside
+from bandpo.core.band import band, band_side, binary_divergence, inside
+from bandpo.core.checks import DEFAULT_RADIUS, POSITIVE_TOLERANCE
 from bandpo.core.divergences import FDivergence
 from helpers import NAMES
 

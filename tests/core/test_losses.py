@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bandpo import DCPO, Band, Clip, NoClip, policy_loss
-from bandpo.core.losses import AGGREGATIONS, aggregate
+from bandpo.core.losses import AGGREGATIONS, token_weights
 
 
 def batch(rows=4, columns=7, dtype=torch.float64, seed=0):
@@ -207,6 +207,7 @@ def test_bad_input_is_named(change, words):
         assert word in str(caught.value)
 
 
-def test_aggregate_with_a_horizon():
-    values, mask = torch.ones(2, 4), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
-    assert aggregate(values, mask, "seq-mean-token-sum-norm", horizon=10) == pytest.approx(0.3)
+def test_a_horizon_divides_the_sums():
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    weights = token_weights(mask, "seq-mean-token-sum-norm", 10, torch.float32)
+    assert float((mask * weights).sum()) == pytest.approx(0.3)

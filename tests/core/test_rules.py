@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bandpo import DCPO, AdaptiveBand, Band, Clip, ClipRule, FDivergence, NoClip, policy_loss
-from bandpo.core.rules import RULES, make_rule
+from bandpo.core.registry import RULES, make_rule
 
 LOGPS = torch.log(torch.tensor([[0.001, 0.01, 0.1], [0.5, 0.9, 1.0]]))
 

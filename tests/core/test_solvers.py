@@ -10,8 +10,9 @@ import torch
 
 import oracle
 from bandpo.core import solvers
-from bandpo.core.band import band, certify
-from bandpo.core.divergences import FDivergence, get_divergence
+from bandpo.core.band import band
+from bandpo.core.certify import certify
+from bandpo.core.divergences import BinaryForm, FDivergence, get_divergence
 from helpers import NAMES
 
 LOGPS = [-1e-9, -1e-4, -0.05, -0.7, -2.5, -7.0, -20.0, -85.0]
@@ -73,7 +74,8 @@ def test_the_fixed_trips_suffice(name, monkeypatch):
     monkeypatch.setattr(
         solvers, "KL_TRIPS", {torch.float32: (torch.float64,) * 8, torch.float64: (torch.float64,) * 8}
     )
-    many = band(old, radius, dataclasses.replace(get_divergence(name), trips=40))
+    f = get_divergence(name)
+    many = band(old, radius, dataclasses.replace(f, binary=dataclasses.replace(f.binary, trips=40)))
     seen = many.log_lower > -300
     torch.testing.assert_close(few.log_upper, many.log_upper, rtol=1e-11, atol=0)
     torch.testing.assert_close(few.log_lower[seen], many.log_lower[seen], rtol=1e-11, atol=0)
@@ -95,17 +97,28 @@ def test_the_certificate_holds(name, dtype):
     assert (proof.residual_lower[ok].abs() < 1e-3 * radius[ok] + 1e-12).float().mean() > 0.5
 
 
+# f'(u) of log u
+SLOPES = {
+    "chi2": lambda t: 2 * torch.expm1(t),
+    "neyman_chi2": lambda t: -torch.expm1(-2 * t),
+    "hellinger2": lambda t: -torch.expm1(-t / 2),
+    "kl": lambda t: -torch.expm1(-t),
+}
+
+
 @pytest.mark.parametrize("name", ["tv", "chi2", "neyman_chi2", "hellinger2", "kl"])
 def test_closed_and_special_forms_equal_root_finding(name):
     built_in = get_divergence(name)
     old, radius = _random_inputs(500)
-    bracketed = FDivergence(name, built_in.f, built_in.form, solver="bracket")
+    bracketed = FDivergence(name, built_in.f, solve=functools.partial(solvers.solve_bracket, part=built_in.part))
     want, got = band(old, radius, name), band(old, radius, bracketed)
     seen = (want.log_lower > -300) & (want.log_lower < 0)
     torch.testing.assert_close(got.log_upper, want.log_upper, rtol=1e-9, atol=0)
     torch.testing.assert_close(got.log_lower[seen], want.log_lower[seen], rtol=1e-6, atol=0)
     if name != "tv":  # a kink has no Newton
-        newton = band(old, radius, FDivergence(name, built_in.f, built_in.form, solver="newton"))
+        slope = SLOPES[name]
+        exact = BinaryForm(built_in.part, slope=lambda k: k.d * (slope(k.s) - slope(k.t)), log_tail=name == "kl")
+        newton = band(old, radius, FDivergence(name, built_in.f, exact, shape=built_in.shape))
         torch.testing.assert_close(newton.log_upper, want.log_upper, rtol=1e-9, atol=0)
         torch.testing.assert_close(newton.log_lower[seen], want.log_lower[seen], rtol=1e-6, atol=0)
 

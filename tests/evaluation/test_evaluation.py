@@ -1,17 +1,18 @@
 """Sampling and the estimates made from it."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from bandpo.evaluation import Completion, Grade, bootstrap_mean, evaluate_into, pass_at_k, sample
-from bandpo.evaluation.evaluate import summarise
+from bandpo.evaluation import Completion, Grade, Sampling, bootstrap_mean, evaluate_into, pass_at_k, sample
+from bandpo.evaluation.evaluate import summarize
 from bandpo.evaluation.sampling import encode
 from bandpo.evaluation.store import read_grades
-from bandpo.evaluation.voting import canonical, extractor, final_answer, majority
-from bandpo.tasks import Arithmetic, Problem, Score
+from bandpo.evaluation.voting import EXTRACTORS, canonical, extractor, final_answer, majority
+from bandpo.tasks import REWARDS, Arithmetic, Problem, Score
 
 
 def test_pass_at_k_equals_enumeration():
@@ -92,6 +93,11 @@ def test_final_answer(text, final):
     assert final_answer(text) == final
 
 
+def test_every_reward_says_how_it_reads_a_final_answer():
+    assert set(EXTRACTORS) == set(REWARDS)
+    assert extractor(Arithmetic(reward="math:isclose")) is None, "the user's own"
+
+
 def test_only_a_task_that_grades_final_answers_votes(tiny, tmp_path):
     assert extractor(Arithmetic())("1 + 2 = 03") == "3"
     assert extractor(Arithmetic(reward="math"))("x = 1/2\n") == "1/2"
@@ -99,19 +105,19 @@ def test_only_a_task_that_grades_final_answers_votes(tiny, tmp_path):
     assert extractor(task) is None
     problems = [Problem("q", "a", details=lambda text: 0.5)]
     result = evaluate_into(tmp_path, *tiny, task, problems, **settings())
-    assert "maj@2" not in result.metrics
+    assert "maj@2" not in result.result.metrics
     assert result.grades[0].finals == [None, None]
 
 
 def test_sampling_entropy_length_and_order(tiny):
     model, tokenizer = tiny
     prompts = ["1+1=", "22+22=", "3"]
-    drawn = sample(model, tokenizer, prompts, samples=2, max_new_tokens=5, batch_size=4)
+    drawn = sample(model, tokenizer, prompts, Sampling(samples=2, max_new_tokens=5, batch_size=4))
     assert [len(d) for d in drawn] == [2, 2, 2]
-    again = sample(model, tokenizer, prompts, samples=2, max_new_tokens=5, batch_size=4)
+    again = sample(model, tokenizer, prompts, Sampling(samples=2, max_new_tokens=5, batch_size=4))
     assert drawn == again
     # The first step's entropy, computed from one plain forward pass.
-    one = sample(model, tokenizer, prompts[:1], samples=1, max_new_tokens=1)[0][0]
+    one = sample(model, tokenizer, prompts[:1], Sampling(samples=1, max_new_tokens=1))[0][0]
     with torch.no_grad():
         logits = model(torch.tensor([encode(prompts[0], tokenizer)])).logits[0, -1]
     expected = torch.distributions.Categorical(logits=logits).entropy().item()
@@ -121,7 +127,7 @@ def test_sampling_entropy_length_and_order(tiny):
 
 def test_greedy_equals_argmax(tiny):
     model, tokenizer = tiny
-    text = sample(model, tokenizer, ["7+8="], samples=1, max_new_tokens=3, temperature=0)[0][0].text
+    text = sample(model, tokenizer, ["7+8="], Sampling(samples=1, max_new_tokens=3, temperature=0))[0][0].text
     ids = encode("7+8=", tokenizer)
     with torch.no_grad():
         for _ in range(3):
@@ -131,24 +137,24 @@ def test_greedy_equals_argmax(tiny):
 
 def test_the_models_own_generation_settings_do_not_apply(tiny):
     model, tokenizer = tiny
-    settings = {"samples": 8, "max_new_tokens": 12}
-    plain = sample(model, tokenizer, ["7+8="], **settings)
-    best = sample(model, tokenizer, ["7+8="], **settings, temperature=0)
+    settings = Sampling(samples=8, max_new_tokens=12)
+    plain = sample(model, tokenizer, ["7+8="], settings)
+    best = sample(model, tokenizer, ["7+8="], replace(settings, temperature=0))
     for name, value in {
         "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "temperature": 0.1, "top_k": 1, "top_p": 0.01,
         "min_p": 0.9, "typical_p": 0.1,
     }.items():  # fmt: skip
         setattr(model.generation_config, name, value)
-    assert sample(model, tokenizer, ["7+8="], **settings) == plain
-    assert sample(model, tokenizer, ["7+8="], **settings, temperature=0) == best
+    assert sample(model, tokenizer, ["7+8="], settings) == plain
+    assert sample(model, tokenizer, ["7+8="], replace(settings, temperature=0)) == best
 
 
 def test_a_small_nucleus_is_greedy(tiny):
     model, tokenizer = tiny
-    settings = {"samples": 3, "max_new_tokens": 6}
-    (narrow,) = sample(model, tokenizer, ["7+8="], **settings, top_p=1e-6)
-    (best,) = sample(model, tokenizer, ["7+8="], **settings, temperature=0)
-    (wide,) = sample(model, tokenizer, ["7+8="], **settings)
+    settings = Sampling(samples=3, max_new_tokens=6)
+    (narrow,) = sample(model, tokenizer, ["7+8="], replace(settings, top_p=1e-6))
+    (best,) = sample(model, tokenizer, ["7+8="], replace(settings, temperature=0))
+    (wide,) = sample(model, tokenizer, ["7+8="], settings)
     assert [c.text for c in narrow] == [c.text for c in best]
     assert [c.text for c in wide] != [c.text for c in best]
     assert narrow[0].entropy == pytest.approx(best[0].entropy), "entropy is that before truncation"
@@ -156,8 +162,9 @@ def test_a_small_nucleus_is_greedy(tiny):
 
 def test_padding_does_not_change_a_completion(tiny):
     model, tokenizer = tiny
-    alone = sample(model, tokenizer, ["5"], samples=1, max_new_tokens=4, temperature=0)[0][0]
-    beside = sample(model, tokenizer, ["5", "a much longer prompt"], samples=1, max_new_tokens=4, temperature=0)[0][0]
+    greedy = Sampling(samples=1, max_new_tokens=4, temperature=0)
+    alone = sample(model, tokenizer, ["5"], greedy)[0][0]
+    beside = sample(model, tokenizer, ["5", "a much longer prompt"], greedy)[0][0]
     assert alone.text == beside.text
 
 
@@ -168,7 +175,7 @@ def graded(rewards, finals, entropy=1.0):
 
 def test_the_estimates_of_hand_made_grades():
     grades = [graded([1.0, 0.5, 0.0], ["3", "4", "5"]), graded([1.0, 1.0, 0.0], ["3", "3", None])]
-    means = {name: estimate.mean for name, estimate in summarise(grades, voting=True).items()}
+    means = {name: estimate.mean for name, estimate in summarize(grades, voting=True).items()}
     expected = {
         "mean@3": (0.5 + 2 / 3) / 2, "maj@3": (0.5 + 1) / 2, "pass@2": (2 / 3 + 1) / 2, "pass@3": 1.0,
         "entropy": 1.0, "length": 2.0, "truncated": 1 / 3, "timed_out": 2 / 3,
@@ -176,19 +183,14 @@ def test_the_estimates_of_hand_made_grades():
     assert list(means) == list(expected)
     assert means == pytest.approx(expected)
     unknown = [*grades, graded([1.0, 1.0, 0.0], ["3", "3", None], entropy=None)]
-    assert list(summarise(unknown, voting=True)) == [name for name in expected if name != "entropy"]
+    assert list(summarize(unknown, voting=True)) == [name for name in expected if name != "entropy"]
 
 
-def settings(**changes):
-    return {
-        "samples": 2,
-        "max_new_tokens": 4,
-        "temperature": 1.0,
-        "batch_size": 6,
-        "seed": 5,
-        "identity": {"model": "tiny"},
-        **changes,
-    }
+def settings(greedy=False, identity=None, progress=None, **changes):
+    """Arguments of `evaluate_into`; `changes` are the sampling's."""
+    sampling = Sampling(**{"samples": 2, "max_new_tokens": 4, "batch_size": 6, "seed": 5, **changes})
+    identity = {"model": "tiny"} if identity is None else identity
+    return {"sampling": sampling, "greedy": greedy, "identity": identity, "progress": progress}
 
 
 def test_result_reports_what_the_rewards_say(tiny, tmp_path):
@@ -196,32 +198,42 @@ def test_result_reports_what_the_rewards_say(tiny, tmp_path):
     task = Arithmetic(low=1, high=3, heldout=4)
     problems = task.problems()[1]
     result = evaluate_into(tmp_path, model, tokenizer, task, problems, **settings(samples=4, greedy=True))
-    assert list(result.metrics) == [
+    assert list(result.result.metrics) == [
         *("mean@4", "maj@4", "pass@2", "pass@4"),
         *("entropy", "length", "truncated", "timed_out", "greedy"),
     ]
     means = [sum(g.rewards) / 4 for g in result.grades]
-    assert result.metrics["mean@4"].mean == pytest.approx(sum(means) / 4)
+    assert result.result.metrics["mean@4"].mean == pytest.approx(sum(means) / 4)
     votes = [majority(g.finals, g.rewards) for g in result.grades]
-    assert result.metrics["maj@4"].mean == pytest.approx(sum(votes) / 4)
-    assert result.metrics["pass@4"].mean == pytest.approx(sum(max(g.rewards) for g in result.grades) / 4)
+    assert result.result.metrics["maj@4"].mean == pytest.approx(sum(votes) / 4)
+    assert result.result.metrics["pass@4"].mean == pytest.approx(sum(max(g.rewards) for g in result.grades) / 4)
     prompts = [task.prompt(p, tokenizer) for p in problems]
-    best = sample(model, tokenizer, prompts, samples=1, max_new_tokens=4, temperature=0)
+    best = sample(model, tokenizer, prompts, Sampling(samples=1, max_new_tokens=4, temperature=0))
     assert [g.completions for g in result.greedy] == best
-    assert result.metrics["greedy"].mean == sum(g.rewards[0] for g in result.greedy) / 4
+    assert result.result.metrics["greedy"].mean == sum(g.rewards[0] for g in result.greedy) / 4
     assert list(read_grades(tmp_path / "greedy.jsonl")) == result.greedy
     narrow = evaluate_into(tmp_path / "narrow", model, tokenizer, task, problems, **settings(top_p=1e-6))
     assert [[c.text for c in g.completions] for g in narrow.grades] == [[b[0].text] * 2 for b in best]
     assert model.training
 
 
-@pytest.mark.parametrize("bad", [{"problems": []}, {"samples": 0}])
-def test_nothing_to_evaluate(tiny, tmp_path, bad):
-    task = Arithmetic(low=1, high=3, heldout=4)
-    arguments = {"problems": task.problems()[1], **settings(), **bad}
-    with pytest.raises(ValueError, match="allowed is"):
-        evaluate_into(tmp_path / "out", *tiny, task, **arguments)
+def test_nothing_to_evaluate(tiny, tmp_path):
+    with pytest.raises(ValueError, match="problems is empty"):
+        evaluate_into(tmp_path / "out", *tiny, Arithmetic(low=1, high=3, heldout=4), [], **settings())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"samples": 0}, {"max_new_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0},
+        {"top_p": 1.5}, {"batch_size": 0}, {"seed": -1},
+    ],
+)  # fmt: skip
+def test_sampling_refuses(bad):
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=f"^{name} is {value}, allowed is "):
+        Sampling(**bad)
 
 
 class StopError(Exception):

@@ -25,8 +25,10 @@ from typer.testing import CliRunner
 
 import bandpo
 from bandpo.cli.launch import app
+from bandpo.core.frameworks import clip_range
+from bandpo.core.tokens import Tokens
 from bandpo.integrations import verl_data, verl_launch
-from bandpo.integrations.common import clip_metrics, clip_range, read_rule
+from bandpo.integrations.common import clip_metrics, read_rule
 
 BATCH, LENGTH = 5, 16
 RULE = {"name": "band", "radius": [0.02, 0.08], "divergence": "kl", "cap": 6.0}
@@ -116,7 +118,7 @@ def test_offsets_give_the_bounds_back():
 
 def test_masked_log_probs_may_hold_anything():
     data = batch()
-    low, high = clip_range(OURS, data.old.masked_fill(~data.mask, 7.0), data.mask)
+    low, high = clip_range(OURS, Tokens(data.old.masked_fill(~data.mask, 7.0), mask=data.mask))
     assert low.isfinite().all()
     assert high.isfinite().all()
     assert torch.equal(high[data.mask], clip_range(OURS, data.old)[1][data.mask])
@@ -124,7 +126,7 @@ def test_masked_log_probs_may_hold_anything():
 
 def test_metrics_are_those_of_the_loss():
     data = batch()
-    metrics = clip_metrics(data.new, data.old, data.advantages, data.mask, OURS, "x/")
+    metrics = clip_metrics(data.new, Tokens(data.old, data.advantages, data.mask), OURS, "x/")
     want = bandpo.policy_loss(data.new, data.old, data.advantages, data.mask, OURS).metrics
     assert metrics == {f"x/{name}": value.item() for name, value in want.items()}
     assert metrics["x/clip_fraction"] > 0

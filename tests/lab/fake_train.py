@@ -5,6 +5,7 @@ beside the study, and one waits after its third update while `hold` lies there.
 """
 
 import json
+import os
 import random
 import sys
 import time
@@ -33,13 +34,14 @@ if output.exists():
 else:
     output.mkdir(parents=True)
     run.config.write_text(yaml.safe_dump(settings, sort_keys=False))
-    environment = {"python": "3", "packages": {}, "commit": None, "platform": "", "gpus": [], "cpu_threads": 1}
+    threads = int(os.environ["OMP_NUM_THREADS"])
+    environment = {"python": "3", "packages": {}, "commit": None, "platform": "", "gpus": [], "cpu_threads": threads}
     run.environment.write_text(json.dumps(environment))
 run.set_status("running")
-if config.rule.get("high") == 9 and not (study.parent / "mended").exists():
+if config.rule.settings.get("high") == 9 and not (study.parent / "mended").exists():
     run.set_status("failed", error="ValueError: too high")
     sys.exit("error: too high")
-width = config.rule.get("radius", config.rule.get("high", 1.0))
+width = config.rule.settings.get("radius", config.rule.settings.get("high", 1.0))
 steps = config.train["max_steps"]
 done = len(run.metrics.read_text().splitlines()) if run.metrics.exists() else 0
 for step in range(done + 1, steps + 1):
@@ -60,9 +62,12 @@ for when in ("before", "after") if config.eval else ():
             one = {"text": "", "tokens": 1, "truncated": False, "entropy": 0.1, "timed_out": False, "final": None}
             completions = [{**one, "reward": float(dice.random() < 0.5)} for _ in range(config.eval.samples)]
             stream.write(json.dumps({"question": "", "answer": "", "origin": "", "completions": completions}) + "\n")
-    result = {"samples": config.eval.samples, "temperature": 1.0, "metrics": {"entropy": {"mean": 0.1}}}
+    estimate = {"mean": 0.1, "low": 0.1, "high": 0.1}
+    result = {"prompts": 20, "samples": config.eval.samples, "temperature": 1.0, "timeouts": 0}
+    result["metrics"] = {"entropy": estimate}
     (folder / "result.json").write_text(json.dumps(result))
 for folder in (run.checkpoints, run.model):
     folder.mkdir(exist_ok=True)
-run.summary.write_text(json.dumps({"steps": steps, "rollouts": steps // 2, "seconds": 0.1, "stopped_by": None}))
+summary = {"steps": steps, "rollouts": steps // 2, "seconds": 0.1, "stopped_by": None, "before": None, "after": None}
+run.summary.write_text(json.dumps(summary))
 run.set_status("finished")

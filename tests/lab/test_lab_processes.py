@@ -7,22 +7,23 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
+from bandpo.lab.collect import collect_run
 from bandpo.lab.initial import make_initial
-from bandpo.lab.metrics import collect_run
-from bandpo.lab.statistics import final_score
-from bandpo.report.pages import read_run
-from bandpo.runs.config import load_config
-from bandpo.runs.job import (
+from bandpo.lab.metrics import FinishedRun
+from bandpo.lab.scores import final_score
+from bandpo.report.run_page import read_run
+from bandpo.runs.build import (
+    RecipeTrainer,
     build_args,
     build_model,
     build_trainer,
     check_train_settings,
     config_class,
-    run_training,
 )
+from bandpo.runs.config import load_config
+from bandpo.runs.job import run_training
 from bandpo.runs.run_dir import RunDirectory
-from bandpo.training.durable import DurableGRPOTrainer
-from bandpo.training.trainer import BandGRPOTrainer
+from bandpo.training.durable import Durable
 
 TINY = [
     "model.scratch={hidden_size: 32, layers: 2, heads: 2, positions: 64}", "warmup.steps=5", "task.low=0",
@@ -71,10 +72,10 @@ def test_a_loss_of_trls_reaches_trls_trainer_untouched(name, tmp_path):
     for key, value in LOSSES[name].items():
         assert getattr(args, key) == value
     trainer = build_trainer(config, args, *build_model(config), config.task.problems()[0])
-    assert type(trainer) is DurableGRPOTrainer
+    assert type(trainer) is Durable
     ours = recipe()
     args = build_args(ours, check_train_settings(ours.train, config_class(ours)), RunDirectory(tmp_path))
-    assert type(build_trainer(ours, args, *build_model(ours), ours.task.problems()[0])) is BandGRPOTrainer
+    assert type(build_trainer(ours, args, *build_model(ours), ours.task.problems()[0])) is RecipeTrainer
 
 
 def test_settings_that_have_no_meaning_there_are_refused():
@@ -95,22 +96,23 @@ def test_what_is_collected_of_a_run(initial, tmp_path, rule):
     run_training(config, tmp_path / "run", Console(quiet=True))
     record = collect_run(tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert record["rollouts"]["step"] == [1]
-    assert record["rollouts"]["reward"][0] == pytest.approx(rows[0]["reward"], rel=1e-3)
-    assert record["rollouts"]["tokens"][0] == rows[0]["num_tokens"]
-    assert record["updates"]["step"] == [1, 2, 3, 4]
-    assert record["updates"]["entropy"] == pytest.approx([row["entropy"] for row in rows], rel=1e-3)
-    assert record["updates"]["seconds"][-1] == pytest.approx(sum(row["step_time"] for row in rows), rel=1e-3)
-    assert all(math.isfinite(value) for value in record["updates"]["clip_high"])
-    page, _ = read_run(tmp_path / "run")
-    for name in ("entropy", "clip_high", "ratio_max"):
-        points = [(i, value) for i, value in enumerate(record["updates"][name], 1) if value is not None]
+    assert record.rollouts.step == [1]
+    assert record.rollouts.reward[0] == pytest.approx(rows[0]["reward"], rel=1e-3)
+    assert record.rollouts.tokens[0] == rows[0]["num_tokens"]
+    assert record.updates.step == [1, 2, 3, 4]
+    assert record.updates.entropy == pytest.approx([row["entropy"] for row in rows], rel=1e-3)
+    assert record.updates.seconds[-1] == pytest.approx(sum(row["step_time"] for row in rows), rel=1e-3)
+    assert all(math.isfinite(value) for value in record.updates.clip_fraction_high)
+    page = read_run(tmp_path / "run")
+    for name in ("entropy", "clip_fraction_high", "ratio_max"):
+        points = [(i, value) for i, value in enumerate(getattr(record.updates, name), 1) if value is not None]
         assert bool(points) == (name != "ratio_max" or rule == "band")
         assert page.series[name] == [(i, pytest.approx(value, rel=1e-3)) for i, value in points]
+    finished = FinishedRun(method=rule, point={}, seed=0, status="finished", **vars(record))
     after = json.loads((tmp_path / "run" / "eval" / "after" / "result.json").read_text())
-    assert final_score(record, "mean") == pytest.approx(after["metrics"]["mean@2"]["mean"])
-    assert final_score(record, "pass@2") == pytest.approx(after["metrics"]["pass@2"]["mean"])
-    assert final_score(record, "greedy") == pytest.approx(after["metrics"]["greedy"]["mean"])
+    assert final_score(finished, "mean") == pytest.approx(after["metrics"]["mean@2"]["mean"])
+    assert final_score(finished, "pass@2") == pytest.approx(after["metrics"]["pass@2"]["mean"])
+    assert final_score(finished, "greedy") == pytest.approx(after["metrics"]["greedy"]["mean"])
     with_bounds = rule == "band"
     assert any("band/divergence" in row for row in rows) == with_bounds
-    assert (record["updates"]["divergence"] == [None] * 4) != with_bounds
+    assert (record.updates.divergence == [None] * 4) != with_bounds

@@ -1,5 +1,6 @@
 """Studies: what a YAML may say, which processes it starts, and that an interrupted one ends like any other."""
 
+import io
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,10 @@ import yaml
 from rich.console import Console
 
 from bandpo.lab.calibration import closest, next_values
-from bandpo.lab.metrics import collect_run, read_metrics
+from bandpo.lab.collect import collect_run
+from bandpo.lab.comparison import compare
+from bandpo.lab.metrics import StudyResult
 from bandpo.lab.runner import StudyRunner
-from bandpo.lab.statistics import compare
 from bandpo.lab.study import (
     Match,
     Pilot,
@@ -28,6 +32,7 @@ from bandpo.lab.study import (
     run_config,
     study_names,
 )
+from bandpo.machine import cores
 from bandpo.runs.config import load_config
 
 FAKE = [sys.executable, str(Path(__file__).parent / "fake_train.py")]
@@ -96,7 +101,7 @@ def test_settings_survive_the_command_line():
         "train.report_to": [], "eval": None, "task.reward": "1e3", "train.bf16": True, "task.system": "null",
     }  # fmt: skip
     data = {"task": {}, "train": {}, "model": {}}
-    from bandpo.runs.config import apply_override
+    from bandpo.settings import apply_override
 
     for override in as_overrides(values):
         apply_override(data, override)
@@ -130,7 +135,7 @@ def test_a_key_of_the_command_line_is_the_studys_or_every_runs(tmp_path):
     study = load_study(write(tmp_path), ["seeds=[3, 4]", "train.max_steps=9", "methods.Band.rule.radius=0.2"])
     assert study.seeds == [3, 4]
     config = run_config(study, Run("Band", {}, 3))
-    assert (config.train["max_steps"], config.train["save_steps"], config.rule["radius"]) == (9, 2, 0.2)
+    assert (config.train["max_steps"], config.train["save_steps"], config.rule.settings["radius"]) == (9, 2, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -198,24 +203,24 @@ def test_a_target_out_of_reach_ends_the_search_at_the_nearest_end():
 
 
 def test_a_study_leaves_what_the_page_says(whole):
-    _, directory, metrics = whole
-    assert metrics == read_metrics(directory / "metrics.json")
-    assert [(run["method"], run["status"]) for run in metrics["runs"]] == [
+    _, directory, result = whole
+    assert result == StudyResult.load(directory / "metrics.json")
+    assert [(run.method, run.status) for run in result.runs] == [
         ("GRPO", "finished"), ("Band", "finished"), ("Band as GRPO", "finished"),
     ]  # fmt: skip
-    run = metrics["runs"][0]
-    assert run["rule"] == {"name": "clip", "high": 0.28}
-    assert run["rollouts"]["step"] == [1, 3, 5]
-    assert run["rollouts"]["tokens"] == [100, 300, 500]
-    assert run["updates"]["seconds"] == [0.5, 1, 1.5, 2, 2.5, 3]
-    assert run["updates"]["divergence"] == [None] * 6
-    assert run["updates_per_rollout"] == 2
-    assert len(run["evaluation"]["after"]["correct"]) == 20
-    assert max(run["evaluation"]["after"]["correct"]) == 2
-    assert run["command"].endswith("--output runs/GRPO/0 --resume")
+    run = result.runs[0]
+    assert run.rule == {"name": "clip", "high": 0.28}
+    assert run.rollouts.step == [1, 3, 5]
+    assert run.rollouts.tokens == [100, 300, 500]
+    assert run.updates.seconds == [0.5, 1, 1.5, 2, 2.5, 3]
+    assert run.updates.divergence == [None] * 6
+    assert run.updates_per_rollout == 2
+    assert len(run.evaluation.after.correct) == 20
+    assert max(run.evaluation.after.correct) == 2
+    assert run.command.endswith("--output runs/GRPO/0 --resume")
     assert str(directory) not in (directory / "metrics.json").read_text()
     assert not list(directory.rglob("checkpoints"))
-    assert len(compare(metrics)[0].results) == 3
+    assert len(compare(result)[0].results) == 3
 
 
 def test_a_control_is_matched_before_it_is_run(whole):
@@ -225,7 +230,7 @@ def test_a_control_is_matched_before_it_is_run(whole):
     assert found["target"] == pytest.approx(0.01 / 0.28)
     assert [value for value, _ in found["pilots"]] == [0.01, 0.1, 1.0]
     assert found["value"] == 1.0  # |.01 - .0357| is less than |.1 - .0357|
-    assert metrics["runs"][2]["rule"]["radius"] == 1.0
+    assert metrics.runs[2].rule["radius"] == 1.0
     assert all(seed == 1000 for seed in pilot_seeds(directory))
 
 
@@ -277,8 +282,8 @@ def test_a_study_killed_three_times_gives_the_same_table_and_leaves_no_process(t
     for kill in range(3):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if kill < 2:
-            held = lambda: any(f.read_text().count("\n") >= 3 for f in (tmp_path / "out").rglob("metrics.jsonl"))  # noqa: E731
-            wait_until(held)
+            logs = partial((tmp_path / "out").glob, "runs/*/*/metrics.jsonl")
+            wait_until(lambda logs=logs: any(log.read_text().count("\n") >= 3 for log in logs()))
         else:
             hold.unlink()
             wait_until(lambda: (tmp_path / "out" / "calibration.json").exists())
@@ -287,9 +292,9 @@ def test_a_study_killed_three_times_gives_the_same_table_and_leaves_no_process(t
         wait_until(lambda: not alive(tmp_path / "out"), 5)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    found = read_metrics(tmp_path / "out" / "metrics.json")
-    assert found["runs"] == metrics["runs"]
-    assert found["calibration"] == metrics["calibration"]
+    found = StudyResult.load(tmp_path / "out" / "metrics.json")
+    assert found.runs == metrics.runs
+    assert found.calibration == metrics.calibration
     assert compare(found) == compare(metrics)
     assert "Band as GRPO" in result.stdout
 
@@ -298,13 +303,66 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):
     changes = {"methods": {"GRPO": {"rule": {"name": "clip", "high": 9}}, "Band": {}}, "seeds": [0]}
     study = load_study(write(tmp_path, **changes))
     prepare(study, tmp_path / "out")
-    runs = run_study(study, tmp_path / "out")["runs"]
-    assert [run["status"] for run in runs] == ["failed", "finished"]
-    assert runs[0]["error"] == "ValueError: too high"
+    runs = run_study(study, tmp_path / "out").runs
+    assert [run.status for run in runs] == ["failed", "finished"]
+    assert runs[0].error == "ValueError: too high"
     (tmp_path / "mended").touch()
-    runs = run_study(study, tmp_path / "out")["runs"]
-    assert [run["status"] for run in runs] == ["finished", "finished"]
+    runs = run_study(study, tmp_path / "out").runs
+    assert [run.status for run in runs] == ["finished", "finished"]
     assert starts(tmp_path / "out").count("runs/Band/0") == 1
+
+
+def test_threads_that_the_user_has_set_are_kept(tmp_path, monkeypatch):
+    """Two studies on one machine, each with all cores' threads, would slow each other down tenfold."""
+    study = load_study(write(tmp_path, methods={"GRPO": {"rule": {"name": "clip", "high": 0.28}}}, workers=1))
+    for threads in ("3", ""):  # an empty variable is not set
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        prepare(study, tmp_path / f"out{threads}")
+        result = run_study(study, tmp_path / f"out{threads}")
+        assert result.environment.threads == (3 if threads else cores())
+
+
+def test_gpus_are_those_that_the_user_has_chosen(monkeypatch):
+    import torch
+
+    from bandpo.lab.runner import machine_workers, process_environment
+
+    study = load_study("scratch")
+    for chosen, names in (("2, 5", ["2", "5"]), (None, ["0", "1"])):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if chosen:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        _, gpus = machine_workers(study)
+        found = [process_environment(slot, 2, gpus)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+        assert found == [*names, names[0]]
+
+
+@pytest.mark.parametrize(("load", "said"), [(0.5, False), (9.26, True)])
+def test_a_busy_machine_is_said_before_a_study_starts(tmp_path, monkeypatch, load, said):
+    monkeypatch.setattr(os, "getloadavg", lambda: (cores() + load, 0, 0) if said else (load, 0, 0))
+    study = load_study(write(tmp_path, methods={"GRPO": {"rule": {"name": "clip", "high": 0.28}}}))
+    prepare(study, tmp_path / "out")
+    stream = io.StringIO()
+    StudyRunner(study, "mine", tmp_path / "out", Console(file=stream, width=200)).run()
+    first = stream.getvalue().split("\n")[0]
+    assert first.startswith(f"the machine is busy: load average {cores() + load:.1f} on {cores()} cores") == said
+    assert ("--workers" in first) == said
+
+
+def test_a_failed_pilot_run_skips_its_control_alone(tmp_path):
+    methods = {
+        "GRPO": {"rule": {"name": "clip", "high": 9}},
+        "Band": {"rule.radius": 0.05},
+        "Band as GRPO": {"match": {"method": "GRPO", "key": "rule.radius", "range": [0.01, 1.0]}},
+    }
+    study = load_study(write(tmp_path, methods=methods, reference="Band"))
+    prepare(study, tmp_path / "out")
+    stream = io.StringIO()
+    result = StudyRunner(study, "mine", tmp_path / "out", Console(file=stream, width=200)).run()
+    assert [run.status for run in result.runs] == ["failed", "finished", "waiting"]
+    assert "Band as GRPO seed 0: skipped, a prerequisite failed" in stream.getvalue()
+    assert starts(tmp_path / "out").count("pilots/GRPO/target") == 1
 
 
 def test_one_compare_at_a_time(tmp_path, whole):
@@ -331,6 +389,6 @@ def test_sixty_runs_of_240_updates_are_well_below_a_megabyte(tmp_path, whole):
     lines = [{"step": i, **row, **(rollout | {"num_tokens": 1e6 + i} if i % 4 == 1 else {})} for i in range(1, 241)]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     record = collect_run(copy)
-    assert len(record["updates"]["entropy"]) == 60
-    assert len(record["rollouts"]["reward"]) == 60
-    assert 60 * (len(json.dumps(record, separators=(",", ":"))) + 2000) < 600_000
+    assert len(record.updates.entropy) == 60
+    assert len(record.rollouts.reward) == 60
+    assert 60 * (len(json.dumps(asdict(record), separators=(",", ":"))) + 2000) < 600_000

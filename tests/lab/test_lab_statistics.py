@@ -6,41 +6,60 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bandpo.lab.statistics import (
-    Interval,
-    clipped_share,
-    compare,
-    difference_p,
-    end_entropy,
-    final_score,
-    holm,
-    learning_area,
-    mean_interval,
-    probability_of_improvement,
-    smoothed_reward,
-)
+from bandpo.lab.comparison import compare
+from bandpo.lab.metrics import StudyResult
+from bandpo.lab.scores import clip_fraction, end_entropy, final_score, mean_training_reward, smoothed_reward
+from bandpo.lab.statistics import Interval, difference_p, holm, mean_interval, probability_of_improvement
 
 SEEDS = 5
 EFFECT = 0.02
 
 
-def make_run(method, seed, correct=(4, 2, 0, 1), reward=None, entropy=None, point=None, **changes):
-    """A run of one update a rollout: 2 s and 100 tokens each, its entropy falling from 1."""
+def make_run(method, seed, correct=(4, 2, 0, 1), reward=None, entropy=None, point=None, updates=None, **changes):
+    """A finished run of one update per rollout: 2 s and 100 tokens each, its entropy falling from 1."""
     reward = list(reward if reward is not None else np.linspace(0, 1, 20))
     steps = list(range(1, len(reward) + 1))
     entropy = entropy or [1 - i / len(steps) for i in range(len(steps))]
+    empty = [None] * len(steps)
+    held_out = {
+        "samples": 4,
+        "temperature": 1.0,
+        "correct": list(correct),
+        "greedy": [1, 0, 0, 0],
+        "entropy": 0.3,
+        "length": 5.0,
+        "truncated": 0.0,
+    }
     return {
-        "method": method, "point": point or {}, "seed": seed, "status": "finished",
-        "rollouts": {"step": steps, "reward": reward, "tokens": [100 * s for s in steps]},
-        "updates": {"step": steps, "entropy": entropy, "seconds": [2.0 * s for s in steps],
-                    "clip_low": [0.0] * len(steps), "clip_high": [0.1] * len(steps)},
-        "evaluation": {"before": None, "after": {"samples": 4, "correct": list(correct), "greedy": [1, 0, 0, 0]}},
+        "method": method, "point": point or {}, "seed": seed, "status": "finished", "command": "bandpo train",
+        "rule": {"name": "clip"}, "seconds": 60, "stopped_by": None, "updates_per_rollout": 1, "alarms": [],
+        "rollouts": {"step": steps, "reward": reward, "tokens": [100 * s for s in steps],
+                     "uniform": empty, "length": empty, "truncated": empty},
+        "updates": {"bin": 1, "step": steps, "entropy": entropy, "seconds": [2.0 * s for s in steps],
+                    "clip_fraction_low": [0.0] * len(steps), "clip_fraction_high": [0.1] * len(steps),
+                    "divergence": empty, "grad_norm": empty, "ratio_max": empty, "ratio_min": empty,
+                    **(updates or {})},
+        "evaluation": {"before": held_out, "after": held_out},
         **changes,
     }  # fmt: skip
 
 
-def make_metrics(runs, methods=("GRPO", "Band"), metric="mean"):
-    return {"study": {"methods": {m: {} for m in methods}, "reference": methods[0], "metric": metric}, "runs": runs}
+def make_result(runs, methods=("GRPO", "Band"), metric="mean"):
+    study = {"recipe": "scratch", "methods": {m: {} for m in methods}, "reference": methods[0], "metric": metric}
+    return StudyResult.parse(
+        {
+            "format": 2,
+            "name": "made",
+            "study": {**study, "seeds": [0]},
+            "environment": None,
+            "calibration": {},
+            "runs": [*runs],
+        }
+    )
+
+
+def one_run(*args, **changes):
+    return make_result([make_run("GRPO", 0, *args, **changes)]).runs[0]
 
 
 def simulated(dice):
@@ -49,7 +68,7 @@ def simulated(dice):
     scores = []
     for gain in (0.0, EFFECT, 0.0):
         chances = np.clip(base + gain + dice.normal(0, 0.03, SEEDS), 0, 1)
-        runs = [make_run("", 0, dice.binomial(4, chance, 100)) for chance in chances]
+        runs = [one_run(dice.binomial(4, chance, 100).tolist()) for chance in chances]
         scores.append(np.array([final_score(run, "mean") for run in runs]))
     return scores
 
@@ -117,20 +136,21 @@ def test_probability_of_improvement_counts_pairs():
 
 
 def test_scores_of_a_run():
-    run = make_run("GRPO", 0)
+    run = one_run()
     assert final_score(run, "mean") == 7 / 16
     assert final_score(run, "greedy") == 0.25
     assert final_score(run, "pass@2") == pytest.approx((1 + (1 - 1 / 6) + 0 + 0.5) / 4)
     assert final_score(run, "pass@4") == 0.75
     assert final_score(run, "reward") == pytest.approx((18 / 19 + 1) / 2)
-    assert learning_area(run) == pytest.approx(0.5)
+    assert mean_training_reward(run) == pytest.approx(0.5)
     assert end_entropy(run) == pytest.approx(0.075)
     for low, high, share in (
         ([0.1, None, 0.3], [0.2, 0.1, 0.0], 0.3),
         ([None], [0.25], 0.25),
         ([None], [None], None),
     ):
-        assert clipped_share({"updates": {"clip_low": low, "clip_high": high}}) == pytest.approx(share)
+        run_of_sides = one_run(updates={"clip_fraction_low": low, "clip_fraction_high": high})
+        assert clip_fraction(run_of_sides) == pytest.approx(share)
     steps, smooth = smoothed_reward(run)
     assert list(steps) == list(range(2, 21))
     assert smooth[0] == pytest.approx(0.5 / 19)
@@ -140,28 +160,30 @@ def test_compute_to_target():
     """The faster method is there in half the time, the slower one never."""
     slow, fast, never = np.linspace(0, 1, 20), np.minimum(np.linspace(0, 2, 20), 1), np.linspace(0, 0.4, 20)
     runs = [make_run(m, s, reward=r) for m, r in (("GRPO", slow), ("Fast", fast), ("Never", never)) for s in (0, 1)]
-    grpo, quick, lost = compare(make_metrics(runs, ("GRPO", "Fast", "Never")))[0].results
+    grpo, quick, lost = compare(make_result(runs, ("GRPO", "Fast", "Never")))[0].results
     assert (grpo.target.reached, grpo.target.medians["updates"]) == (2, 20)
     assert (quick.target.reached, quick.target.runs) == (2, 2)
     assert quick.target.medians == {"updates": 11, "tokens": 1100, "seconds": 22}
     assert (lost.target.reached, lost.target.medians["updates"]) == (0, None)
     # Half-way between .026 and .974: the smoothed reward of the slow one is there at update 11, entropy .5.
-    assert grpo.matched_entropy.mean == pytest.approx(0.5)
-    assert quick.matched_entropy.mean == pytest.approx(0.7)
-    assert lost.matched_entropy is None
+    assert grpo.halfway_entropy.mean == pytest.approx(0.5)
+    assert quick.halfway_entropy.mean == pytest.approx(0.7)
+    assert lost.halfway_entropy is None
 
 
 def test_a_median_with_a_run_that_never_gets_there():
     fast, never = np.minimum(np.linspace(0, 2, 20), 1), np.linspace(0, 0.4, 20)
     runs = [make_run("GRPO", s) for s in range(3)]
     runs += [make_run("Band", s, reward=r) for s, r in enumerate((fast, fast, never))]
-    grpo, band = compare(make_metrics(runs))[0].results
-    assert grpo.area_difference is None
-    gains = [learning_area(run) - 0.5 for run in runs[3:]]  # the reference's reward rises from 0 to 1
-    assert band.area_difference.mean == pytest.approx(np.mean(gains))
+    result = make_result(runs)
+    grpo, band = compare(result)[0].results
+    assert grpo.training_reward_difference is None
+    gains = [mean_training_reward(run) - 0.5 for run in result.runs[3:]]  # the reference's reward rises from 0 to 1
+    assert band.training_reward_difference.mean == pytest.approx(np.mean(gains))
     half = 4.302653 * np.std(gains, ddof=1) / 3**0.5  # t with two degrees of freedom
-    assert band.area_difference.high - band.area_difference.mean == pytest.approx(half, rel=1e-5)
-    assert band.area_p == band.area_p_corrected == pytest.approx(stats.ttest_1samp(gains, 0).pvalue)
+    difference, p = band.training_reward_difference, stats.ttest_1samp(gains, 0).pvalue
+    assert difference.high - difference.mean == pytest.approx(half, rel=1e-5)
+    assert band.training_reward_p == band.training_reward_p_corrected == pytest.approx(p)
     assert (band.target.reached, band.target.medians["updates"]) == (2, 11)
 
 
@@ -171,7 +193,7 @@ def test_seeds_are_paired():
     runs = [make_run("GRPO", seed, correct) for seed, correct in counts.items()]
     runs += [make_run("Band", seed, [*correct[:3], correct[3] + 1]) for seed, correct in counts.items() if seed < 3]
     runs.append({"method": "Band", "point": {}, "seed": 3, "status": "failed"})
-    band = compare(make_metrics(runs))[0].results[1]
+    band = compare(make_result(runs))[0].results[1]
     assert (band.seeds, band.failed) == ([0, 1, 2], 1)
     assert band.difference == Interval(1 / 16, 1 / 16, 1 / 16)
     assert band.p == 0.0
@@ -182,7 +204,7 @@ def test_each_place_of_the_sweep_stands_alone():
     for place, gain in (("1", 0), ("16", 2)):
         runs += [make_run("GRPO", s, [1, s], point={"updates": place}) for s in range(3)]
         runs += [make_run("Band", s, [1 + gain, s], point={"updates": place}) for s in range(3)]
-    one, sixteen = compare(make_metrics(runs))
+    one, sixteen = compare(make_result(runs))
     assert (one.point, sixteen.point) == ({"updates": "1"}, {"updates": "16"})
     assert one.results[1].difference.mean == 0
     assert sixteen.results[1].difference.mean == 0.25
@@ -192,8 +214,8 @@ def test_each_place_of_the_sweep_stands_alone():
 def test_the_correction_is_over_the_methods_of_a_place():
     dice = np.random.default_rng(5)
     names = ("GRPO", "A", "B", "C")
-    runs = [make_run(m, s, dice.integers(0, 5, 50)) for m in names for s in range(5)]
-    results = compare(make_metrics(runs, names))[0].results
+    runs = [make_run(m, s, dice.integers(0, 5, 50).tolist()) for m in names for s in range(5)]
+    results = compare(make_result(runs, names))[0].results
     assert [r.p_corrected for r in results[1:]] == pytest.approx(holm([r.p for r in results[1:]]))
     assert any(r.p_corrected > r.p for r in results[1:])
 
@@ -204,13 +226,13 @@ def test_a_study_without_evaluation_goes_by_the_reward():
         for m, level in (("GRPO", 0.5), ("Band", 0.75))
         for s in (0, 1)
     ]
-    band = compare(make_metrics(runs, metric="reward"))[0].results[1]
+    band = compare(make_result(runs, metric="reward"))[0].results[1]
     assert band.difference.mean == pytest.approx(0.25)
     assert band.pass_at == {}
 
 
 def test_an_unfinished_study_has_rows_without_figures():
     runs = [make_run("Band", 0), {"method": "GRPO", "point": {}, "seed": 0, "status": "waiting"}]
-    grpo, band = compare(make_metrics(runs))[0].results
+    grpo, band = compare(make_result(runs))[0].results
     assert grpo.final is None
     assert (band.final.mean, band.difference, band.target) == (7 / 16, None, None)

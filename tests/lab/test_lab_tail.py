@@ -3,9 +3,9 @@
 import math
 
 import pytest
+from theory import predicted_rollouts
 
 from bandpo import DCPO, Band, Clip, NoClip
-from bandpo.lab.theory import predicted_rollouts
 from bandpo.runs.config import load_config
 from bandpo.tasks import Tail
 

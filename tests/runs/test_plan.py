@@ -11,11 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from bandpo.cli.plan import print_plan
+from bandpo.runs.build import build_args, build_model, build_trainer, check_train_settings
 from bandpo.runs.config import load_config
-from bandpo.runs.job import build_args, build_model, build_trainer, check_train_settings
 from bandpo.runs.memory import Architecture, estimate_memory
-from bandpo.runs.plan import _rollouts, make_plan, plan_steps, print_plan
+from bandpo.runs.plan import make_plan
 from bandpo.runs.run_dir import RunDirectory
+from bandpo.runs.steps import plan_steps, planned_rollouts
 
 SMALL = [
     "model.scratch={hidden_size: 32, layers: 2, heads: 2, positions: 64}",
@@ -63,7 +65,7 @@ def test_steps_are_those_of_the_trainer(tmp_path, overrides):
     generate = trainer._generate_single_turn
     trainer._generate_single_turn = lambda prompts, *rest: rolled_out.append(prompts) or generate(prompts, *rest)
     steps = plan_steps(trainer.args, problems)
-    order = _rollouts(trainer, steps)
+    order = planned_rollouts(trainer, steps)
     trainer.train()
     assert steps.updates == trainer.state.global_step
     assert steps.rollouts == len(rolled_out)
@@ -152,7 +154,7 @@ def test_a_dry_run_foretells_the_memory_and_leaves_nothing(tmp_path):
     assert real.returncode == 0, real.stderr
     used = int(re.search(r"VmHWM:\s+(\d+) kB", real.stdout).group(1)) * 1024
     assert foretold == pytest.approx(used, rel=0.2)
-    for words in ("2 a rollout", "2 in all, from 1 rollouts", "can leave 1", "prompt (128, 7)", "2.201"):
+    for words in ("2 per rollout", "2 in all, from 1 rollouts", "can leave 1", "prompt (128, 7)", "2.201"):
         assert words in dry.stdout
 
 
@@ -204,21 +206,21 @@ def test_the_probe_is_as_large_as_it_gets(monkeypatch):
     assert lengths == {40}
     assert shapes == [(4, 40)] * 2
     assert masked == [False] * 2
-    assert plan.memory.reference == plan.memory.weights
+    assert plan.needs.memory.reference == plan.needs.memory.weights
 
 
 def test_a_model_that_is_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings = [*SMALL, "model={path: no-such-organisation/no-such-model}"]
     plan = make_plan(load_config("scratch", settings))
-    assert plan.memory is None
+    assert plan.needs.memory is None
     assert "cannot load model 'no-such-organisation/no-such-model'" in text_of(plan)
     build_model(load_config("scratch", SMALL))[0].config.save_pretrained(tmp_path)
     plan = make_plan(load_config("scratch", [*SMALL, f"model={{path: {tmp_path}}}"]))
     assert plan.obstacles
-    assert plan.memory is not None
-    assert not plan.memory.measured
-    assert plan.architecture == Architecture.of(build_model(load_config("scratch", SMALL))[0])
+    assert plan.needs.memory is not None
+    assert not plan.needs.memory.measured
+    assert plan.needs.architecture == Architecture.of(build_model(load_config("scratch", SMALL))[0])
 
 
 def test_data_that_is_elsewhere(tmp_path):
@@ -276,7 +278,7 @@ def test_a_wrong_operator_is_noticed(monkeypatch):
 
 
 def test_the_largest_model_fits_and_a_larger_one_does_not():
-    from bandpo.cli.doctor import largest_models
+    from bandpo.runs.memory import largest_models
 
     small, large = (largest_models(free, gpu=False) for free in (8 * 10**9, 64 * 10**9))
     for way in small:

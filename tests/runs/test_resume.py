@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed):
     result = bandpo("out", "--resume", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "optimizer.pt of checkpoint-24 is damaged" in result.stdout
-    assert "going on after update 21" in result.stdout
+    assert "resuming after update 21" in result.stdout
     assert_same_run(run, whole)
     for checkpoint in (run / "checkpoints").glob("checkpoint-*"):
         (checkpoint / "trainer_state.json").write_text("{}")

@@ -40,7 +40,7 @@ def main(folder, loss_type):
         loss_type=loss_type,
         max_steps=9,
         learning_rate=2e-2,
-        band_radius=0.002,
+        rule={"name": "band", "radius": 0.002},
         beta=0.0,
         logging_steps=1,
         save_strategy="no",

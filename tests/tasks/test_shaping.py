@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from bandpo.runs.build import build_args, build_trainer, check_train_settings
 from bandpo.runs.config import validate_config
-from bandpo.runs.job import build_args, build_trainer, check_train_settings
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.tasks import REWARDS, make_shaping
 

@@ -333,7 +333,8 @@ def test_json_and_parquet_files(tmp_path):
 
 def test_a_question_that_stands_twice_counts_once(tmp_path):
     rows = [{"question": f"{i % 3}?", "answer": str(i)} for i in range(9)]
-    train, heldout = Questions(data=write(tmp_path / "a.jsonl", rows), heldout=1).problems()
+    with pytest.warns(UserWarning, match="3 questions stand there more than once"):
+        train, heldout = Questions(data=write(tmp_path / "a.jsonl", rows), heldout=1).problems()
     assert {(p.question, p.answer) for p in train + heldout} == {("0?", "0"), ("1?", "1"), ("2?", "2")}
     assert len(train) == 2
 
@@ -559,7 +560,7 @@ def test_tasks_page_names_everything():
 
 
 def test_nan_reward_stops_training():
-    from bandpo.runs.job import trl_reward
+    from bandpo.runs.build import trl_reward
     from bandpo.tasks.rewards import REWARDS
 
     REWARDS["broken"] = lambda completion, answer: math.nan

@@ -10,11 +10,13 @@ from datasets import Dataset
 from rich.console import Console
 
 from bandpo import Band, Clip
-from bandpo.runs.config import ALARMS, AlarmConfig, ModelConfig, load_config
+from bandpo.runs.callbacks import Alarms
+from bandpo.runs.config import ModelConfig, load_config
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
-from bandpo.training.alarms import ALARM_KINDS, Alarms, Watch
+from bandpo.training.alarms import ALARMS, AlarmConfig, Watch
 
 CONFIG = AlarmConfig(window=2, rollouts=2)
+NAMES = [alarm.name for alarm in ALARMS]
 
 
 def update(**changes):
@@ -53,11 +55,10 @@ def events(rows, config=CONFIG):
 
 
 def test_every_name_of_the_configuration_has_an_alarm():
-    assert tuple(alarm.name for alarm in ALARM_KINDS) == ALARMS
-    assert set(SICK) == set(ALARMS)
+    assert set(SICK) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", ALARMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_fires_once_clears_and_fires_again(name):
     healthy, sick = update(), update(**SICK[name])
     rows = [healthy] * 4 + [sick] * 6 + [healthy] * 3 + [sick] * 3
@@ -69,7 +70,7 @@ def test_fires_once_clears_and_fires_again(name):
     assert found[2][0] == 15
 
 
-@pytest.mark.parametrize("name", ALARMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_waits_for_a_full_window(name):
     assert events([update(**SICK[name])]) == []
 
@@ -184,9 +185,9 @@ def follow(rows, config, history=(), main=True):
     return alarms, screen.getvalue(), records, control
 
 
-@pytest.mark.parametrize("name", ALARMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_says_what_it_means_and_what_to_try(name):
-    alarm = next(a for a in ALARM_KINDS if a.name == name)
+    alarm = next(a for a in ALARMS if a.name == name)
     _, text, records, control = follow([update()] * 4 + [update(**SICK[name])] * 6, CONFIG)
     assert len(records) == 1
     assert records[0]["alarm"] == name
@@ -208,7 +209,7 @@ def test_advice_names_settings_that_exist():
         "rule": {*Band.__dataclass_fields__, *Clip.__dataclass_fields__},
         "model": set(ModelConfig.model_fields),
     }
-    named = re.findall(r"\b(train|rule|model)\.(\w+)", " ".join(" ".join(a.advice) for a in ALARM_KINDS))
+    named = re.findall(r"\b(train|rule|model)\.(\w+)", " ".join(" ".join(a.advice) for a in ALARMS))
     assert len(named) > 10
     for section, key in named:
         assert key in known[section]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from bandpo.training import BandGRPOConfig, BandGRPOTrainer
+from bandpo.runs.build import RecipeTrainer
+from bandpo.training import BandGRPOConfig
 from bandpo.training.checkpoints import find_checkpoint, list_checkpoints, seal, set_aside_newer
 from bandpo.training.durable import CheckpointError, TrainingDivergedError
 from helpers import QUIET_ON_CPU
@@ -36,7 +37,7 @@ def trainer(path, tiny, **changes):
         "seed": 3,
         **changes,
     }
-    return BandGRPOTrainer(
+    return RecipeTrainer(
         model=copy.deepcopy(tiny[0]),
         reward_funcs=reward,
         args=BandGRPOConfig(**settings),

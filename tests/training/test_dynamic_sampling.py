@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
-from bandpo.training.dynamic_sampling import check_dynamic_sampling
+from bandpo.training.dynamic_sampling import DynamicSampling, check_dynamic_sampling
 from helpers import QUIET_ON_CPU
 
 
@@ -18,7 +18,7 @@ def reward(prompts, completions, **_):
     return [1.0 if e else float(len(set(c))) for e, c in zip(even, completions, strict=True)]
 
 
-class Kept(BandGRPOTrainer):
+class Kept(DynamicSampling, BandGRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         self.batch = super()._generate_and_score_completions(inputs)
         return self.batch
@@ -118,4 +118,4 @@ def test_settings_that_cannot_work(tmp_path, tiny):
         dynamic_sampling=1, per_device_train_batch_size=4, steps_per_generation=1, num_generations=8
     )
     with pytest.raises(ValueError, match="4 completions a rollout are not a multiple of num_generations=8"):
-        check_dynamic_sampling(SimpleNamespace(args=one_of_two))
+        check_dynamic_sampling(one_of_two)

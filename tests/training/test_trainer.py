@@ -9,6 +9,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from bandpo import Band, Clip, policy_loss
+from bandpo.runs.build import RecipeTrainer
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
 from bandpo.training.durable import TrainingDivergedError
 from helpers import QUIET_ON_CPU
@@ -73,7 +74,7 @@ def test_constant_bounds_equal_the_stock_trainer_bit_for_bit(tmp_path, tiny, los
     stock = run(StockTrainer, GRPOConfig(**settings(tmp_path / "a", epsilon=low, epsilon_high=high, **extra)), tiny)
     ours = run(
         OurTrainer,
-        BandGRPOConfig(**settings(tmp_path / "b", clip_rule="clip", epsilon=low, epsilon_high=high, **extra)),
+        BandGRPOConfig(**settings(tmp_path / "b", rule={"name": "clip", "low": low, "high": high}, **extra)),
         tiny,
     )
     assert len(ours.steps) == len(stock.steps) == 12
@@ -106,7 +107,7 @@ def test_band_reaches_the_loss_and_the_metrics(tmp_path, tiny):
     rule = Band(3e-4)
     trainer = run(
         Watched,
-        BandGRPOConfig(**settings(tmp_path, band_radius=3e-4, loss_type="bnpo", num_iterations=2)),
+        BandGRPOConfig(**settings(tmp_path, rule={"radius": 3e-4}, loss_type="bnpo", num_iterations=2)),
         tiny,
     )
     assert trainer.rule == rule
@@ -134,24 +135,28 @@ def test_epsilons_are_restored(tmp_path, tiny):
 
 def test_any_rule_object(tmp_path, tiny):
     config = BandGRPOConfig(**settings(tmp_path, max_steps=1))
-    assert run(BandGRPOTrainer, config, tiny, rule=Clip(0.1, 0.1)).rule == Clip(0.1, 0.1)
+    trainer = run(BandGRPOTrainer, config, tiny, rule=Clip(0.1, 0.1))
+    assert trainer.rule == Clip(0.1, 0.1)
+    assert trainer.args.rule == repr(Clip(0.1, 0.1)), "what is logged is what is trained"
+    assert config.rule == {"name": "band"}, "the caller's own configuration is left alone"
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"clip_rule": "bnd"}, ["'bnd'", "did you mean 'band'"]),
-        ({"band_radius": -1.0}, ["radius", "-1"]),
-        ({"band_divergence": "kll"}, ["'kll'", "kl"]),
-        ({"band_cap": 0.5}, ["cap", "0.5"]),
-        ({"epsilon_high": 0.28}, ["epsilon_high=0.28", "clip_rule='band'"]),
-        ({"clip_rule": "clip", "band_radius": 0.1}, ["band_radius=0.1", "clip_rule='clip'"]),
+        ({"rule": {"name": "bnd"}}, ["'bnd'", "did you mean 'band'"]),
+        ({"rule": {"radius": -1.0}}, ["radius", "-1"]),
+        ({"rule": {"divergence": "kll"}}, ["'kll'", "kl"]),
+        ({"rule": {"cap": 0.5}}, ["cap", "0.5"]),
+        ({"epsilon_high": 0.28}, ["epsilon_high=0.28", "'band'", "{'name': 'clip', 'low': 0.2, 'high': 0.28}"]),
+        ({"rule": {"name": "clip", "radius": 0.1}}, ["'clip' has no option 'radius'"]),
+        ({"dynamic_sampling": 2}, ["dynamic_sampling=2", "class MyTrainer(DynamicSampling, BandGRPOTrainer)"]),
         ({"anchor": "smapler"}, ["'smapler'", "did you mean 'sampler'"]),
         ({"anchor": "sampler"}, ["use_vllm=True"]),
-        ({"loss_type": "cispo", "clip_rule": "none"}, ["'cispo'", "dapo"]),
+        ({"loss_type": "cispo", "rule": {"name": "none"}}, ["'cispo'", "dapo"]),
         ({"loss_type": "sapo"}, ["'sapo'"]),
         ({"importance_sampling_level": "sequence"}, ["'sequence'", "'token'"]),
-        ({"delta": 2.0}, ["delta", "2.0", "band_cap"]),
+        ({"delta": 2.0}, ["delta", "2.0", 'rule={"cap": 2.0}']),
     ],
 )
 def test_settings_that_would_be_silently_wrong(tmp_path, tiny, changes, words):
@@ -189,18 +194,42 @@ def test_anchor_sampler_centres_the_region_on_the_samplers_log_probs():
 
     sampling = torch.tensor([[-1.0, float("nan"), -3.0]])
     old = torch.tensor([[-1.5, -2.5, -3.5]])
-    assert torch.equal(_sampler_logps({"sampling_per_token_logps": sampling}), sampling) is False  # NaN != NaN
+    alone = _sampler_logps({"sampling_per_token_logps": sampling})
+    torch.testing.assert_close(alone, sampling, rtol=0, atol=0, equal_nan=True)
     mixed = _sampler_logps({"sampling_per_token_logps": sampling, "old_per_token_logps": old})
     assert torch.equal(mixed, torch.tensor([[-1.0, -2.5, -3.0]]))
 
 
-def test_nan_log_probs_stop_the_run(tmp_path, tiny):
-    class Poisoned(BandGRPOTrainer):
-        def training_step(self, *args, **kwargs):
-            loss = super().training_step(*args, **kwargs)
-            with torch.no_grad():
-                next(iter(self.model.parameters())).fill_(float("nan"))
-            return loss
+class Poisoned:
+    """Every weight is NaN after the first update."""
 
-    with pytest.raises(TrainingDivergedError, match="NaN"):
-        run(Poisoned, BandGRPOConfig(**settings(tmp_path)), tiny)
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        with torch.no_grad():
+            next(iter(self.model.parameters())).fill_(float("nan"))
+        return loss
+
+
+def test_nan_log_probs_stop_the_run_of_a_recipe(tmp_path, tiny):
+    class Guarded(Poisoned, RecipeTrainer):
+        pass
+
+    with pytest.raises(TrainingDivergedError, match="NaN log-prob"):
+        run(Guarded, BandGRPOConfig(**settings(tmp_path)), tiny)
+
+
+def test_nan_metrics_do_not_end_the_run_of_a_drop_in_trainer(tmp_path, tiny):
+    class DropIn(Poisoned, BandGRPOTrainer):
+        pass
+
+    trainer = run(DropIn, BandGRPOConfig(**settings(tmp_path, max_steps=3)), tiny)
+    assert trainer.state.global_step == 3
+    logged = [row["band/divergence"] for row in trainer.state.log_history if "band/divergence" in row]
+    assert logged[1:] == [None, None], "TRL writes NaN as None"
+
+
+def test_the_drop_in_trainer_replaces_the_loss_and_nothing_of_a_run():
+    own = {name for name, value in vars(BandGRPOTrainer).items() if callable(value)}
+    replaced = {name for name in own if hasattr(GRPOTrainer, name)} - {"__init__"}
+    assert replaced == {"_compute_loss", "_get_per_token_logps_and_entropies"}
+    assert BandGRPOTrainer.__mro__[1] is GRPOTrainer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from bandpo.cli import bounds, compare, doctor, eval, grade, launch, recipes, report, samples, tasks, train
@@ -14,6 +16,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Add --debug to any command for a full traceback.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import bandpo
+
+        typer.echo(f"bandpo {bandpo.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("train")(train.train)
 app.command("eval")(eval.evaluate)
 app.command("compare")(compare.compare)

@@ -21,18 +21,19 @@ def bounds(
     ] = None,
 ) -> None:
     """Show the ratio bounds that Band gives to tokens of some probabilities."""
-    import torch
-    from rich.console import Console
-    from rich.table import Table
-
-    from bandpo.core.band import DEFAULT_RADIUS
-    from bandpo.core.rules import Band, Clip
-
     for value in p or []:
         if not 0 < value <= 1:
             raise ValueError(f"--p is {value}, allowed is a probability above 0 and at most 1")
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise ValueError(f"--plot is {str(plot)!r}, allowed is a name that ends in .png or .svg")
+
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from bandpo.core.checks import DEFAULT_RADIUS
+    from bandpo.core.rules import Band, Clip
+
     rule = Band(DEFAULT_RADIUS if radius is None else radius, divergence, cap=cap, floor=floor)
     probabilities = torch.tensor(p or PROBABILITIES, dtype=torch.float64)
     limits = rule.bounds(probabilities.log())

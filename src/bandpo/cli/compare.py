@@ -38,21 +38,19 @@ def compare(
 
     Whatever interrupted it, the same command goes on with it; no run is done twice, failed ones are tried again.
     """
+    if not study:
+        _list_studies()
+        return
     from rich.console import Console
 
-    from bandpo.lab.metrics import METRICS, read_metrics
-    from bandpo.lab.study import load_study, study_names
+    from bandpo.lab.metrics import METRICS, StudyResult
+    from bandpo.lab.study import load_study
     from bandpo.lab.summary import print_study
 
     console = Console()
-    if not study:
-        names = study_names()
-        for name in names:
-            typer.echo(f"{name:{max(map(len, names))}}  {load_study(name).description}")
-        return
     done = Path(study) / METRICS if Path(study).is_dir() else Path(study)
     if done.name == METRICS:
-        print_study(read_metrics(done), console)
+        print_study(StudyResult.load(done), console)
         return
 
     from bandpo.lab.runner import StudyRunner
@@ -65,13 +63,24 @@ def compare(
         _print_runs(runner)
         return
     try:
-        metrics = runner.run()
+        result = runner.run()
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on")
         raise typer.Exit(130) from None
-    print_study(metrics, console)
-    if any(run["status"] != "finished" for run in metrics["runs"]):
+    print_study(result, console)
+    if len(result.finished) < len(result.runs):
         raise typer.Exit(1)
+
+
+def _list_studies() -> None:
+    # As they stand in their files: checking them would import PyTorch.
+    from bandpo.lab.study import STUDIES, study_names
+    from bandpo.settings import find_yaml, parse_mapping
+
+    names = study_names()
+    for name in names:
+        description = parse_mapping(find_yaml("study", name, STUDIES)[0], f"study {name!r}").get("description", "")
+        typer.echo(f"{name:{max(map(len, names))}}  {description}")
 
 
 def _print_runs(runner: StudyRunner) -> None:

@@ -14,14 +14,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from bandpo.runs.memory import Architecture
-
-EXTRAS = {"": "operator and loss", "cli": "command line", "report": "pictures and reports", "train": "training"}
+EXTRAS = {
+    "": "operator and loss",
+    "cli": "command line",
+    "report": "pictures and reports",
+    "train": "training",
+    "quickstart": "model of the quickstart",
+}
 # What a feature outside our extras needs: (feature, package, what to install).
 OPTIONAL = (
     ("vLLM generation", "vllm", "trl[vllm]"),
@@ -34,7 +37,6 @@ OPTIONAL = (
 )
 NOTES = {"verl": "in an environment of its own: it wants an older transformers"}
 HUB_TIMEOUT = 3.0  # seconds
-HEADROOM = 0.9  # share of the free memory that a plan may use
 
 
 @dataclass(frozen=True)
@@ -239,48 +241,9 @@ def _largest(devices: list[Device]) -> dict[str, int]:
     gpus = [device for device in devices if not device.name.startswith("CPU")]
     if not devices or importlib.util.find_spec("torch") is None:
         return {}
+    from bandpo.runs.memory import largest_models
+
     return largest_models(max(device.free for device in gpus or devices), gpu=bool(gpus))
-
-
-def typical_model(hidden: int) -> Architecture:
-    """The sizes of a decoder of today's shape, by its width."""
-    from bandpo.runs.memory import Architecture
-
-    layers, intermediate, vocabulary = max(hidden // 112, 2), 3 * hidden, 128_000
-    block = 5 * hidden * hidden // 2 + 3 * hidden * intermediate
-    parameters = layers * block + vocabulary * hidden
-    return Architecture(parameters, parameters, block, layers, hidden, intermediate, hidden // 4, vocabulary)
-
-
-def largest_models(free: int, gpu: bool) -> dict[str, int]:
-    """Weights of the largest decoder that trains in `free` bytes, by way of training.
-
-    A micro-batch has 4 sequences of 1,024 tokens, half of them completion; 32 are generated at a time. Checkpointed
-    and in bfloat16 on a GPU, neither on a CPU.
-    """
-    from dataclasses import replace
-
-    from bandpo.runs.memory import estimate_memory
-
-    ways = {"full fine-tuning": 1.0, "LoRA": 0.01}
-    largest = dict.fromkeys(ways, 0)
-    for way, share in ways.items():
-        for hidden in range(64, 32768, 64):
-            shape = typical_model(hidden)
-            shape = replace(shape, trainable=int(share * shape.parameters))
-            need = estimate_memory(
-                shape,
-                sequences=4,
-                tokens=1024,
-                completion=512,
-                generated=32,
-                compute_bytes=2 if gpu else 4,
-                checkpointing=gpu,
-            ).peak
-            if need > HEADROOM * free:
-                break
-            largest[way] = shape.parameters
-    return largest
 
 
 def _print(diagnosis: Diagnosis) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bandpo.runs.config import RunConfig
 
 
 def train(
@@ -27,7 +32,7 @@ def train(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the run in --output, or in the run directory RECIPE."),
+        typer.Option("--resume", help="Resume the run in --output, or in the run directory RECIPE."),
     ] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the resolved configuration and stop.")] = False,
     dry_run: Annotated[
@@ -36,31 +41,30 @@ def train(
 ) -> None:
     """Train a model by a recipe, evaluate it before and after, and write a run directory with a report.
 
-    A run that was interrupted goes on from its last good checkpoint by `bandpo train RUN --resume`, and ends like
-    one that was not. The same command line with --output and --resume starts a run or goes on with it.
+    An interrupted run resumes from its last good checkpoint by `bandpo train RUN --resume`, and ends like one that
+    was never interrupted. The same command line with --output and --resume starts a run or resumes it.
     """
     from bandpo.runs.config import load_config
 
     if (Path(recipe) / "config.yaml").is_file():
         recipe, output = _run_to_resume(recipe, overrides, output, resume)
     elif resume and output is None:
-        raise ValueError("--resume needs to know the run: give its directory as RECIPE or as --output")
+        raise ValueError(
+            f"--resume needs a run directory as RECIPE or as --output, and {recipe!r} is none: it has no config.yaml"
+        )
     config = load_config(recipe, overrides)
     if show:
         import yaml
 
         typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
         return
-    quiet_libraries()
     from rich.console import Console
 
-    if dry_run:
-        from bandpo.runs.plan import make_plan, print_plan
+    from bandpo.cli.quiet import quiet_libraries
 
-        plan = make_plan(config)
-        print_plan(plan, Console())
-        if plan.obstacles:
-            raise typer.Exit(1)
+    quiet_libraries()
+    if dry_run:
+        _print_plan(config, Console())
         return
 
     from bandpo.runs.job import run_training
@@ -71,32 +75,29 @@ def train(
         output = Path("runs") / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     summary = run_training(config, output, console, resume=resume)
     if int(os.environ.get("RANK", 0)) == 0:
+        from bandpo.report.pages import write_report
+
+        write_report([output])
         print_summary(summary, output, console)
+
+
+def _print_plan(config: RunConfig, console: Console) -> None:
+    from bandpo.cli.plan import print_plan
+    from bandpo.runs.plan import make_plan
+
+    plan = make_plan(config)
+    print_plan(plan, console)
+    if plan.obstacles:
+        raise typer.Exit(1)
 
 
 def _run_to_resume(run: str, overrides: list[str] | None, output: Path | None, resume: bool) -> tuple[str, Path]:
     config = f"{Path(run) / 'config.yaml'}"
     if not resume:
         raise ValueError(
-            f"{run!r} is a run: go on with it by --resume, or start a new one with its settings by {config}"
+            f"{run!r} is a run: resume it with --resume, or start a new one with its settings by {config}"
         )
     if overrides or output is not None:
         given = overrides[0] if overrides else f"--output {output}"
-        raise ValueError(f"a run goes on with its own settings in its own directory, so {given!r} cannot be given")
+        raise ValueError(f"a run resumes with its own settings in its own directory, so {given!r} cannot be given")
     return config, Path(run)
-
-
-def quiet_libraries() -> None:
-    """Progress bars and notices of the libraries would bury the figures that matter."""
-    import warnings
-
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    from datasets.utils.logging import disable_progress_bar as disable_datasets_bars
-    from transformers.utils import logging
-
-    disable_datasets_bars()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()

@@ -10,27 +10,29 @@ Nothing here synchronises with an accelerator, and everything traces whole under
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import solvers
-from .divergences import FDivergence, as_work_dtype, binary_value, coins, expm1, get_divergence
-
-DEFAULT_RADIUS = 0.05
-"""The divergence budget per token; the only place this default is written."""
-
-POSITIVE_TOLERANCE = 1e-3
-"""A log-probability in (0, POSITIVE_TOLERANCE] is rounding and counts as 0; a larger one is an error."""
+from .checks import (
+    DEFAULT_RADIUS,
+    Radius,
+    can_look,
+    check_broadcast,
+    check_logps,
+    check_logps_pair,
+    check_radius,
+    place_radius,
+)
+from .coins import coins, divergence_of, log_rest, one_minus_exp
+from .divergences import FDivergence, get_divergence
+from .solvers import growth, solve_kl
 
 CPU_BLOCK = 32768
-"""Tokens a thread solves at a time on the CPU, so that temporaries stay in cache."""
-
-Radius = float | Tensor | tuple[float | Tensor, float | Tensor]
+"""Tokens a thread works on at a time on the CPU, so that temporaries stay in cache."""
 
 
 @dataclass(frozen=True)
@@ -52,137 +54,24 @@ class RatioBounds:
 
     @property
     def lower(self) -> Tensor:
+        """The smallest ratio allowed, in [0, 1], shape of the old log-probs."""
         return torch.exp(self.log_lower) if self.ratios is None else self.ratios[0]
 
     @property
     def upper(self) -> Tensor:
+        """The largest ratio allowed, in [1, 1/p], inf at p = 0; shape of the old log-probs."""
         return torch.exp(self.log_upper) if self.ratios is None else self.ratios[1]
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """Evidence that bounds are roots, evaluated in float64 at the exact inputs; shape of the old log-probs.
+def in_blocks(
+    function: Callable[..., Sequence[Tensor]], like: Tensor, args: Sequence[Any], dtypes: Sequence[torch.dtype]
+) -> Sequence[Tensor]:
+    """function(*args), on the CPU over CPU_BLOCK tokens per thread at a time: temporaries that stay in cache are
+    worth a factor of several.
 
-    Attributes:
-        bounds: the bounds certified.
-        residual_lower, residual_upper: g_f - radius at the bound; <= 0 at a saturated side.
-        bracket_lower, bracket_upper: (inner, outer) log-ratios with g_f <= radius at inner and >= radius at
-            outer, so the root lies between; both the edge at a saturated side; NaN if no sign change was
-            found within 2^-10 relative.
-        holds: bool tensor, a bracket was found on both sides.
+    Tensors among `args` broadcast to the shape of `like`; the results have that shape, and these dtypes.
     """
-
-    bounds: RatioBounds
-    residual_lower: Tensor
-    residual_upper: Tensor
-    bracket_lower: tuple[Tensor, Tensor]
-    bracket_upper: tuple[Tensor, Tensor]
-    holds: Tensor
-
-
-# --- inputs -------------------------------------------------------------------------------------------------
-
-
-def _may_look(x: Tensor) -> bool:
-    # Reading values is free only on the CPU and outside a trace.
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def check_logps(x: Tensor, name: str) -> Tensor:
-    """`x` in its work dtype, rounding above 0 removed; ValueError if it is not log-probabilities."""
-    if not isinstance(x, Tensor):
-        raise ValueError(f"{name} must be a tensor of log-probabilities, got {type(x).__name__}")
-    work = as_work_dtype(x.detach())
-    if _may_look(work):
-        top = float(work.max()) if work.numel() else 0.0
-        if math.isnan(top):
-            top = float(work.nan_to_num(nan=0.0).max())
-        if top > POSITIVE_TOLERANCE:
-            raise ValueError(
-                f"{name} must be log-probabilities <= 0 (up to {POSITIVE_TOLERANCE:g} is taken for rounding), "
-                f"got {top:.6g}"
-            )
-        return work.clamp(max=0.0) if top > 0.0 else work
-    # Where looking would cost a sync, a positive log-prob becomes NaN, which nobody overlooks.
-    return torch.where(work > POSITIVE_TOLERANCE, torch.nan, work.clamp(max=0.0))
-
-
-def _check_one_radius(radius: Any) -> None:
-    if isinstance(radius, Tensor):
-        if _may_look(radius) and radius.numel():
-            bad = ~((radius > 0) & (radius < torch.inf)) & ~torch.isnan(radius)
-            if bool(bad.any()):
-                raise ValueError(f"radius must be > 0 and finite, got {float(radius.detach()[bad].flatten()[0])}")
-        return
-    try:
-        value = float(radius)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"radius must be a number, a tensor or a pair (lower side, upper side), got {radius!r}"
-        ) from None
-    if not 0.0 < value < math.inf:  # comparisons, which torch.compile can trace for a symbolic float
-        raise ValueError(f"radius must be > 0 and finite, got {value}")
-
-
-def check_radius(radius: Radius) -> tuple[float | Tensor, float | Tensor]:
-    """The (lower side, upper side) radii; ValueError if one is not > 0 and finite, as far as looking is free."""
-    if isinstance(radius, (tuple, list)):
-        if len(radius) != 2:
-            raise ValueError(f"a radius pair is (lower side, upper side), got {len(radius)} entries: {radius!r}")
-        _check_one_radius(radius[0])
-        _check_one_radius(radius[1])
-        return radius[0], radius[1]
-    _check_one_radius(radius)
-    return radius, radius
-
-
-def check_broadcast(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
-    """ValueError with both shapes unless `x` broadcasts to the shape of `like`."""
-    try:
-        fits = torch.broadcast_shapes(x.shape, like.shape) == like.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"{name} of shape {tuple(x.shape)} does not broadcast to {like_name} of shape {tuple(like.shape)}"
-        )
-
-
-def _place_radius(radius: float | Tensor, like: Tensor) -> Tensor:
-    if not isinstance(radius, Tensor):
-        return torch.full((), float(radius), dtype=like.dtype, device=like.device)
-    check_broadcast("radius", radius, "old_logps", like)
-    return radius.to(device=like.device, dtype=like.dtype)
-
-
-def _radius_pair(radius: Radius, like: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = check_radius(radius)
-    placed = _place_radius(low, like)
-    return placed, placed if low is high else _place_radius(high, like)
-
-
-# --- one side -----------------------------------------------------------------------------------------------
-
-
-Side = bool | Tensor  # True: upper, False: lower, or a bool tensor that says which per token
-
-
-def _solve(old: Tensor, sides: Sequence[tuple[Tensor, Side]], divergence: FDivergence) -> list[Tensor]:
-    """Log-ratio bounds of the (radius, side)s asked for; old <= 0 in a work dtype."""
-
-    def block(old: Tensor, *flat: Any) -> list[Tensor]:
-        return _solve_block(old, list(zip(flat[::2], flat[1::2], strict=True)), divergence)
-
-    args = (old, *(x for side in sides for x in side))
-    return list(_in_blocks(block, old, args, (old.dtype,) * len(sides)))
-
-
-def _in_blocks(function: Any, like: Tensor, args: Sequence[Any], dtypes: Sequence[torch.dtype]) -> Any:
-    """function(*args), on the CPU over CPU_BLOCK tokens of each thread at a time, which keeps temporaries in cache.
-
-    Tensors among `args` broadcast to the shape of `like`; the results have it, and these dtypes.
-    """
-    size = CPU_BLOCK * torch.get_num_threads() if _may_look(like) else 0
+    size = CPU_BLOCK * torch.get_num_threads() if can_look(like) else 0
     if not size or like.numel() <= size:
         return function(*args)
     flat = [x.expand(like.shape).reshape(-1) if isinstance(x, Tensor) and x.dim() else x for x in args]
@@ -194,111 +83,86 @@ def _in_blocks(function: Any, like: Tensor, args: Sequence[Any], dtypes: Sequenc
     return outs
 
 
-def _solve_block(old: Tensor, sides: Sequence[tuple[Tensor, Side]], divergence: FDivergence) -> list[Tensor]:
-    out_dtype = old.dtype
-    if not divergence.float32:
-        old = old.double()
-    p = torch.exp(old)
-    rest = 0.0 - expm1(old)  # 1 - p to the last digit
-    return [_solve_side(old, p, rest, r.to(old.dtype), divergence, up).to(out_dtype) for r, up in sides]
+# --- the solve ----------------------------------------------------------------------------------------------
+
+Side = bool | Tensor  # True: upper, False: lower, or a bool tensor that says which per token
 
 
-def _solve_side(old: Tensor, p: Tensor, rest: Tensor, radius: Tensor, divergence: FDivergence, upper: Side) -> Tensor:
-    # log u of the lower side is log(1 - p); Halley's trips do not ask for it.
-    log_rest = old if upper is True or divergence.solver == "kl" else _log_rest(p, rest)
-    if isinstance(upper, Tensor):
-        u, w, log_u = torch.where(upper, p, rest), torch.where(upper, rest, p), torch.where(upper, old, log_rest)
-    else:
-        u, w, log_u = (p, rest, old) if upper else (rest, p, log_rest)
-    share, shrink = solvers.solve(divergence, u, w, log_u, radius)
-    bound = share
-    if upper is not True:
-        bound = 0.0 - shrink
-        if divergence.solver in ("newton", "bracket"):
-            # Edges of the tokens where 0 / 0 may have led trips astray: r = 0 at p = 0, and at p = 1 r = 1 if f is
-            # steep, as nothing can grow.
-            if divergence.log_form.at_infinity == math.inf:
-                bound = torch.where(u == 0.0, 0.0, bound)
-            bound = torch.where(p == 0.0, -torch.inf, bound)
-    if upper is not False:
-        edge = 0.0 - old
-        x = solvers.Growth(w, log_u)(share)
-        if divergence.log_form.at_zero < math.inf:
-            # An infinite D is the edge exactly, a finite one is below 1000: two SIMD operations, no branches.
-            x = torch.maximum(x, shrink - 1000.0)
-        if divergence.solver in ("newton", "bracket"):
-            x = torch.where(torch.isinf(edge) | (edge == 0.0), edge, x)
-        log_upper = torch.minimum(x, edge)
-        bound = torch.where(upper, log_upper, bound) if isinstance(upper, Tensor) else log_upper
-    return bound
+def _solve(old: Tensor, sides: Sequence[tuple[Tensor, Side]], f: FDivergence) -> Sequence[Tensor]:
+    """Log-ratio bounds of the (radius, side)s asked for; old <= 0 in a work dtype."""
+
+    def block(old: Tensor, *flat: Any) -> list[Tensor]:
+        a = old if f.float32 else old.double()
+        p, c = torch.exp(a), one_minus_exp(a)
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return [_solve_side(a, p, c, radius.to(a.dtype), f, upper).to(old.dtype) for radius, upper in pairs]
+
+    return in_blocks(block, old, (old, *(x for side in sides for x in side)), (old.dtype,) * len(sides))
 
 
-def _log_rest(p: Tensor, rest: Tensor) -> Tensor:
-    # log(1 - p), each half by what it knows to full precision
-    return torch.where(p < 0.5, torch.log1p(-p), torch.log(rest))
+def _solve_side(old: Tensor, p: Tensor, c: Tensor, radius: Tensor, f: FDivergence, upper: Side) -> Tensor:
+    """One log bound. The edges, each met exactly:
 
-
-def _side_derivatives(bound: Tensor, old: Tensor, divergence: FDivergence) -> tuple[Tensor, Tensor]:
-    """(d bound / d old_logp, d bound / d radius) by the implicit function theorem, in float64 inside.
-
-    With a = log p, b the bound, q = e^(a + b): g_a + g_b b' = 0, where g_b = q (f'(r) - f'(v)) and
-    g_a = p (f*'(1/r) - f*'(1/v)) + g_b, v = (1 - q)/(1 - p). At the simplex edge the bound is -a or -inf.
+    |       | p = 0 | p = 1                           | saturated, D = inf |
+    |-------|-------|---------------------------------|--------------------|
+    | lower | -inf  | 0 if f*(0) = inf, else the root | -inf               |
+    | upper | inf   | 0                               | -log p             |
     """
-    form = divergence.log_form
-    a, b = old.double(), bound.double()
-    p, q = torch.exp(a), torch.exp(a + b)
-    c = -expm1(a)
-    moved = torch.where(b > 0.0, q * expm1(-b), -p * expm1(b))
-    change = moved / c
-    t = torch.where(change < -0.5, torch.log(-expm1(a + b) / c), torch.log1p(change))
-    # q f'(r) and q f'(v) with the shrinking outcome's 0 * inf far out avoided.
-    falls = b < 0.0
-    by_token = torch.where(falls, p * solvers.kept_slope(b.clamp(max=0.0), form), q * form.slope(b))
-    q_g_q = by_token - q * form.slope(t)
-    g_p = form.conjugate_slope(-b) - form.conjugate_slope(-t)
-    by_radius = 1.0 / q_g_q
-    by_old = -1.0 - (p * g_p) / q_g_q
-    at_top, at_zero = bound == -old, torch.isinf(bound) & (bound < 0)
-    by_radius = torch.where(at_top | at_zero, 0.0, by_radius)
-    by_old = torch.where(at_top, -1.0, torch.where(at_zero, 0.0, by_old))
-    return by_old, by_radius
+    # Halley's trips do not ask for log u; for the others that of the lower side is log(1 - p).
+    log_c = old if upper is True or f.solve is solve_kl else log_rest(p, c)
+    if isinstance(upper, Tensor):
+        u, w, log_u = torch.where(upper, p, c), torch.where(upper, c, p), torch.where(upper, old, log_c)
+    else:
+        u, w, log_u = (p, c, old) if upper else (c, p, log_c)
+    E, D = f.root(u, w, log_u, radius)
+    if upper is False:
+        return 0.0 - D
+    x = growth(w, log_u)(E)
+    if f.shape.at_zero < torch.inf:
+        # An infinite D is the edge exactly, a finite one is below 1000: two SIMD operations, no branches.
+        x = torch.maximum(x, D - 1000.0)
+    x = torch.minimum(x, 0.0 - old)
+    return torch.where(upper, x, 0.0 - D) if isinstance(upper, Tensor) else x
 
 
 class _Side(torch.autograd.Function):
-    """The solve with its implicit derivative; built only when somebody asks for a gradient."""
+    """The solve with its derivative by the implicit function theorem; built only when a gradient is asked for.
+
+    On the bound b(a, radius), a = log p, g(a, b) = radius: b' = -g_a / g_b and db / dradius = 1 / g_b, in float64
+    by autograd. At the simplex edge b is -a or -inf.
+    """
 
     @staticmethod
-    def forward(ctx: Any, old: Tensor, radius: Tensor, divergence: FDivergence, upper: Any) -> Tensor:
-        (bound,) = _solve(old, [(radius, upper)], divergence)
+    def forward(ctx: Any, logps: Tensor, old: Tensor, radius: Tensor, f: FDivergence, upper: Any) -> Tensor:
+        (bound,) = _solve(old, [(radius, upper)], f)
         ctx.save_for_backward(bound, old)
-        ctx.divergence, ctx.radius_shape = divergence, radius.shape
+        ctx.f, ctx.dtypes, ctx.radius_shape = f, (logps.dtype, radius.dtype), radius.shape
         return bound
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bound, old = ctx.saved_tensors
-        by_old, by_radius = _side_derivatives(bound, old, ctx.divergence)
-        for_old = (grad * by_old).to(old.dtype) if ctx.needs_input_grad[0] else None
-        for_radius = None
-        if ctx.needs_input_grad[1]:
-            for_radius = (grad * by_radius).sum_to_size(ctx.radius_shape).to(old.dtype)
-        return for_old, for_radius, None, None
+        f = ctx.f
+
+        def g(a: Tensor, b: Tensor) -> Tensor:
+            value: Tensor = f.exact(coins(a + b, a))
+            return value
+
+        value, pull = torch.func.vjp(g, old.double(), bound.double())[:2]
+        by_a, by_b = pull(torch.ones_like(value))
+        at_top, at_zero = bound == -old, bound == -torch.inf
+        by_radius = torch.where(at_top | at_zero, 0.0, 1.0 / by_b)
+        by_old = torch.where(at_top, -1.0, torch.where(at_zero, 0.0, -by_a / by_b))
+        for_old, for_radius = (grad * by_old).to(ctx.dtypes[0]), grad * by_radius
+        return for_old, None, for_radius.sum_to_size(ctx.radius_shape).to(ctx.dtypes[1]), None, None
 
 
-def _wants_gradient(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
-def _side(old_logps: Tensor, old: Tensor, radius: Tensor, divergence: FDivergence, upper: Side) -> Tensor:
-    if _wants_gradient(old_logps, radius):
-        tracked = as_work_dtype(old_logps)
-        if old_logps.requires_grad:
-            old = tracked + (old - tracked.detach()).detach()
-            old = torch.where(torch.isnan(old), tracked, old)
-        bound: Tensor = _Side.apply(old, radius, divergence, upper)
-        return bound
-    return _solve(old, [(radius, upper)], divergence)[0]
+def _bounds(logps: Tensor, old: Tensor, sides: Sequence[tuple[Tensor, Side]], f: FDivergence) -> Sequence[Tensor]:
+    wanted = logps.requires_grad or any(radius.requires_grad for radius, _ in sides)
+    if torch.is_grad_enabled() and wanted:
+        return [_Side.apply(logps, old, radius, f, upper) for radius, upper in sides]
+    return _solve(old, sides, f)
 
 
 # --- public -------------------------------------------------------------------------------------------------
@@ -307,10 +171,16 @@ def _side(old_logps: Tensor, old: Tensor, radius: Tensor, divergence: FDivergenc
 def band(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl") -> RatioBounds:
     """The ratios r with g_f(p, r) <= radius, per token, as log-ratio bounds.
 
+    The trust region {pi : D_f(old || pi) <= radius} projected onto a sampled token of old probability p is the
+    interval of ratios r in [0, 1/p] with (arXiv 2603.04918)
+
+        g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p)) <= radius
+
     Args:
         old_logps: log p of the sampled tokens, any shape, e.g. (B, T); float16, bfloat16, float32 or
             float64, <= 0, -inf allowed. The result is float32, or float64 for float64 input.
-        radius: > 0; a number, a tensor broadcastable to old_logps, or a pair (lower side, upper side).
+        radius: > 0, in units of the divergence (nats for KL); a number, a tensor broadcastable to old_logps, or a
+            pair (lower side, upper side).
         divergence: a name or an :class:`FDivergence`; "kl" is KL(old || new).
 
     Returns:
@@ -322,15 +192,18 @@ def band(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | F
 
     Raises:
         ValueError: radius not > 0 and finite, a log-prob beyond POSITIVE_TOLERANCE above 0, shapes that do
-            not broadcast, unknown divergence. Tensor values are checked only where that costs no device sync
-            (CPU, not compiling); elsewhere a positive log-prob gives NaN.
+            not broadcast, unknown divergence. Tensor values are checked only if that costs no device sync
+            (CPU, not compiling); otherwise a positive log-prob gives NaN.
+
+    Example:
+        >>> b = band(torch.tensor([0.01, 0.5, 0.99]).log(), radius=0.05)
+        >>> b.lower, b.upper
+        (tensor([0.0025, 0.6916, 0.9308]), tensor([7.8108, 1.3084, 1.0095]))
     """
     f = get_divergence(divergence)
     old = check_logps(old_logps, "old_logps")
-    low, high = _radius_pair(radius, old)
-    if _wants_gradient(old_logps, low, high):
-        return RatioBounds(_side(old_logps, old, low, f, False), _side(old_logps, old, high, f, True))
-    log_lower, log_upper = _solve(old, [(low, False), (high, True)], f)
+    low, high = place_radius(radius, old)
+    log_lower, log_upper = _bounds(old_logps, old, [(low, False), (high, True)], f)
     return RatioBounds(log_lower, log_upper)
 
 
@@ -340,7 +213,10 @@ def band_side(
     divergence: str | FDivergence = "kl",
     upper: bool | Tensor = True,
 ) -> Tensor:
-    """One log-ratio bound a token, solving only that side: half the cost of :func:`band`.
+    """One log-ratio bound per token, solving only that side: half the cost of :func:`band`.
+
+    The bound is the root of g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p)) = radius (arXiv 2603.04918) with
+    r >= 1 on the upper side and r <= 1 on the lower.
 
     Args:
         old_logps: as in :func:`band`.
@@ -349,45 +225,36 @@ def band_side(
         upper: True or False, or a bool tensor broadcastable to old_logps that picks the side per token
             (advantages > 0, say).
 
+    Returns:
+        log r, shape of old_logps; edges, limits, dtype and gradient as in :func:`band`.
+
     Raises:
         ValueError: as in :func:`band`, or an `upper` tensor that is not bool or does not broadcast.
+
+    Example:
+        >>> old_logps, advantages = torch.tensor([0.01, 0.5]).log(), torch.tensor([1.0, -1.0])
+        >>> band_side(old_logps, radius=0.05, upper=advantages > 0).exp()
+        tensor([7.8108, 0.6916])
     """
     f = get_divergence(divergence)
     old = check_logps(old_logps, "old_logps")
-    low, high = _radius_pair(radius, old)
+    low, high = place_radius(radius, old)
     if isinstance(upper, Tensor):
         if upper.dtype != torch.bool:
             raise ValueError(f"upper must be a bool or a bool tensor, got dtype {upper.dtype}")
-        try:
-            upper = upper.expand(old.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"upper of shape {tuple(upper.shape)} does not broadcast to old_logps of shape {tuple(old.shape)}"
-            ) from None
+        check_broadcast("upper", upper, "old_logps", old)
+        upper = upper.expand(old.shape)
         chosen = low if low is high else torch.where(upper, high, low)
     else:
         chosen = high if upper else low
-    return _side(old_logps, old, chosen, f, upper)
-
-
-def _two_logps(logps: Tensor, old_logps: Tensor) -> tuple[Tensor, Tensor]:
-    new, old = check_logps(logps, "logps"), check_logps(old_logps, "old_logps")
-    if new.shape != old.shape:
-        try:
-            torch.broadcast_shapes(new.shape, old.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"logps of shape {tuple(new.shape)} and old_logps of shape {tuple(old.shape)} do not broadcast"
-            ) from None
-    dtype = torch.promote_types(new.dtype, old.dtype)
-    return new.to(dtype), old.to(dtype)
+    return _bounds(old_logps, old, [(chosen, upper)], f)[0]
 
 
 def measure(
     logps: Tensor,
     old_logps: Tensor,
-    low: float | Tensor = DEFAULT_RADIUS,
-    high: float | Tensor = DEFAULT_RADIUS,
+    low: float | Tensor,
+    high: float | Tensor,
     divergence: str | FDivergence = "kl",
 ) -> tuple[Tensor, Tensor]:
     """(g, inside) per token: g_f(p, r) and whether it is within the radius, from one evaluation.
@@ -411,34 +278,43 @@ def measure(
 
     Raises:
         ValueError: a log-prob above 0, a bad radius, shapes that do not broadcast (see :func:`band`).
+
+    Example:
+        >>> new, old = torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.0])
+        >>> measure(new, old, 0.05, 0.05)
+        (tensor([0.0026, 0.1683]), tensor([ True, False]))
     """
     f = get_divergence(divergence)
-    new, old = _two_logps(logps, old_logps)
-    radii = _radius_pair((low, high), old)
+    new, old = check_logps_pair(logps, old_logps)
+    radii = place_radius((low, high), old)
+    short = None if f.binary is None or new.dtype == torch.float64 else f.binary.value
 
     def block(new: Tensor, old: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         k = coins(new.double(), old.double())
-        if new.dtype == torch.float64 or f.binary is None:
-            g = binary_value(new.double(), old.double(), f.log_form)
-        else:
-            g = f.binary.value(k)
+        g = f.exact(k) if short is None else divergence_of(k, short)
         return g.to(new.dtype), g <= (low if low is high else torch.where(k.moved > 0.0, high, low))
 
     like = new if new.shape == old.shape else torch.broadcast_tensors(new, old)[0]
-    g, inside = _in_blocks(block, like, (new, old, *radii), (new.dtype, torch.bool))
+    g, inside = in_blocks(block, like, (new, old, *radii), (new.dtype, torch.bool))
     return g, inside
 
 
 def binary_divergence(logps: Tensor, old_logps: Tensor, divergence: str | FDivergence = "kl") -> Tensor:
     """g_f(p, r) per token, p = e^old_logps, r = e^(logps - old_logps): the divergence of the two coins.
 
-    Any shape, e.g. (B, T); exact limits at 0 and -inf; float32 result, or float64 if either input is. No
-    gradient flows through it. NaN in gives NaN out.
+        g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p))            (arXiv 2603.04918)
+
+    Any shape, e.g. (B, T); in units of the divergence (nats for KL); exact limits at 0 and -inf; float32 result, or
+    float64 if either input is. No gradient flows through it. NaN in gives NaN out.
 
     Raises:
         ValueError: a log-prob above 0, shapes that do not broadcast, unknown divergence (see :func:`band`).
+
+    Example:
+        >>> binary_divergence(torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.0]))
+        tensor([0.0026, 0.1683])
     """
-    return measure(logps, old_logps, divergence=divergence)[0]
+    return measure(logps, old_logps, DEFAULT_RADIUS, DEFAULT_RADIUS, divergence)[0]
 
 
 def inside(
@@ -446,47 +322,13 @@ def inside(
 ) -> Tensor:
     """Whether g_f(p, r) <= radius, a bool tensor: membership of the band by one evaluation, no root.
 
+        g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p))            (arXiv 2603.04918)
+
     With a pair of radii, a token that lost probability is held to the lower side's radius and one that gained
-    to the upper side's. NaN anywhere is outside. Shapes and errors as in :func:`band`.
+    to the upper side's. NaN anywhere is outside. Shapes, units and errors as in :func:`band`.
+
+    Example:
+        >>> inside(torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.0]), radius=0.05)
+        tensor([ True, False])
     """
     return measure(logps, old_logps, *check_radius(radius), divergence)[1]
-
-
-def certify(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl") -> Certificate:
-    """Solve and prove it: residuals, and log-ratio brackets on which g_f - radius changes sign.
-
-    The bracket widens from 4 ulp of the result dtype, doubling, until the sign changes. Not for hot paths.
-    Shapes and errors as in :func:`band`.
-    """
-    f = get_divergence(divergence)
-    old = check_logps(old_logps, "old_logps")
-    low, high = _radius_pair(radius, old)
-    log_lower, log_upper = _solve(old.detach(), [(low.detach(), False), (high.detach(), True)], f)
-    bounds = RatioBounds(log_lower, log_upper)
-    res_low, bracket_low = _certify_side(bounds.log_lower, old, low, f, False)
-    res_high, bracket_high = _certify_side(bounds.log_upper, old, high, f, True)
-    holds = ~(torch.isnan(bracket_low[0]) | torch.isnan(bracket_high[0]))
-    return Certificate(bounds, res_low, res_high, bracket_low, bracket_high, holds)
-
-
-def _certify_side(
-    bound: Tensor, old: Tensor, radius: Tensor, divergence: FDivergence, upper: bool
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    a, b, limit = old.double(), bound.double(), radius.double()
-
-    def residual(log_ratio: Tensor) -> Tensor:
-        return binary_value((a + log_ratio).clamp(max=0.0), a, divergence.log_form) - limit
-
-    edge = -a if upper else torch.full_like(a, -torch.inf)
-    at_edge = b == edge
-    center = residual(b)
-    inner, outer = torch.full_like(b, torch.nan), torch.full_like(b, torch.nan)
-    eps = torch.finfo(bound.dtype).eps
-    width = 2.0**-10
-    while width >= 4.0 * eps:  # a fixed count for a dtype; the narrowest bracket wins
-        near, far = b * (1.0 - width), b * (1.0 + width)
-        found = (residual(near) <= 0.0) & (residual(far) >= 0.0)
-        inner, outer = torch.where(found, near, inner), torch.where(found, far, outer)
-        width *= 0.5
-    saturated = at_edge & (center <= 0.0)
-    return center, (torch.where(saturated, edge, inner), torch.where(saturated, edge, outer))

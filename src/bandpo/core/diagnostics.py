@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bandpo.core.divergences import as_work_dtype
+from bandpo.core.checks import as_work_dtype
 from bandpo.core.rules import ClipRule
 from bandpo.core.tokens import Tokens
 

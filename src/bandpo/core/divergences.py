@@ -1,22 +1,16 @@
-"""f-divergences between two coins: generators, their log-space forms, and the registry of names.
+"""f-divergences between two coins: generators, their parts, and the registry of names.
 
-A token with old probability ``p`` and new probability ``q = r p`` leaves everybody else ``1 - p`` and
-``1 - q``. The divergence of the two coins is
+The divergence of a token's coin before, (p, 1 - p), and after, (r p, 1 - r p), is
 
     g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p))            (arXiv 2603.04918)
 
-One of the two outcomes grows, by ``e^x``, and the other shrinks, by ``e^-D``. Writing the perspective of the
-growing one through the conjugate generator ``f*(v) = v f(1/v)`` gives
-
-    g_f = q_grow f*(e^-x) + w_shrink f(e^-D)
-
-so both generators are only ever evaluated on [0, 1], nothing overflows, the limits p -> 0 and p -> 1 are
-ordinary values, and, as f and f* are shifted to touch zero at 1, both terms are >= 0 and nothing cancels.
+the sum over the two outcomes of the perspective p f(q / p) of f. That is written in p, q, log(q / p) and q - p, all
+known to full precision (letters: `bandpo.core.coins`), so that nothing overflows and the limits p -> 0 and p -> 1 are
+ordinary values. Its exact form has f shifted to touch zero at 1: both parts are >= 0 and nothing cancels.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,311 +20,124 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-TensorFunction = Callable[[Tensor], Tensor]
+from bandpo.words import nearest
 
-LOG_2 = math.log(2.0)
+from .coins import HUGE, TINY, BinaryForm, Coins, Perspective, TensorFunction, divergence_of, excess, expm1
+from .solvers import (
+    Root,
+    Solver,
+    solve_bracket,
+    solve_chi2,
+    solve_hellinger,
+    solve_kl,
+    solve_newton,
+    solve_neyman,
+    solve_tv,
+)
 
-
-def as_work_dtype(x: Tensor) -> Tensor:
-    """The tensor in the dtype all arithmetic uses: float64 stays, any other float becomes float32.
-
-    Raises:
-        ValueError: the tensor is not floating point.
-    """
-    if not x.dtype.is_floating_point:
-        raise ValueError(
-            f"log-probabilities must be floating point (float16, bfloat16, float32, float64), got {x.dtype}"
-        )
-    return x if x.dtype == torch.float64 else x.to(torch.float32)
-
-
-# --- elementary functions -----------------------------------------------------------------------------------
+INF, LOG_2 = math.inf, math.log(2.0)
+FAR = 1e280  # a log-ratio beyond this is a change from or to 0
 
 
-def expm1(x: Tensor) -> Tensor:
-    """e^x - 1 to a few ulp, compiled or not."""
-    if torch.compiler.is_compiling() and x.device.type == "cpu":
-        # Inductor's CPU code makes exp(x) - 1 of expm1, which loses every digit of 1 - p as p -> 1.
-        half = torch.tanh(0.5 * x)
-        return torch.where(x < 1.0, 2.0 * half / (1.0 - half), torch.exp(x) - 1.0)
-    return torch.expm1(x)
+class Shape(NamedTuple):
+    """f''(1), f(0) and the slope of f at infinity, f*(0); the last two may be +inf; f shifted to f'(1) = 0."""
 
-
-def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x <= 0, accurate at both ends (Maechler's switch at -log 2)."""
-    return torch.where(x > -LOG_2, torch.log(-expm1(x)), torch.log1p(-torch.exp(x)))
-
-
-def _taylor_terms(dtype: torch.dtype) -> int:
-    return 14 if dtype == torch.float64 else 8
-
-
-def expm1_residual(t: Tensor) -> Tensor:
-    """e^t - 1 - t >= 0 without the cancellation at small t."""
-    small = t.abs() < 0.5
-    z = torch.where(small, t, 0.0)
-    n = _taylor_terms(t.dtype)
-    series = torch.ones_like(z)
-    for k in range(n + 1, 2, -1):
-        series = 1.0 + series * z / k
-    return torch.where(small, 0.5 * z * z * series, expm1(t) - t)
-
-
-def _t_exp(t: Tensor) -> Tensor:
-    # t e^t for t <= 0, with its limit 0 at -inf; e^-800 is 0 in both work dtypes.
-    return t.clamp(min=-800.0) * torch.exp(t)
-
-
-# --- log-space forms ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LogForm:
-    """What a solver needs of a generator, in t = log u; f shifted so that f(1) = f'(1) = 0.
-
-    Attributes:
-        value: t <= 0 -> f(e^t); at -inf the limit f(0), which may be +inf.
-        conjugate: t <= 0 -> f*(e^t) = e^t f(e^-t); at -inf the slope of f at infinity, may be +inf.
-        slope: t -> f'(e^t), any sign of t.
-        conjugate_slope: t -> f*'(e^t), any sign of t.
-        curvature: f''(1), which sets the size of the band for a small radius.
-        at_zero: f(0), may be +inf.
-        at_infinity: the slope of f at infinity, f*(0), may be +inf.
-        log_tail: f(u) grows like -log u at 0, so a lower log-bound can be as far away as radius / p.
-    """
-
-    value: TensorFunction
-    conjugate: TensorFunction
-    slope: TensorFunction
-    conjugate_slope: TensorFunction
     curvature: float
     at_zero: float
     at_infinity: float
-    log_tail: bool = False
-
-    def reverse(self) -> LogForm:
-        """The form of the conjugate generator, that is of the divergence with its arguments exchanged."""
-        return LogForm(
-            self.conjugate,
-            self.value,
-            self.conjugate_slope,
-            self.slope,
-            self.curvature,
-            self.at_infinity,
-            self.at_zero,
-        )
-
-
-def _kl_value(t: Tensor) -> Tensor:
-    return expm1_residual(t)
-
-
-def _kl_conjugate(t: Tensor) -> Tensor:
-    # v ln v - v + 1 = e^t (e^-t - 1 + t): the product keeps small t exact, the sum keeps large ones finite.
-    small = t > -0.5
-    near = torch.exp(t) * expm1_residual(-torch.where(small, t, 0.0))
-    return torch.where(small, near, _t_exp(t) - expm1(t))
-
-
-def _kl_slope(t: Tensor) -> Tensor:
-    return -expm1(-t)
-
-
-def _identity(t: Tensor) -> Tensor:
-    return t
-
-
-def _tv_value(t: Tensor) -> Tensor:
-    return -0.5 * expm1(t)
-
-
-def _tv_slope(t: Tensor) -> Tensor:
-    return 0.5 * torch.sign(t)
-
-
-def _chi2_value(t: Tensor) -> Tensor:
-    return expm1(t).square()
-
-
-def _chi2_conjugate(t: Tensor) -> Tensor:
-    return expm1(t).square() * torch.exp(-t)
-
-
-def _chi2_slope(t: Tensor) -> Tensor:
-    return 2.0 * expm1(t)
-
-
-def _neyman_slope(t: Tensor) -> Tensor:
-    return -expm1(-2.0 * t)
-
-
-def _hellinger_value(t: Tensor) -> Tensor:
-    return expm1(0.5 * t).square()
-
-
-def _hellinger_slope(t: Tensor) -> Tensor:
-    return -expm1(-0.5 * t)
-
-
-def _js_value(t: Tensor) -> Tensor:
-    # With z = t/2: (1 + e^t)/2 (z tanh z - log cosh z), which loses at most a factor three.
-    e = torch.exp(t)
-    near = t > -2.0
-    zt = torch.where(near, t, 0.0)
-    tanh = torch.tanh(0.5 * zt)
-    close = 0.5 * (1.0 + e) * (0.5 * zt * tanh + 0.5 * torch.log1p(-tanh * tanh))
-    far = 0.5 * (1.0 + e) * (LOG_2 - torch.log1p(e)) + 0.5 * _t_exp(t)
-    return torch.where(near, close, far)
-
-
-def _js_slope(t: Tensor) -> Tensor:
-    # 1/2 ln(2u/(1+u)); each branch avoids the overflow of the other.
-    down = 0.5 * (t - torch.log1p(0.5 * expm1(torch.clamp(t, max=0.0))))
-    up = -0.5 * torch.log1p(0.5 * expm1(-torch.clamp(t, min=0.0)))
-    return torch.where(t < 0.0, down, up)
-
-
-def _jeffreys_value(t: Tensor) -> Tensor:
-    return expm1(t) * t
-
-
-def _jeffreys_slope(t: Tensor) -> Tensor:
-    return t - expm1(-t)
-
-
-def _alpha_value(t: Tensor, a: float) -> Tensor:
-    # (u^a - a u + a - 1)/(a(a-1)). Written with b = min(a, 1-a) so that a near 0 or 1 loses nothing.
-    limit = -1400.0 if t.dtype == torch.float64 else -170.0
-    if a <= 0.5:
-        near = t > -1.0
-        tn = torch.where(near, t, 0.0)
-        close = expm1_residual(a * tn) - a * expm1_residual(tn)
-        far = expm1(a * t) - a * expm1(t)
-        return torch.where(near, close, far) / (a * (a - 1.0))
-    b = 1.0 - a
-    tc = t.clamp(min=limit)  # e^limit is 0, and b * limit does not overflow
-    return (torch.exp(tc) * expm1_residual(-b * tc) - b * _kl_conjugate(tc)) / (b * (b - 1.0))
-
-
-def _alpha_slope(t: Tensor, a: float) -> Tensor:
-    return expm1((a - 1.0) * t) / (a - 1.0)
-
-
-INF = math.inf
-KL_FORM = LogForm(_kl_value, _kl_conjugate, _kl_slope, _identity, 1.0, INF, 1.0, log_tail=True)
-TV_FORM = LogForm(_tv_value, _tv_value, _tv_slope, _tv_slope, 1.0, 0.5, 0.5)
-CHI2_FORM = LogForm(_chi2_value, _chi2_conjugate, _chi2_slope, _neyman_slope, 2.0, 1.0, INF)
-HELLINGER_FORM = LogForm(_hellinger_value, _hellinger_value, _hellinger_slope, _hellinger_slope, 0.5, 1.0, 1.0)
-JS_FORM = LogForm(_js_value, _js_value, _js_slope, _js_slope, 0.25, 0.5 * LOG_2, 0.5 * LOG_2)
-JEFFREYS_FORM = LogForm(
-    _jeffreys_value, _jeffreys_value, _jeffreys_slope, _jeffreys_slope, 2.0, INF, INF, log_tail=True
-)
-
-
-def _alpha_form(a: float) -> LogForm:
-    return LogForm(
-        partial(_alpha_value, a=a),
-        partial(_alpha_value, a=1.0 - a),
-        partial(_alpha_slope, a=a),
-        partial(_alpha_slope, a=1.0 - a),
-        1.0,
-        1.0 / a if a > 0.0 else INF,
-        1.0 / (1.0 - a) if a < 1.0 else INF,
-    )
-
-
-# --- short binary forms -------------------------------------------------------------------------------------
-
-
-class Coins(NamedTuple):
-    """Two coins, (p, c = 1 - p) before and (q, d = 1 - q) after, with what is known of them to full precision.
-
-    s = log(q / p), t = log(d / c) and moved = q - p = c - d; one shape, float64.
-    """
-
-    p: Tensor
-    c: Tensor
-    q: Tensor
-    d: Tensor
-    s: Tensor
-    t: Tensor
-    moved: Tensor
-
-
-CoinFunction = Callable[[Coins], Tensor]
 
 
 @dataclass(frozen=True)
-class BinaryForm:
-    """g_f in its shortest form, for float64: few operations, and an absolute error near 1e-16 sqrt(g).
+class FDivergence:
+    """D_f(old || new) = E_old[f(pi_new / pi_old)] for a convex f with f(1) = 0; only f is required.
 
-    That is a relative 1e-13 at g = 1e-6, where float32 would have nothing left; hence float64 even for float32
-    log-probs. The changes of coins that never had a chance are huge rather than infinite (see `coins`) and a
-    quotient is of p + TINY, so that 0 times such a change is 0 and NaN needs no care.
+    With f alone, f is evaluated in float64 and roots are bracketed, 60 trips per side. A `BinaryForm` makes
+    membership cheap, and with its slope Newton's method replaces the bracket; a closed form replaces both.
 
     Attributes:
-        value: g_f.
-        slope: -(d g_f / d t) = d (f'(q / p) - f'(d / c)) for s >= 0 >= t, which Newton's method divides by.
+        name: what errors and logs call it.
+        f: elementwise torch function of the ratio u > 0, differentiable if the bounds are to be. Any multiple of
+            (u - 1) in it is irrelevant. f(0) may be +inf; where f gives NaN at 0 (0 log 0) the limit from
+            u = e^-700 is used. Lower bounds below e^-700 are reported as 0.
+        binary: optional formulas of the parts of g_f.
+        solve: optional closed form or solver (u, w, log u, radius) -> (E, D), of tensors of one shape: the
+            probabilities of the outcome that grows and of the one that shrinks, u + w = 1, to the share E of w that
+            moves and D = -log(1 - E), inf if the side is saturated.
+        float32: the solver meets its precision in float32; otherwise it is given float64.
+        shape: constants of f, found from f if None.
+
+    Raises:
+        ValueError: f is not elementwise on tensors, not finite for u > 0, f(1) != 0, or f is not convex.
+
+    Example:
+        >>> triangular = FDivergence(name="triangular", f=lambda u: (u - 1) ** 2 / (u + 1))
+        >>> bandpo.band(torch.tensor([-3.0]), radius=0.05, divergence=triangular).upper
+        tensor([3.3460])
     """
 
-    value: CoinFunction
-    slope: CoinFunction | None = None
+    name: str
+    f: TensorFunction = field(repr=False)
+    binary: BinaryForm | None = field(default=None, repr=False)
+    solve: Solver | None = field(default=None, repr=False)
+    float32: bool = field(default=False, repr=False)
+    shape: Shape = field(default=None, repr=False)  # type: ignore[assignment]
+    part: Perspective = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.binary is None or self.shape is None:
+            part, shape = _examine(self.name, self.f)
+            object.__setattr__(self, "shape", shape)
+        if self.binary is not None:
+            part = self.binary.exact or self.binary.value
+        object.__setattr__(self, "part", part)
+
+    def exact(self, k: Coins) -> Tensor:
+        """g_f to the last digits at any size, limits included: for float64, proofs and gradients."""
+        g = divergence_of(k, self.part)
+        if self.shape.at_zero == INF:
+            g = torch.where(torch.minimum(k.s, k.t) < -FAR, INF, g)
+        if self.shape.at_infinity == INF:
+            g = torch.where(torch.maximum(k.s, k.t) > FAR, INF, g)
+        return g
+
+    def root(self, u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> Root:
+        """(E, D) of one side by the best solver there is; all tensors in one work dtype and shape."""
+        if self.solve is not None:
+            return self.solve(u, w, log_u, radius)
+        if self.binary is not None and self.binary.slope is not None:
+            E, D = solve_newton(u, w, log_u, radius, self.binary, self.shape.curvature)
+        else:
+            E, D = solve_bracket(u, w, log_u, radius, self.part)
+        # Where 0 / 0 may have led trips astray: nothing is left to lose at w = 0, and with an infinite slope of f
+        # nothing can grow from u = 0.
+        E, D = torch.where(w == 0.0, 1.0, E), torch.where(w == 0.0, INF, D)
+        if self.shape.at_infinity == INF:
+            E, D = torch.where(u == 0.0, 0.0, E), torch.where(u == 0.0, 0.0, D)
+        return E, D
 
 
-TINY, HUGE = 1e-300, 1e290
+# --- parts of g_f -------------------------------------------------------------------------------------------
 
 
-def _kl_binary(k: Coins) -> Tensor:
-    return 0.0 - k.p * k.s - k.c * k.t
+def _midpoint(p: Tensor, q: Tensor, moved: Tensor) -> Tensor:
+    # log(q / m) is log1p of this, log(p / m) log1p of its negative, m = (p + q) / 2
+    below_one = 1.0 - 0.5 * torch.finfo(p.dtype).eps
+    return (moved / (p + q + TINY)).clamp(min=-below_one, max=below_one)
 
 
-def _reverse_kl_binary(k: Coins) -> Tensor:
-    return k.q * k.s + k.d * k.t
+def _js(p: Tensor, q: Tensor, s: Tensor, moved: Tensor) -> Tensor:
+    z = _midpoint(p, q, moved)
+    return 0.5 * (q * torch.log1p(z) + p * torch.log1p(-z))
 
 
-def _reverse_kl_binary_slope(k: Coins) -> Tensor:
-    return k.d * (k.s - k.t)
+def _js_exact(p: Tensor, q: Tensor, s: Tensor, moved: Tensor) -> Tensor:
+    z = _midpoint(p, q, moved)
+    return 0.5 * (excess(q, -torch.log1p(z), -0.5 * moved) + excess(p, -torch.log1p(-z), 0.5 * moved))
 
 
-def _tv_binary(k: Coins) -> Tensor:
-    return k.moved.abs()
-
-
-def _chi2_binary(k: Coins) -> Tensor:
-    return k.moved * (k.moved / (k.p + TINY)) + k.moved * (k.moved / (k.c + TINY))
-
-
-def _neyman_binary(k: Coins) -> Tensor:
-    return k.moved * (k.moved / (k.q + TINY)) + k.moved * (k.moved / (k.d + TINY))
-
-
-def _hellinger_binary(k: Coins) -> Tensor:
-    return (torch.sqrt(k.q) - torch.sqrt(k.p)).square() + (torch.sqrt(k.d) - torch.sqrt(k.c)).square()
-
-
-def _js_lean(before: Tensor, after: Tensor, moved: Tensor) -> Tensor:
-    # log of the new outcome over the midpoint is log1p of this, of the old one log1p of its negative
-    lean = moved / (before + after + TINY)
-    return lean.clamp(min=-1.0 + 1e-16, max=1.0 - 1e-16)
-
-
-def _js_binary(k: Coins) -> Tensor:
-    z, y = _js_lean(k.p, k.q, k.moved), _js_lean(k.c, k.d, -k.moved)
-    token = k.q * torch.log1p(z) + k.p * torch.log1p(-z)
-    return 0.5 * (token + k.d * torch.log1p(y) + k.c * torch.log1p(-y))
-
-
-def _js_binary_slope(k: Coins) -> Tensor:
-    z, y = _js_lean(k.p, k.q, k.moved), _js_lean(k.c, k.d, -k.moved)
-    return 0.5 * k.d * (torch.log1p(z) - torch.log1p(y))
-
-
-def _jeffreys_binary(k: Coins) -> Tensor:
-    return k.moved * (k.s - k.t)
-
-
-def _jeffreys_binary_slope(k: Coins) -> Tensor:
-    return k.d * (k.s - k.t + k.moved / k.q) + k.moved
+def _js_slope(k: Coins) -> Tensor:
+    token, rest = _midpoint(k.p, k.q, k.moved), _midpoint(k.c, k.d, -k.moved)
+    return 0.5 * k.d * (torch.log1p(token) - torch.log1p(rest))
 
 
 def _power(a: float, log_u: Tensor) -> Tensor:
@@ -338,93 +145,61 @@ def _power(a: float, log_u: Tensor) -> Tensor:
     return expm1((a * log_u).clamp(max=700.0))
 
 
-def _alpha_binary(k: Coins, a: float) -> Tensor:
+def _alpha(p: Tensor, q: Tensor, s: Tensor, moved: Tensor, a: float) -> Tensor:
     # E_old[u^a - 1] = E_new[u^(a - 1) - 1]: the one whose power is nearer 0 divides out without a loss.
     b = a - 1.0
-    if a > 0.5:
-        return (k.q * _power(b, k.s) + k.d * _power(b, k.t)) / (a * b)
-    return (k.p * _power(a, k.s) + k.c * _power(a, k.t)) / (a * b)
+    return (q * _power(b, s) if a > 0.5 else p * _power(a, s)) / (a * b)
 
 
-def _alpha_binary_slope(k: Coins, a: float) -> Tensor:
+def _alpha_exact(p: Tensor, q: Tensor, s: Tensor, moved: Tensor, a: float) -> Tensor:
+    # p (u^a - a u + a - 1) / (a b), as for `_alpha` from the power nearer 0, n
+    b = a - 1.0
+    w, n = (q, b) if a > 0.5 else (p, a)
+    power = w * _power(n, s)
+    other = b * excess(q, -s, -moved) if a > 0.5 else -a * excess(p, s, moved)
+    return torch.where(s.abs() < 1.0, excess(w, n * s, power) + other, power - n * moved) / (a * b)
+
+
+def _alpha_slope(k: Coins, a: float) -> Tensor:
     b = a - 1.0
     return k.d * (_power(b, k.s) - _power(b, k.t)) / b
 
 
-# --- closed forms -------------------------------------------------------------------------------------------
-# Each takes the probabilities of the growing and of the shrinking outcome (u + w = 1, both accurate), log u and
-# the radius, and returns (E, D): the share of the shrinking outcome's probability that moves and D = -log(1 - E),
-# each by the route that keeps it accurate. D = inf means the side is saturated.
+# --- generators of a user -----------------------------------------------------------------------------------
 
-ClosedForm = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+_LIMIT = 700.0  # e^-700 is the smallest ratio a plain f of u is asked about, in float64
 
 
-def _from_share(share: Tensor) -> tuple[Tensor, Tensor]:
-    share = share.clamp(max=1.0)
-    return share, -torch.log1p(-share)
-
-
-def _tv_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    # |q - p| = w E = radius
-    return _from_share(radius / w)
-
-
-def _chi2_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    # (w E)^2 / (u w) = radius
-    # sqrt(u) from its logarithm, as u itself may underflow.
-    return _from_share(torch.sqrt(radius / w) * torch.exp(0.5 * log_u))
-
-
-def _neyman_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    # (w E)^2 = radius (u + w E)(w - w E), the Wilson interval, solved for the odds E/(1-E): nothing cancels.
-    odds = (radius + torch.sqrt(radius * (radius + 4.0 * u * w))) / (2.0 * w)
-    finite = odds.clamp(max=1e30)
-    return finite / (1.0 + finite), torch.log1p(odds)
-
-
-def _hellinger_closed(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    # sqrt(1 - E) = sin(omega - theta) / sin(omega), tan(omega) = sqrt(w/u), cos(theta) = 1 - radius/2.
-    sine = torch.sqrt((radius * (1.0 - 0.25 * radius)).clamp(min=1e-30))  # not 0: u / w may be inf
-    lost = (0.5 * radius + torch.sqrt(u / w) * sine).clamp(max=1.0)
-    return lost * (2.0 - lost), -2.0 * torch.log1p(-lost)
-
-
-# --- user generators ----------------------------------------------------------------------------------------
-
-_GENERIC_LIMIT = -700.0  # e^-700 is the smallest ratio a plain f of u is asked about, in float64
-_GENERIC_STEP = 6e-6  # cube root of the float64 epsilon: optimal for central differences
-
-
-def _generic_value(t: Tensor, f: TensorFunction, slope_at_1: float, at_zero: float) -> Tensor:
-    u = torch.exp(t.double())
-    safe = torch.where(t.double() > _GENERIC_LIMIT, u, math.exp(_GENERIC_LIMIT))
-    inner = f(safe) - slope_at_1 * (safe - 1.0)
-    return torch.where(u == 0.0, at_zero, inner).clamp(min=0.0).to(t.dtype)
-
-
-def _generic_conjugate(t: Tensor, f: TensorFunction, slope_at_1: float, at_zero: float) -> Tensor:
-    v = torch.exp(t.double())
-    safe = torch.where(t.double() > _GENERIC_LIMIT, v, math.exp(_GENERIC_LIMIT))
-    inner = safe * f(1.0 / safe) - slope_at_1 * (1.0 - safe)
-    return torch.where(v == 0.0, at_zero, inner).clamp(min=0.0).to(t.dtype)
-
-
-def _generic_slope(t: Tensor, f: TensorFunction, slope_at_1: float) -> Tensor:
-    u = torch.exp(t.double().clamp(_GENERIC_LIMIT, -_GENERIC_LIMIT))
-    h = _GENERIC_STEP
-    return ((f(u * (1.0 + h)) - f(u * (1.0 - h))) / (2.0 * h * u) - slope_at_1).to(t.dtype)
-
-
-def _generic_conjugate_slope(t: Tensor, f: TensorFunction, slope_at_1: float) -> Tensor:
-    v = torch.exp(t.double().clamp(_GENERIC_LIMIT, -_GENERIC_LIMIT))
-    h = _GENERIC_STEP
-    up, down = v * (1.0 + h), v * (1.0 - h)
-    return ((up * f(1.0 / up) - down * f(1.0 / down)) / (2.0 * h * v) + slope_at_1).to(t.dtype)
-
-
-def _check_generator(name: str, f: TensorFunction) -> LogForm:
-    """Refuse what is no convex f with f(1) = 0, saying which property failed and where; else its log form."""
+def _examine(name: str, f: TensorFunction) -> tuple[Perspective, Shape]:
+    """Refuse what is no convex f with f(1) = 0, saying which property failed and where; else its part and shape."""
     u = torch.exp(torch.linspace(-12.0, 12.0, 481, dtype=torch.float64))
+    y = _check_values(name, f, u)
+
+    def at(u: float) -> float:
+        return float(f(torch.full((1,), u, dtype=torch.float64)).detach())
+
+    def limit(at: Callable[[float], float]) -> float:
+        # The value at 0 itself if f gives one, else (0 log 0 and the like) the limit seen from a tiny u.
+        found = [value for value in (at(0.0), at(math.exp(-_LIMIT))) if not math.isnan(value)]
+        return found[0] if found else INF
+
+    h = 6e-6  # cube root of the float64 epsilon: optimal for central differences
+    tilt = (at(1.0 + h) - at(1.0 - h)) / (2.0 * h)
+    _check_convex(name, u, y, tilt)
+    at_zero = limit(lambda v: at(v) - tilt * (v - 1.0))
+    at_infinity = limit(lambda v: v * at(1.0 / v if v else INF) - tilt * (1.0 - v))
+    shape = Shape(max((at(1.001) + at(0.999)) * 1e6, 1e-6), at_zero, at_infinity)
+
+    def part(p: Tensor, q: Tensor, s: Tensor, moved: Tensor) -> Tensor:
+        u = torch.exp(s.clamp(min=-_LIMIT, max=_LIMIT))
+        value = torch.where(s > 0.0, q / u, p) * (f(u) - tilt * (u - 1.0)).clamp(min=0.0)
+        value = torch.where(s < -_LIMIT - 10.0, p * min(at_zero, HUGE), value)
+        return torch.where(s > _LIMIT + 10.0, q * min(at_infinity, HUGE), value)
+
+    return part, shape
+
+
+def _check_values(name: str, f: TensorFunction, u: Tensor) -> Tensor:
     try:
         y: Any = f(u)
     except Exception as error:
@@ -440,12 +215,14 @@ def _check_generator(name: str, f: TensorFunction) -> LogForm:
     y = y.detach().double()
     bad = ~torch.isfinite(y)
     if bool(bad.any()):
-        where = float(u[bad][0])
         raise ValueError(
-            f"divergence {name!r}: f must be finite for u > 0, but f({where:.6g}) = {float(f(u[bad])[0])}"
+            f"divergence {name!r}: f must be finite for u > 0, but f({float(u[bad][0]):.6g}) = {float(y[bad][0])}"
         )
-    one = torch.ones(1, dtype=torch.float64)
-    at_one = float(f(one).detach())
+    return y
+
+
+def _check_convex(name: str, u: Tensor, y: Tensor, tilt: float) -> None:
+    at_one = float(y[y.numel() // 2])
     if not abs(at_one) <= 1e-9:
         raise ValueError(f"divergence {name!r}: f(1) must be 0, but f(1) = {at_one:.6g}")
     # Slopes of the chords must not fall; the allowance is the rounding of the differences.
@@ -456,143 +233,81 @@ def _check_generator(name: str, f: TensorFunction) -> LogForm:
     if bool((fall > 1e-9 * (1.0 + chord[:-1].abs())).any()):
         where = float(u[1:-1][torch.argmax(fall)])
         raise ValueError(f"divergence {name!r}: f must be convex, but its slope falls near u = {where:.6g}")
-    h = _GENERIC_STEP
-    up, down = (float(f(one + s).detach()) for s in (h, -h))
-    slope_at_1 = (up - down) / (2.0 * h)
-    if bool(((y - slope_at_1 * (u - 1.0)).abs() <= 1e-8 * (1.0 + u)).all()):
-        raise ValueError(f"divergence {name!r}: f must not be linear, but f(u) = {slope_at_1:.6g} (u - 1) everywhere")
-    h2 = 1e-3
-    curvature = (float(f(one + h2).detach()) + float(f(one - h2).detach())) / h2**2
-
-    def limit(value: Callable[[Tensor], Tensor]) -> float:
-        # The value at 0 itself if f gives one, else (0 log 0 and the like) the limit seen from a tiny u.
-        at_zero = float(value(torch.zeros(1, dtype=torch.float64)).detach())
-        if math.isnan(at_zero):
-            at_zero = float(value(torch.full((1,), math.exp(_GENERIC_LIMIT), dtype=torch.float64)).detach())
-        return math.inf if math.isnan(at_zero) else at_zero
-
-    def slope_at_infinity(v: Tensor) -> Tensor:
-        # v f(1/v) at v = 0 is 0 * inf; let it be NaN there so that the limit is used.
-        return v * f(1.0 / v) - slope_at_1 * (1.0 - v)
-
-    at_zero = limit(lambda v: f(v) - slope_at_1 * (v - 1.0))
-    at_infinity = limit(slope_at_infinity)
-    return LogForm(
-        partial(_generic_value, f=f, slope_at_1=slope_at_1, at_zero=at_zero),
-        partial(_generic_conjugate, f=f, slope_at_1=slope_at_1, at_zero=at_infinity),
-        partial(_generic_slope, f=f, slope_at_1=slope_at_1),
-        partial(_generic_conjugate_slope, f=f, slope_at_1=slope_at_1),
-        max(curvature, 1e-6),
-        at_zero,
-        at_infinity,
-    )
+    if bool(((y - tilt * (u - 1.0)).abs() <= 1e-8 * (1.0 + u)).all()):
+        raise ValueError(f"divergence {name!r}: f must not be linear, but f(u) = {tilt:.6g} (u - 1) everywhere")
 
 
-# --- the divergence -----------------------------------------------------------------------------------------
+# --- the registry -------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class FDivergence:
-    """D_f(old || new) = E_old[f(pi_new / pi_old)] for a convex f with f(1) = 0; only f is required.
-
-    Attributes:
-        name: what errors and logs call it.
-        f: elementwise torch function of the ratio u > 0. Any multiple of (u - 1) in it is irrelevant.
-        form: optional log-space form (:class:`LogForm`). Without one, f is evaluated in float64 and roots are
-            found without derivatives; f(0) may be +inf, and where f gives NaN at 0 (0 log 0) the limit from
-            u = e^-700 is used. Lower bounds below e^-700 are reported as 0.
-        closed: optional closed form (u, w, log_u, radius) -> (E, D): the share E of the shrinking outcome's
-            probability w that moves to the growing one (u = 1 - w), and D = -log(1 - E), inf if saturated.
-        binary: optional :class:`BinaryForm`, a short float64 form of g_f for membership and Newton's trips.
-        solver: "kl", "closed" (needs `closed`), "newton" (needs `form`) or "bracket" (needs only f); chosen
-            by what is given if empty.
-        trips: Newton trips; as few as tests/test_solvers.py shows to suffice for the built-in ones.
-        float32: the solve meets its precision in float32; otherwise it runs in float64 internally.
-
-    Raises:
-        ValueError: f is not elementwise on tensors, not finite for u > 0, f(1) != 0, or f is not convex.
-    """
-
-    name: str
-    f: TensorFunction = field(repr=False)
-    form: LogForm | None = field(default=None, repr=False)
-    closed: ClosedForm | None = field(default=None, repr=False)
-    binary: BinaryForm | None = field(default=None, repr=False)
-    solver: str = field(default="", repr=False)
-    trips: int = field(default=12, repr=False)
-    float32: bool = field(default=False, repr=False)
-    log_form: LogForm = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        built_in = self.form is not None
-        object.__setattr__(self, "log_form", self.form if built_in else _check_generator(self.name, self.f))
-        if not self.solver:
-            chosen = "closed" if self.closed is not None else "newton" if built_in else "bracket"
-            object.__setattr__(self, "solver", chosen)
-
-
-def _f_kl(u: Tensor) -> Tensor:
-    return u - 1.0 - torch.log(u)
-
-
-def _f_reverse_kl(u: Tensor) -> Tensor:
-    return torch.xlogy(u, u) - u + 1.0
-
-
-def _f_tv(u: Tensor) -> Tensor:
-    return 0.5 * (u - 1.0).abs()
-
-
-def _f_chi2(u: Tensor) -> Tensor:
-    return (u - 1.0).square()
-
-
-def _f_neyman(u: Tensor) -> Tensor:
-    return (u - 1.0).square() / u
-
-
-def _f_hellinger(u: Tensor) -> Tensor:
-    return (torch.sqrt(u) - 1.0).square()
-
-
-def _f_js(u: Tensor) -> Tensor:
-    return 0.5 * (torch.xlogy(u, u) - torch.xlogy(u + 1.0, 0.5 * (u + 1.0)))
-
-
-def _f_jeffreys(u: Tensor) -> Tensor:
-    return (u - 1.0) * torch.log(u)
-
-
-def _f_alpha(u: Tensor, a: float) -> Tensor:
-    return (u**a - a * u + a - 1.0) / (a * (a - 1.0))
-
-
-_REGISTRY: dict[str, FDivergence] = {
-    d.name: d
-    for d in (
-        FDivergence("kl", _f_kl, KL_FORM, binary=BinaryForm(_kl_binary), solver="kl", float32=True),
-        FDivergence(
-            "reverse_kl",
-            _f_reverse_kl,
-            KL_FORM.reverse(),
-            binary=BinaryForm(_reverse_kl_binary, _reverse_kl_binary_slope),
+_BUILT_IN = (
+    FDivergence(
+        "kl",
+        lambda u: u - 1.0 - torch.log(u),
+        BinaryForm(lambda p, q, s, moved: 0.0 - p * s, lambda p, q, s, moved: excess(p, s, moved)),
+        solve_kl,
+        float32=True,
+        shape=Shape(1.0, INF, 1.0),
+    ),
+    FDivergence(
+        "reverse_kl",
+        lambda u: torch.xlogy(u, u) - u + 1.0,
+        BinaryForm(
+            lambda p, q, s, moved: q * s,
+            lambda p, q, s, moved: excess(q, -s, -moved),
+            slope=lambda k: k.d * (k.s - k.t),
             trips=6,
         ),
-        FDivergence("tv", _f_tv, TV_FORM, _tv_closed, BinaryForm(_tv_binary), float32=True),
-        FDivergence("chi2", _f_chi2, CHI2_FORM, _chi2_closed, BinaryForm(_chi2_binary), float32=True),
-        FDivergence("neyman_chi2", _f_neyman, CHI2_FORM.reverse(), _neyman_closed, BinaryForm(_neyman_binary)),
-        FDivergence("hellinger2", _f_hellinger, HELLINGER_FORM, _hellinger_closed, BinaryForm(_hellinger_binary)),
-        FDivergence("js", _f_js, JS_FORM, binary=BinaryForm(_js_binary, _js_binary_slope), trips=6),
-        FDivergence(
-            "jeffreys",
-            _f_jeffreys,
-            JEFFREYS_FORM,
-            binary=BinaryForm(_jeffreys_binary, _jeffreys_binary_slope),
+        shape=Shape(1.0, 1.0, INF),
+    ),
+    FDivergence(
+        "tv",
+        lambda u: 0.5 * (u - 1.0).abs(),
+        BinaryForm(lambda p, q, s, moved: 0.5 * moved.abs()),
+        solve_tv,
+        float32=True,
+        shape=Shape(1.0, 0.5, 0.5),
+    ),
+    FDivergence(
+        "chi2",
+        lambda u: (u - 1.0).square(),
+        BinaryForm(lambda p, q, s, moved: moved * (moved / (p + TINY))),
+        solve_chi2,
+        float32=True,
+        shape=Shape(2.0, 1.0, INF),
+    ),
+    FDivergence(
+        "neyman_chi2",
+        lambda u: (u - 1.0).square() / u,
+        BinaryForm(lambda p, q, s, moved: moved * (moved / (q + TINY))),
+        solve_neyman,
+        shape=Shape(2.0, INF, 1.0),
+    ),
+    FDivergence(
+        "hellinger2",
+        lambda u: (torch.sqrt(u) - 1.0).square(),
+        BinaryForm(lambda p, q, s, moved: (moved / (torch.sqrt(p) + torch.sqrt(q) + TINY)).square()),
+        solve_hellinger,
+        shape=Shape(0.5, 1.0, 1.0),
+    ),
+    FDivergence(
+        "js",
+        lambda u: 0.5 * (torch.xlogy(u, u) - torch.xlogy(u + 1.0, 0.5 * (u + 1.0))),
+        BinaryForm(_js, _js_exact, _js_slope, trips=6),
+        shape=Shape(0.25, 0.5 * LOG_2, 0.5 * LOG_2),
+    ),
+    FDivergence(
+        "jeffreys",
+        lambda u: (u - 1.0) * torch.log(u),
+        BinaryForm(
+            lambda p, q, s, moved: moved * s,
+            slope=lambda k: k.d * (k.s - k.t + k.moved / k.q) + k.moved,
             trips=6,
+            log_tail=True,
         ),
-    )
-}
-
+        shape=Shape(2.0, INF, INF),
+    ),
+)
+_REGISTRY = {divergence.name: divergence for divergence in _BUILT_IN}
 DIVERGENCE_NAMES: tuple[str, ...] = (*_REGISTRY, "alpha:<a>")
 
 
@@ -607,20 +322,10 @@ def _alpha_divergence(name: str) -> FDivergence:
             f"divergence {name!r}: alpha must be a finite number other than 0 and 1 "
             f"(0 is 'kl', 1 is 'reverse_kl'), for example 'alpha:0.5'; got {text!r}"
         )
-    binary = BinaryForm(partial(_alpha_binary, a=a), partial(_alpha_binary_slope, a=a))
-    # Beyond these powers the first trips overshoot.
-    return FDivergence(name, partial(_f_alpha, a=a), _alpha_form(a), binary=binary, trips=6 if -3 <= a <= 3 else 12)
-
-
-def _lookup(name: str) -> FDivergence:
-    found = _REGISTRY.get(name)
-    if found is not None:
-        return found
-    if name.startswith("alpha:"):
-        return _REGISTRY.setdefault(name, _alpha_divergence(name))
-    near = difflib.get_close_matches(name, DIVERGENCE_NAMES, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown divergence {name!r}; known: {', '.join(DIVERGENCE_NAMES)}, or an FDivergence.{hint}")
+    trips = 6 if -3 <= a <= 3 else 12  # beyond these powers the first trips overshoot
+    binary = BinaryForm(partial(_alpha, a=a), partial(_alpha_exact, a=a), partial(_alpha_slope, a=a), trips)
+    shape = Shape(1.0, 1.0 / a if a > 0.0 else INF, 1.0 / (1.0 - a) if a < 1.0 else INF)
+    return FDivergence(name, lambda u: (u**a - a * u + a - 1.0) / (a * (a - 1.0)), binary, shape=shape)
 
 
 def get_divergence(divergence: str | FDivergence) -> FDivergence:
@@ -631,11 +336,15 @@ def get_divergence(divergence: str | FDivergence) -> FDivergence:
     """
     if isinstance(divergence, FDivergence):
         return divergence
+    known = ", ".join(DIVERGENCE_NAMES)
     if not isinstance(divergence, str):
-        raise ValueError(
-            f"divergence must be a name ({', '.join(DIVERGENCE_NAMES)}) or an FDivergence, got {divergence!r}"
-        )
-    return _lookup(divergence)
+        raise ValueError(f"divergence must be a name ({known}) or an FDivergence, got {divergence!r}")
+    if divergence.startswith("alpha:") and divergence not in _REGISTRY:
+        _REGISTRY[divergence] = _alpha_divergence(divergence)
+    if divergence not in _REGISTRY:
+        hint = nearest(divergence, DIVERGENCE_NAMES)
+        raise ValueError(f"unknown divergence {divergence!r}{hint}; known: {known}, or an FDivergence")
+    return _REGISTRY[divergence]
 
 
 def renyi_to_alpha(order: float, radius: float) -> tuple[str, float]:
@@ -654,45 +363,3 @@ def renyi_to_alpha(order: float, radius: float) -> tuple[str, float]:
     if not (math.isfinite(radius) and radius > 0.0):
         raise ValueError(f"radius must be positive and finite, got {radius}")
     return f"alpha:{order!r}", math.expm1((order - 1.0) * radius) / (order * (order - 1.0))
-
-
-# --- the binary divergence ----------------------------------------------------------------------------------
-
-
-def binary_value(logps: Tensor, old_logps: Tensor, form: LogForm) -> Tensor:
-    """g_f from the two log-probabilities (work dtype, <= 0), any shape; limits at 0 and -inf included."""
-    s = torch.where(logps == old_logps, 0.0, logps - old_logps)  # -inf against -inf is no change
-    p, q = torch.exp(old_logps), torch.exp(logps)
-    c, d = 0.0 - expm1(old_logps), 0.0 - expm1(logps)
-    grows = s > 0.0
-    moved = torch.where(grows, q, p) * -expm1(-s.abs())  # |q - p| without overflow or cancellation
-    # log((1-q)/(1-p)): relative change for small ones, the quotient where nearly all of the rest has gone.
-    change = torch.where(s == 0.0, 0.0, torch.where(grows, -moved, moved) / c)
-    t = torch.where(change < -0.5, torch.log(d / c), torch.log1p(change))
-    grown = torch.where(grows, q, d)
-    shrinking = torch.where(grows, c, p)
-    x = torch.where(grows, s, t).clamp(min=0.0)
-    y = torch.where(grows, t, s).clamp(max=0.0)
-    first = torch.where(grown == 0.0, 0.0, grown * form.conjugate(-x))
-    second = torch.where(shrinking == 0.0, 0.0, shrinking * form.value(y))
-    return first + second
-
-
-def coins(logps: Tensor, old_logps: Tensor) -> Coins:
-    """The two coins of a token from its log-probabilities (float64, <= 0; -inf allowed), to a few ulp each.
-
-    A change from or to 0 is HUGE, not infinite, and none where both are 0; a NaN stays one in all but t.
-    """
-    new, old = logps.clamp(min=-HUGE), old_logps.clamp(min=-HUGE)
-    s = new - old
-    p, q = torch.exp(old), torch.exp(new)
-    c, d = 0.0 - expm1(old), 0.0 - expm1(new)
-    moved = torch.copysign(torch.maximum(p, q) * expm1(0.0 - s.abs()), s)  # q - p without cancellation
-    # log(d / c): from the relative change where it is small, with the rounding of 1 + change added back.
-    change = moved / (0.0 - c)
-    far = change.abs() > 0.5
-    ratio = torch.where(far, d / c, 1.0 + change)
-    t = torch.log(ratio) + torch.where(far, 0.0, (change - (ratio - 1.0)) / ratio)
-    # nan_to_num is SIMD on the CPU where `where` is a loop of branches.
-    t = torch.nan_to_num(t, nan=0.0, posinf=HUGE, neginf=-HUGE)
-    return Coins(p, c, q, d, s, t, moved)

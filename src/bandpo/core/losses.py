@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from bandpo.core import backends
-from bandpo.core.band import POSITIVE_TOLERANCE, check_broadcast, check_logps
+from bandpo.core.checks import POSITIVE_TOLERANCE, as_work_dtype, check_broadcast, check_logps
 from bandpo.core.diagnostics import clip_statistics
-from bandpo.core.divergences import as_work_dtype
 from bandpo.core.rules import Band, ClipRule
 from bandpo.core.tokens import Tokens
 from bandpo.words import nearest
@@ -112,31 +111,40 @@ def policy_loss(
         if logps.device.type == "cpu":
             _check_values(logps, tokens)
         return PolicyLoss(*backends.triton_kernels().fused_loss(logps, tokens, weights, entropy, rule, *options))
+    # If counting is free, only the clipped tokens are solved, commonly a few in ten thousand.
+    sparse = logps.device.type == "cpu" and not torch.compiler.is_compiling()
+    found = None
     if chosen == "compile":
-        result = _compiled(logps, tokens, weights, entropy, rule, options, forced)
-        if result is not None:
-            return result
-    loss, metrics, _ = _surrogate(logps, tokens, weights, entropy, rule, *options)
-    return PolicyLoss(loss, metrics)
+        found = _compiled(logps, tokens, weights, entropy, rule.traced(logps), *options, sparse, forced=forced)
+    if found is None:
+        found = _surrogate(logps, tokens, weights, entropy, rule, *options, sparse)
+    loss = found.loss + _held_loss(found, logps, tokens, weights, rule) if sparse else found.loss
+    return PolicyLoss(loss, found.metrics)
 
 
-def _compiled(
-    logps: Tensor, tokens: Tokens, weights: Any, entropy: Any, rule: ClipRule, options: Any, forced: bool
-) -> PolicyLoss | None:
+class _Surrogate(NamedTuple):
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    bad: Tensor  # whether a value is not allowed
+    old_logps: Tensor  # clean, (B, T)
+    token_weights: Tensor  # what a token's loss counts, broadcasts to (B, T)
+    unsolved: Tensor  # clipped tokens whose constant value the loss lacks, (B, T)
+
+
+def _compiled(logps: Tensor, tokens: Tokens, *arguments: Any, forced: bool) -> _Surrogate | None:
     """The loss through torch.compile; None if compiling fails and the backend was not forced."""
     try:
         # One graph per rule, aggregation and set of options; their numbers, radii apart, are constants of it.
         with torch._dynamo.config.patch(recompile_limit=256, specialize_float=True):
-            compiled = backends.compiled(_surrogate)
-            loss, metrics, bad = compiled(logps, tokens, weights, entropy, rule.traced(logps), *options)
+            found = _Surrogate(*backends.compiled(_surrogate)(logps, tokens, *arguments))
     except Exception as error:
         if forced:
             raise
         backends.note_compile_failure(error)
         return None
-    if logps.device.type == "cpu" and bool(bad):
+    if logps.device.type == "cpu" and bool(found.bad):
         _check_values(logps, tokens)
-    return PolicyLoss(loss, metrics)
+    return found
 
 
 def _surrogate(
@@ -148,8 +156,9 @@ def _surrogate(
     aggregation: str,
     dual_clip: float | None,
     horizon: int | None,
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """(loss, metrics, whether a value is not allowed): the PyTorch operations behind "eager" and "compile"."""
+    sparse: bool,
+) -> _Surrogate:
+    """The PyTorch operations behind "eager" and "compile"."""
     assert tokens.mask is not None
     keep = tokens.mask.bool().expand_as(logps)
     work = as_work_dtype(logps)
@@ -170,13 +179,13 @@ def _surrogate(
         new = work.detach()
         log_ratio = new - old
         measured = rule.measure(new, tokens)
-        constant = rule.clipped(measured[1], log_ratio, advantages)
-        held = _held_values(rule, tokens, log_ratio > 0, constant)
+        unsolved = constant = rule.clipped(measured[1], log_ratio, advantages)
+        held = zero if sparse else rule.held(tokens, log_ratio > 0)
         dual = torch.zeros_like(constant)
         if dual_clip is not None:
             dual = (advantages < 0) & (log_ratio.exp() > dual_clip)
             held = torch.where(dual, dual_clip, held)
-            constant = constant | dual
+            constant, unsolved = constant | dual, unsolved & ~dual
         held = torch.where(constant, held, zero)
     # A token held at a bound leaves the graph before exp(): an overflowing ratio times zero would be NaN.
     moving = keep & ~constant & (advantages != 0)
@@ -184,26 +193,28 @@ def _surrogate(
     token_loss = -advantages * torch.where(moving, ratio, held)
     if weights is not None:
         token_loss = token_loss * torch.where(keep, weights.detach().to(work.dtype), zero)
-    loss = aggregate(token_loss, keep, aggregation, horizon=horizon)
+    counts = token_weights(keep, aggregation, horizon, work.dtype)
 
     statistics = clip_statistics(new, tokens, rule, entropy=entropy, measured=measured)
     metrics = statistics.metrics()
     if dual_clip is not None:
         metrics["dual_clip_fraction"] = dual.sum() / statistics.tokens.clamp(min=1)
-    return loss, metrics, bad
+    return _Surrogate((token_loss * counts).sum(), metrics, bad, old, counts, unsolved)
 
 
-def _held_values(rule: ClipRule, tokens: Tokens, rising: Tensor, clipped: Tensor) -> Tensor:
-    """The ratio at which each clipped token is held; other entries are ignored.
-
-    On the CPU, where counting is free, only the clipped tokens are solved, commonly a few in ten thousand.
-    """
-    if rising.device.type != "cpu" or torch.compiler.is_compiling():
-        return rule.held(tokens, rising)
-    where = clipped.nonzero(as_tuple=True)
-    held = torch.zeros_like(tokens.old_logps)
-    held[where] = rule.held(tokens, rising, where)
-    return held
+@torch.no_grad()
+def _held_loss(found: _Surrogate, logps: Tensor, tokens: Tokens, weights: Tensor | None, rule: ClipRule) -> Tensor:
+    """What the clipped tokens, held at the bounds that they have crossed, add to the loss."""
+    where = found.unsolved.nonzero(as_tuple=True)
+    old = found.old_logps
+    if rule.needs:
+        assert tokens.mask is not None
+        tokens = tokens.clean(tokens.mask.bool().expand_as(logps))
+    held = rule.held(replace(tokens, old_logps=old), logps.detach()[where].to(old.dtype) > old[where], where)
+    for factor in (-tokens.advantages, found.token_weights, weights):  # type: ignore[operator]
+        if factor is not None:
+            held = held * factor.detach().expand(old.shape)[where].to(old.dtype)
+    return held.sum()
 
 
 def _check_values(logps: Tensor, tokens: Tokens) -> None:
@@ -229,8 +240,8 @@ def _check_aggregation(aggregation: str, horizon: int | None) -> None:
         )
 
 
-def aggregate(values: Tensor, mask: Tensor, aggregation: str, horizon: int | None = None) -> Tensor:
-    """Reduce per-token values (B, T) to a scalar, in the modes (and under the names) of verl.
+def token_weights(mask: Tensor, aggregation: str, horizon: int | None, dtype: torch.dtype) -> Tensor:
+    """What each token's value counts in the mean, in the modes (and under the names) of verl; broadcasts to (B, T).
 
     token-mean: mean over all tokens. seq-mean-token-sum: sum over each sequence, mean over sequences.
     seq-mean-token-mean: mean over each sequence, mean over sequences. seq-mean-token-sum-norm:
@@ -240,19 +251,14 @@ def aggregate(values: Tensor, mask: Tensor, aggregation: str, horizon: int | Non
         ValueError: For an unknown mode, or a horizon that is not positive.
     """
     _check_aggregation(aggregation, horizon)
-    counts = mask.to(values.dtype)
-    values = torch.where(mask.bool(), values, torch.zeros((), dtype=values.dtype, device=values.device))
+    per_sequence = mask.to(dtype).sum(-1, keepdim=True)
     if aggregation == "token-mean":
-        return values.sum() / counts.sum().clamp(min=1)
-    per_sequence = counts.sum(-1)
-    sequences = (per_sequence > 0).to(values.dtype).sum().clamp(min=1)
-    sums = values.sum(-1)
+        return 1 / per_sequence.sum().clamp(min=1)
+    sequences = (per_sequence > 0).to(dtype).sum().clamp(min=1)
     if aggregation == "seq-mean-token-mean":
-        return (sums / per_sequence.clamp(min=1)).sum() / sequences
-    mean = sums.sum() / sequences
-    if aggregation == "seq-mean-token-sum-norm":
-        return mean / (values.shape[-1] if horizon is None else horizon)
-    return mean
+        return 1 / (sequences * per_sequence.clamp(min=1))
+    length = mask.shape[-1] if horizon is None else horizon
+    return 1 / (sequences * (length if aggregation == "seq-mean-token-sum-norm" else 1))
 
 
 def check_not_nan(**tensors: Tensor) -> None:

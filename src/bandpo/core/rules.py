@@ -7,7 +7,6 @@ kernels, the trainer and the frameworks ask the rule and know no subclass.
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 from abc import ABC, abstractmethod
@@ -17,21 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bandpo.core.band import (
-    DEFAULT_RADIUS,
-    Radius,
-    RatioBounds,
-    band,
-    band_side,
-    binary_divergence,
-    check_radius,
-    measure,
-)
-from bandpo.core.divergences import FDivergence, as_work_dtype, get_divergence
+from bandpo.core.band import RatioBounds, band, band_side, binary_divergence, measure
+from bandpo.core.checks import DEFAULT_RADIUS, Radius, as_work_dtype, check_radius
+from bandpo.core.divergences import FDivergence, get_divergence
 from bandpo.core.table import band_table
 from bandpo.core.tokens import Tokens
-from bandpo.plugins import is_own, load_class
-from bandpo.words import nearest
 
 Radii = tuple[float | Tensor, float | Tensor]
 
@@ -96,12 +85,12 @@ class ClipRule(ABC):
         """The ratio that stands for a clipped token in the loss: the bound it has crossed.
 
         Args:
-            rising: True for tokens beyond the upper bound, False for those beyond the lower one.
             where: Indices of the tokens asked for, or None for all.
+            rising: True for those beyond the upper bound, False for those beyond the lower one.
         """
         bounds = self.bounds(tokens)
-        values = torch.where(rising, bounds.upper, bounds.lower)
-        return values if where is None else values[where]
+        lower, upper = bounds.lower, bounds.upper
+        return torch.where(rising, upper, lower) if where is None else torch.where(rising, upper[where], lower[where])
 
     def traced(self, like: Tensor) -> ClipRule:
         """The rule as a compiler should see it: what may change from call to call is a tensor."""
@@ -285,7 +274,7 @@ class Band(ClipRule):
         old, (low, high) = tokens.old_logps, self.radii(tokens)
         if where is not None:
             low, high = (x.expand(old.shape)[where] if isinstance(x, Tensor) and x.dim() else x for x in (low, high))
-            old, rising = old[where], rising[where]
+            old = old[where]
         bound = band_side(old, (low, high), self.divergence, upper=rising)
         narrowed = self._narrowed(RatioBounds(bound, bound))
         return torch.where(rising, narrowed.log_upper, narrowed.log_lower).exp()
@@ -353,93 +342,3 @@ class AdaptiveBand(Band):
         low, high = super().radii(tokens)
         below = factor * low
         return below, below if low is high else factor * high
-
-
-@torch.no_grad()
-def clip_range(rule: ClipRule, old_logps: Tensor | Tokens, logps: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The rule's bounds as the offsets from 1 that PPO implementations clamp with.
-
-    clamp(ratio, 1 - low, 1 + high) is the clamp to the rule's bounds: low = 1 - lower, high = upper - 1. Both
-    come back from that subtraction unrounded where lower >= 1/2, lower by at most 2^-25 elsewhere.
-
-    Args:
-        rule: The clip rule.
-        old_logps: Log-probs under the policy on which the trust region is centered, any shape, or `Tokens`; tokens
-            that its mask excludes may hold anything.
-        logps: Log-probs under the policy being trained, which a two-sided rule needs: where the minimum of the
-            clipped and unclipped terms would let a token outside the bounds back in, its interval is shrunk to a
-            point just beyond its ratio, which leaves the value and removes the gradient.
-
-    Returns:
-        (low, high), each of the shape of `old_logps`, float32 (float64 for float64 input).
-    """
-    tokens = Tokens.of(old_logps)
-    mask = tokens.mask if tokens.mask is not None else torch.ones_like(tokens.old_logps)
-    keep = mask.bool().expand_as(tokens.old_logps)
-    tokens = tokens.clean(keep)
-    bounds = rule.bounds(tokens)
-    low, high = 1 - bounds.lower, bounds.upper - 1
-    if rule.two_sided:
-        if logps is None or tokens.advantages is None:
-            raise ValueError(f"clip rule {type(rule).__name__} is two-sided: it needs logps and advantages")
-        logps = torch.where(keep, as_work_dtype(logps.detach()), 0.0)
-        ratio = (logps - tokens.old_logps).exp()
-        inward = ~rule.inside(logps, tokens) & (tokens.advantages * (ratio - 1) < 0)
-        point = torch.where(ratio < 1, (ratio - 2.0**-20).clamp(min=0), ratio * (1 + 2.0**-16))
-        low, high = torch.where(inward, 1 - point, low), torch.where(inward, point - 1, high)
-    return low, high
-
-
-RULES: dict[str, type[ClipRule]] = {
-    "band": Band,
-    "adaptive-band": AdaptiveBand,
-    "clip": Clip,
-    "dcpo": DCPO,
-    "none": NoClip,
-}
-
-
-def make_rule(name: str, **options: Any) -> ClipRule:
-    """Build a rule from its name and options, as a recipe or a command line states them.
-
-    Args:
-        name: A key of RULES, or 'module:Class' for a rule of one's own.
-
-    Raises:
-        ValueError: For an unknown name or option (the nearest valid one is named), a bad value, or a class that is
-            no rule.
-    """
-    if is_own(name):
-        rule_class: type[ClipRule] = load_class(name, "clip rule", ClipRule)  # type: ignore[type-abstract]
-    elif name in RULES:
-        rule_class = RULES[name]
-    else:
-        raise ValueError(
-            f"unknown clip rule {name!r}{nearest(name, RULES)}; known rules: {', '.join(RULES)}, or module:Class"
-        )
-    known = list(inspect.signature(rule_class).parameters)
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"clip rule {name!r} has no option {option!r}{nearest(option, known)}; "
-                f"it takes: {', '.join(known) or 'none'}"
-            )
-    rule: ClipRule = rule_class(**options)
-    if is_own(name):
-        _try_out(rule, name)
-    return rule
-
-
-def _try_out(rule: ClipRule, name: str) -> None:
-    """One call of each method on two tokens, so that a mistake in a rule of one's own shows before training."""
-    old, one = torch.tensor([[-0.5, -3.0]]), torch.ones(1, 2)
-    tokens = Tokens(old, one, one.bool(), one, old, torch.arange(2).expand(1, 2), torch.zeros(1, 1, dtype=torch.long))
-    try:
-        bounds, inside = rule.bounds(tokens), rule.inside(old, tokens)
-        shapes = {tuple(x.shape) for x in (bounds.log_lower, bounds.log_upper, inside)}
-    except Exception as error:
-        raise ValueError(f"clip rule {name!r} fails on two tokens: {type(error).__name__}: {error}") from error
-    if shapes != {(1, 2)}:
-        raise ValueError(f"clip rule {name!r} gives shapes {sorted(shapes)} for tokens of shape (1, 2)")
-    if not bool(inside.all() & (bounds.log_lower <= 0).all() & (bounds.log_upper >= 0).all()):
-        raise ValueError(f"clip rule {name!r} puts a ratio of 1 outside its bounds")

@@ -1,4 +1,4 @@
-"""What a clip rule may know of a batch of sampled tokens, and who can tell it."""
+"""What a clip rule may know of a batch of sampled tokens."""
 
 from __future__ import annotations
 
@@ -8,25 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bandpo.core.divergences import as_work_dtype
-
-SUPPLIERS: dict[str, frozenset[str]] = {
-    "bandpo.policy_loss": frozenset(
-        {"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "logps"}
-    ),
-    "TRL's BandGRPOTrainer": frozenset({"advantages", "mask", "old_entropy", "positions", "groups", "logps"}),
-    "TRL's BandGRPOTrainer with use_vllm=True": frozenset(
-        {"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "logps"}
-    ),
-    "verl": frozenset({"advantages", "mask", "positions", "logps"}),
-    "SkyRL": frozenset({"advantages", "mask", "positions", "logps"}),
-    "prime-rl": frozenset({"advantages", "mask", "sampling_logps", "positions", "logps"}),
-    "ms-swift": frozenset({"mask", "positions"}),
-    "NeMo-RL": frozenset({"mask", "positions"}),
-    "slime": frozenset({"positions"}),
-}
-"""Who hands a rule what, beyond the old log-probs. "logps" are those of the policy being trained, which a rule that
-ignores the advantage's sign needs wherever the clipping itself is a framework's."""
+from bandpo.core.checks import as_work_dtype
+from bandpo.core.needs import unmet
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +49,7 @@ class Tokens:
             positions = torch.arange(length, device=tokens.old_logps.device)
             tokens = replace(tokens, positions=positions.expand(tokens.old_logps.shape))
         if missing:
-            raise ValueError(_unmet(rule, missing, "this call does not give it"))
+            raise ValueError(unmet(rule, missing, "this call does not give it"))
         return tokens
 
     def clean(self, keep: Tensor) -> Tokens:
@@ -80,19 +63,3 @@ class Tokens:
 
         cleaned: dict[str, Any] = {f.name: zeroed(getattr(self, f.name)) for f in fields(self)}
         return replace(self, **cleaned | {"mask": keep})
-
-
-def check_needs(needs: frozenset[str], supplier: str, rule: str) -> None:
-    """Refuse, before training starts, a rule whose needs `supplier` (a key of SUPPLIERS) cannot meet.
-
-    Raises:
-        ValueError: Names the need, and who can meet it.
-    """
-    missing = sorted(needs - SUPPLIERS[supplier])
-    if missing:
-        raise ValueError(_unmet(rule, missing, f"{supplier} cannot give it"))
-
-
-def _unmet(rule: str, missing: list[str], why: str) -> str:
-    able = [who for who, given in SUPPLIERS.items() if given.issuperset(missing)]
-    return f"clip rule {rule} needs {' and '.join(missing)}: {why}; those who can are {', '.join(able) or 'none'}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bandpo.evaluation.sampling import Completion, Sampler, encode, sample
+from bandpo.evaluation.sampling import Completion, Progress, Sampler, Sampling, encode, sample
 from bandpo.tasks.base import Prompt
 from bandpo.words import nearest
 
@@ -31,6 +31,11 @@ class Backend:
     sample: Sampler
     entropy: str
     batch_size: int
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What of it distinguishes evaluations."""
+        return {"backend": self.name, "entropy_from": self.entropy}
 
 
 def choose_backend(name: str, path: str) -> Backend:
@@ -72,17 +77,7 @@ def _load_vllm(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
 
 
 def sample_vllm(
-    model: Any,
-    tokenizer: Any,
-    prompts: list[Prompt],
-    *,
-    samples: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    batch_size: int,
-    seed: int,
-    progress: Callable[[int], None] | None,
+    model: Any, tokenizer: Any, prompts: list[Prompt], sampling: Sampling, progress: Progress | None = None
 ) -> list[list[Completion]]:
     """`sample` with a vLLM engine, which batches by itself; each prompt has a seed of its own.
 
@@ -92,15 +87,15 @@ def sample_vllm(
     from vllm import SamplingParams
 
     # The log-probs are those before temperature and truncation, so only then is a token drawn from them.
-    known = temperature == 1 and top_p == 1
-    seeds = np.random.SeedSequence(seed).generate_state(len(prompts))
+    known = sampling.temperature == 1 and sampling.top_p == 1
+    seeds = np.random.SeedSequence(sampling.seed).generate_state(len(prompts))
     parameters = [
         SamplingParams(
-            n=samples,
-            temperature=temperature,
-            top_p=top_p,
+            n=sampling.samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p if sampling.temperature else 1.0,
             top_k=-1,
-            max_tokens=max_new_tokens,
+            max_tokens=sampling.max_new_tokens,
             seed=int(own),
             logprobs=0 if known else None,
         )
@@ -121,6 +116,6 @@ def sample_vllm(
 
 
 BACKENDS = {
-    "transformers": Backend("transformers", _load_transformers, sample, "distribution", 64),
+    "transformers": Backend("transformers", _load_transformers, sample, "distribution", Sampling.batch_size),
     "vllm": Backend("vllm", _load_vllm, sample_vllm, "sampled tokens", 1024),
 }

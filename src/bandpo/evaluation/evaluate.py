@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bandpo.evaluation.sampling import Sampler, sample
+from bandpo.evaluation.result import EvaluationResult
+from bandpo.evaluation.sampling import Progress, Sampler, Sampling, sample
 from bandpo.evaluation.statistics import Estimate, bootstrap_mean, pass_at_k
 from bandpo.evaluation.store import GREEDY, RESULT, SAMPLES, Grade, append, claim, restore
 from bandpo.evaluation.voting import extractor, majority
@@ -20,34 +22,18 @@ from bandpo.tasks.base import Problem, Task
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
-    """Estimates over prompts, and what they rest on.
+class Evaluation:
+    """An evaluation that is finished.
 
     Attributes:
-        metrics: Name -> estimate, see docs/evaluation.md.
-        prompts: Number of prompts.
-        samples: Completions a prompt at the sampling temperature.
-        temperature: The sampling temperature.
+        result: The estimates.
         grades: Every sampled completion with its reward.
-        greedy: The same for the completions without sampling; empty where not asked for.
+        greedy: The same for the completions without sampling; empty if there are none.
     """
 
-    metrics: dict[str, Estimate]
-    prompts: int
-    samples: int
-    temperature: float
+    result: EvaluationResult
     grades: list[Grade]
     greedy: list[Grade]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the completions; `timeouts` counts those that could not be graded in time."""
-        return {
-            "prompts": self.prompts,
-            "samples": self.samples,
-            "temperature": self.temperature,
-            "timeouts": sum(sum(g.timed_out) for g in (*self.grades, *self.greedy)),
-            "metrics": {name: asdict(value) for name, value in self.metrics.items()},
-        }
 
 
 def evaluate_into(
@@ -56,88 +42,75 @@ def evaluate_into(
     tokenizer: Any,
     task: Task,
     problems: list[Problem],
+    sampling: Sampling,
     *,
-    samples: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float = 1.0,
     greedy: bool = False,
-    batch_size: int,
-    seed: int,
-    identity: dict[str, Any],
+    identity: Mapping[str, Any],
     sampler: Sampler = sample,
-    progress: Callable[[int], None] | None = None,
-) -> EvaluationResult:
+    progress: Progress | None = None,
+) -> Evaluation:
     """Sample and grade `problems` chunk by chunk, keep every completion, and write the estimates.
 
-    A chunk is appended to samples.jsonl (greedy.jsonl) once it is done, and its seed depends on `seed` and its
-    place alone. So an evaluation that was interrupted leaves the same files as one that was not, and one that is
-    finished is only read back. A completion is correct for pass@k when its reward is at least 1.
+    A chunk is appended to samples.jsonl (greedy.jsonl) once it is done, and its seed depends on the sampling's seed
+    and its place alone. So an evaluation that was interrupted leaves the same files as one that was not, and one
+    that is finished is only read back. A completion is correct for pass@k when its reward is at least 1.
 
     Args:
         directory: Where to write; made if missing. If it holds an evaluation with the same settings, that one
             is continued.
-        greedy: Also draw one completion a problem without sampling.
         model, tokenizer: What `sampler` draws from.
-        batch_size: Completions generated at a time. Padding and the order of random numbers depend on it, so another
-            one gives other samples from the same distribution.
-        identity: What besides the settings here tells evaluations apart, e.g. the model's path.
+        task: Makes the prompts and grades the completions.
+        problems: What is asked.
+        sampling: How completions are drawn.
+        greedy: Also draw one completion per problem without sampling.
+        identity: What besides the settings here distinguishes evaluations, e.g. the model's path.
+        sampler: Draws the completions; `sample` uses transformers.
         progress: Called with the number of completions that have just been finished.
 
     Raises:
-        ValueError: If there is no problem, `samples` is below 1, or `directory` holds something else, another
-            evaluation, or damaged files; nothing is changed then.
+        ValueError: If there is no problem, or `directory` holds something else, another evaluation, or damaged
+            files; nothing is changed then.
     """
     if not problems:
         raise ValueError("problems is empty; allowed is at least one problem")
-    if samples < 1:
-        raise ValueError(f"samples is {samples}, allowed is an integer >= 1")
     settings = {
         **identity,
         "task": task.model_dump(mode="json"),
         "prompts": len(problems),
-        "samples": samples,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
+        **asdict(sampling),
         "greedy": greedy,
-        "batch_size": batch_size,
-        "seed": seed,
     }
     claim(directory, settings)
-
-    def grade_all(log: Path, samples: int, temperature: float) -> list[Grade]:
-        chunk = max(1, batch_size // samples)
-        grades = restore(log, problems, chunk)
-        if progress is not None and grades:
-            progress(len(grades) * samples)
-        for start in range(len(grades), len(problems), chunk):
-            done = grade(
-                model,
-                tokenizer,
-                task,
-                problems[start : start + chunk],
-                samples=samples,
-                max_new_tokens=max_new_tokens,
-                sampler=sampler,
-                temperature=temperature,
-                top_p=top_p if temperature else 1.0,
-                batch_size=batch_size,
-                seed=chunk_seed(seed, start),
-                progress=progress,
-            )
-            append(log, done)
-            grades += done
-        return grades
-
-    grades = grade_all(directory / SAMPLES, samples, temperature)
-    best = grade_all(directory / GREEDY, 1, 0.0) if greedy else []
-    metrics = summarise(grades, voting=extractor(task) is not None)
+    grade_chunk = partial(grade, model, tokenizer, task, sampler=sampler, progress=progress)
+    grades = _grade_all(directory / SAMPLES, problems, sampling, grade_chunk, progress)
+    best = _grade_all(directory / GREEDY, problems, sampling.greedy(), grade_chunk, progress) if greedy else []
+    metrics = summarize(grades, voting=extractor(task) is not None)
     if greedy:
         metrics["greedy"] = bootstrap_mean([g.rewards[0] for g in best])
-    result = EvaluationResult(metrics, len(problems), samples, temperature, grades, best)
-    write_atomic(directory / RESULT, json.dumps({**settings, **result.as_dict()}, indent=2) + "\n")
-    return result
+    timeouts = sum(sum(g.timed_out) for g in (*grades, *best))
+    result = EvaluationResult(len(problems), sampling.samples, sampling.temperature, timeouts, metrics)
+    write_atomic(directory / RESULT, json.dumps({**settings, **result.dump()}, indent=2) + "\n")
+    return Evaluation(result, grades, best)
+
+
+def _grade_all(
+    log: Path,
+    problems: list[Problem],
+    sampling: Sampling,
+    grade_chunk: Callable[[list[Problem], Sampling], list[Grade]],
+    progress: Progress | None,
+) -> list[Grade]:
+    """The grades of all problems: those that `log` holds, and new ones, which are appended to it."""
+    size = max(1, sampling.batch_size // sampling.samples)
+    grades = restore(log, problems, size)
+    if progress is not None and grades:
+        progress(len(grades) * sampling.samples)
+    for start in range(len(grades), len(problems), size):
+        own = replace(sampling, seed=chunk_seed(sampling.seed, start))
+        done = grade_chunk(problems[start : start + size], own)
+        append(log, done)
+        grades += done
+    return grades
 
 
 def chunk_seed(seed: int, start: int) -> int:
@@ -150,26 +123,25 @@ def grade(
     tokenizer: Any,
     task: Task,
     problems: list[Problem],
-    *,
-    samples: int,
-    sampler: Sampler,
-    **settings: Any,
+    sampling: Sampling,
+    sampler: Sampler = sample,
+    progress: Progress | None = None,
 ) -> list[Grade]:
-    """Draw completions for each problem and reward them; `settings` are the sampler's."""
+    """Draw completions for each problem and reward them."""
     prompts = [task.prompt(problem, tokenizer) for problem in problems]
-    drawn = sampler(model, tokenizer, prompts, samples=samples, **settings)
-    repeated = [problem for problem in problems for _ in range(samples)]
+    drawn = sampler(model, tokenizer, prompts, sampling, progress)
+    repeated = [problem for problem in problems for _ in range(sampling.samples)]
     scores = iter(task.score(repeated, [c.text for completions in drawn for c in completions]))
     extract = extractor(task)
     grades = []
     for problem, completions in zip(problems, drawn, strict=True):
-        own = list(islice(scores, samples))
+        own = list(islice(scores, sampling.samples))
         finals = [extract(c.text) if extract else None for c in completions]
         grades.append(Grade(problem, completions, [s.value for s in own], [s.timed_out for s in own], finals))
     return grades
 
 
-def summarise(grades: list[Grade], voting: bool) -> dict[str, Estimate]:
+def summarize(grades: list[Grade], voting: bool) -> dict[str, Estimate]:
     """Estimates over problems that all have the same number of completions; maj@n only where they can vote."""
     samples = len(grades[0].rewards)
     values: dict[str, list[float]] = {f"mean@{samples}": [_mean(g.rewards) for g in grades]}

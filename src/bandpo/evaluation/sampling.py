@@ -1,15 +1,16 @@
-"""Sample completions from a model, with transformers or vLLM."""
+"""Completions, how they are drawn, and drawing them with transformers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bandpo.tasks.base import Prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -30,22 +31,55 @@ class Completion:
     entropy: float | None
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Attributes:
+        samples: Completions per prompt.
+        max_new_tokens: Length limit of a completion.
+        temperature: Sampling temperature; 0 is greedy.
+        top_p: Sample from this share of the probability mass (the nucleus).
+        batch_size: Completions generated at a time. Padding and the order of random numbers depend on it, so
+            another one gives other samples from the same distribution.
+        seed: Seed of the samples.
+
+    Raises:
+        ValueError: For a value that is not allowed.
+    """
+
+    samples: int = 8
+    max_new_tokens: int = 2048
+    temperature: float = 1.0
+    top_p: float = 1.0
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, allowed is an integer >= 1")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature is {self.temperature:g}, allowed is a finite number >= 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p:g}, allowed is a share above 0 and at most 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, allowed is an integer >= 0")
+
+    def greedy(self) -> Sampling:
+        """One completion per prompt without sampling."""
+        return replace(self, samples=1, temperature=0.0, top_p=1.0)
+
+
+Progress = Callable[[int], None]
+"""Called with the number of completions that have just been finished."""
+
+
 class Sampler(Protocol):
     """Draws completions; `model` and `tokenizer` are what the backend's `load` gave."""
 
     def __call__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        prompts: list[Prompt],
-        *,
-        samples: int,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        batch_size: int,
-        seed: int,
-        progress: Callable[[int], None] | None,
+        self, model: Any, tokenizer: Any, prompts: list[Prompt], sampling: Sampling, progress: Progress | None
     ) -> list[list[Completion]]: ...
 
 
@@ -70,42 +104,36 @@ def encode(prompt: Prompt, tokenizer: Any) -> list[int]:
     ]
 
 
-@torch.no_grad()
 def sample(
-    model: Any,
-    tokenizer: Any,
-    prompts: list[Prompt],
-    *,
-    samples: int,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    batch_size: int = 64,
-    seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    model: Any, tokenizer: Any, prompts: list[Prompt], sampling: Sampling, progress: Progress | None = None
 ) -> list[list[Completion]]:
-    """Draw `samples` completions for each prompt with transformers; temperature 0 is greedy.
+    """Draw completions for each prompt with transformers.
 
     The model's own generation settings (penalties, truncations) do not apply: completions come from the model's
-    distribution as it is, at the temperature, within its nucleus `top_p`.
+    distribution as it is, at the temperature, within the nucleus.
 
     Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        prompts: Texts or chat messages.
+        sampling: How many completions, and how they are drawn.
         progress: Called with the number of completions that have just been finished.
 
     Returns:
-        One list of completions a prompt, in the order of `prompts`.
+        One list of completions per prompt, in the order of `prompts`.
     """
+    import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
-    greedy = temperature == 0
-    order = [i for i in range(len(prompts)) for _ in range(samples)]
+    greedy = sampling.temperature == 0
+    order = [i for i in range(len(prompts)) for _ in range(sampling.samples)]
     encoded = [encode(prompt, tokenizer) for prompt in prompts]
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=sampling.max_new_tokens,
         do_sample=not greedy,
-        temperature=None if greedy else temperature,
+        temperature=None if greedy else sampling.temperature,
         top_k=None if greedy else 0,
-        top_p=None if greedy else top_p,
+        top_p=None if greedy else sampling.top_p,
         min_p=None if greedy else 0.0,
         typical_p=None if greedy else 1.0,
         repetition_penalty=1.0,
@@ -117,10 +145,11 @@ def sample(
     was_training = model.training
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(sampling.seed)
+            for start in range(0, len(order), sampling.batch_size):
+                rows = order[start : start + sampling.batch_size]
                 batch = tokenizer.pad(
                     {"input_ids": [encoded[i] for i in rows]}, padding_side="left", return_tensors="pt"
                 ).to(model.device)

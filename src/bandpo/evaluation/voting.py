@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from bandpo.tasks.answers import holds_words, plain, stated_answer
 from bandpo.tasks.base import Task
+from bandpo.tasks.rewards import REWARDS
 
 Extractor = Callable[[str], str | None]
 
@@ -57,12 +58,22 @@ def _last_integer(text: str) -> str | None:
     return canonical(numbers[-1]) if numbers else None
 
 
-_EXTRACTORS: dict[str, Extractor] = {"math": final_answer, "exact": stated_answer, "last_integer": _last_integer}
+# One for each of REWARDS; None for a reward that reads no final answer.
+EXTRACTORS: dict[str, Extractor | None] = {
+    "math": final_answer,
+    "exact": stated_answer,
+    "last_integer": _last_integer,
+}
 
 
 def extractor(task: Task) -> Extractor | None:
-    """How a task's completions state their final answer; None for a task that grades whole texts its own way."""
-    return _EXTRACTORS.get(task.reward) if type(task).score is Task.score else None
+    """How a task's completions state their final answer.
+
+    None if the task grades whole texts its own way, or its reward is the user's own.
+    """
+    if type(task).score is not Task.score or task.reward not in REWARDS:
+        return None
+    return EXTRACTORS[task.reward]
 
 
 def majority(finals: Sequence[str | None], rewards: Sequence[float]) -> float:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from bandpo.core.diagnostics import clip_statistics
-from bandpo.core.rules import ClipRule, make_rule
-from bandpo.core.tokens import Tokens, check_needs
+from bandpo.core.needs import check_needs
+from bandpo.core.registry import make_rule
+from bandpo.core.rules import ClipRule
+from bandpo.core.tokens import Tokens
 
 
-def read_rule(options: Mapping[str, Any] | None, supplier: str) -> ClipRule:
+def read_rule(options: Mapping[str, Any] | None, supplier: str = "bandpo.policy_loss") -> ClipRule:
     """The clip rule that a framework's settings describe.
 
     Args:

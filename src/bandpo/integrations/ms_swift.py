@@ -8,7 +8,8 @@ from typing import Any
 from swift.rlhf_trainers import GRPOTrainer
 from swift.trainers import TrainerFactory
 
-from bandpo.core.rules import ClipRule, clip_range
+from bandpo.core.frameworks import clip_range
+from bandpo.core.rules import ClipRule
 from bandpo.core.tokens import Tokens
 from bandpo.integrations.common import read_rule
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bandpo.core.rules import clip_range
+from bandpo.core.frameworks import clip_range
 from bandpo.core.tokens import Tokens
 from bandpo.integrations.common import clip_metrics, read_rule
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bandpo.core.rules import clip_range
+from bandpo.core.frameworks import clip_range
 from bandpo.core.tokens import Tokens
 from bandpo.integrations.common import read_rule
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from verl.trainer.ppo.core_algos import get_policy_loss_fn, register_policy_loss
 from verl.workers.config import PolicyLossConfig
 
-from bandpo.core.divergences import as_work_dtype
-from bandpo.core.rules import clip_range
+from bandpo.core.checks import as_work_dtype
+from bandpo.core.frameworks import clip_range
 from bandpo.core.tokens import Tokens
 from bandpo.integrations.common import clip_metrics, read_rule
 

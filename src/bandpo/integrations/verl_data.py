@@ -45,12 +45,12 @@ def verl_rows(problems: Sequence[Problem], name: str, template: str) -> list[dic
     Raises:
         ValueError: For a template that is neither.
     """
-    text = template_text(template)
+    task = Questions(data=name, template=template_text(template))
     split = "test" if DATASETS[name].train is None else "train"
     return [
         {
             "data_source": name,
-            "prompt": [{"role": "user", "content": text.replace("{question}", problem.question)}],
+            "prompt": task.messages(problem),
             "ability": "math",
             "reward_model": {"style": "rule", "ground_truth": problem.answer},
             "extra_info": {"index": index, "split": split},

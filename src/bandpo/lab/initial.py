@@ -10,13 +10,13 @@ from bandpo.runs.config import RunConfig, load_config
 
 def make_initial(config: RunConfig, target: Path) -> None:
     """Build the recipe's model, warm it up, and save it; `target` appears only when it is complete."""
-    from bandpo.runs import job
+    from bandpo.runs import build, warmup
 
-    processes = job.start_processes()
+    processes = warmup.start_processes()
     problems, _ = config.task.problems()
-    model, tokenizer = job.build_model(config)
+    model, tokenizer = build.build_model(config)
     target.parent.mkdir(parents=True, exist_ok=True)
-    job.make_initial(config, model, tokenizer, problems, target, processes)
+    warmup.make_initial(config, model, tokenizer, problems, target, processes)
 
 
 if __name__ == "__main__":

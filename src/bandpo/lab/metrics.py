@@ -1,154 +1,396 @@
-"""metrics.json: everything that the tables and figures of a study are made from (docs/lab.md)."""
+"""metrics.json: everything that the tables and pictures of a study are made from, as dataclasses.
+
+The file holds the fields of `StudyResult` under their own names. `bandpo.lab.schema` writes docs/metrics_json.md from
+the docstrings here.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from bandpo.evaluation.store import GREEDY, RESULT, SAMPLES, read_grades
-from bandpo.files import read_lines, write_atomic
-from bandpo.runs.run_dir import RunDirectory
+from bandpo.files import write_atomic
+from bandpo.lab.study import Settings, Study
 
 METRICS = "metrics.json"
-FORMAT = 1
-DIGITS = 4
-MOST_ENTRIES = 64
+FORMAT = 2
 
-# Name in metrics.json -> names in metrics.jsonl, the first that a row has counts.
-ROLLOUT_SERIES = {
-    "reward": ("reward",),
-    "uniform": ("frac_reward_zero_std",),
-    "length": ("completions/mean_length",),
-    "truncated": ("completions/clipped_ratio",),
-    "tokens": ("num_tokens",),
-}
-UPDATE_SERIES = {
-    "entropy": ("entropy",),
-    "clip_low": ("band/clip_fraction_low", "clip_ratio/low_mean"),
-    "clip_high": ("band/clip_fraction_high", "clip_ratio/high_mean", "cispo_clip_ratio"),
-    "divergence": ("band/divergence",),
-    "grad_norm": ("grad_norm",),
-    "ratio_max": ("band/ratio_max",),
-    "ratio_min": ("band/ratio_min",),
-}
-SERIES = {**ROLLOUT_SERIES, **UPDATE_SERIES}
-EXTREMES = {"ratio_max": max, "ratio_min": min}  # of several updates; other series keep the mean
+Series = list[float | None]  # one number per entry; null where the method does not report it
 
 
-def collect_run(path: Path) -> dict[str, Any]:
-    """What metrics.json keeps of a finished run, from the files in its directory alone."""
-    run = RunDirectory.open(path)
-    summary = json.loads(run.summary.read_text(encoding="utf-8"))
-    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    rows = list(read_lines(run.metrics))
-    rollouts = [row for row in rows if "reward" in row]
-    starts = [row["step"] for row in rollouts]
-    return {
-        "rule": config["rule"],
-        "seconds": summary["seconds"],
-        "stopped_by": summary["stopped_by"],
-        "updates_per_rollout": starts[1] - starts[0] if starts[1:] else summary["steps"],
-        "alarms": [[event["step"], event["alarm"], event["event"]] for event in read_lines(run.alarms)],
-        "rollouts": {
-            "step": starts,
-            **{name: [_figure(logged(row, name)) for row in rollouts] for name in ROLLOUT_SERIES},
-        },
-        "updates": _updates(rows),
-        "evaluation": {when: _evaluation(run.evaluation(when)) for when in ("before", "after")}
-        if config["eval"]
-        else None,
-    }
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Versions and hardware of the runs.
 
-
-def _updates(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    size = max(1, math.ceil(len(rows) / MOST_ENTRIES))
-    bins = [rows[i : i + size] for i in range(0, len(rows), size)]
-    elapsed, seconds = 0.0, []
-    for rows_of_bin in bins:
-        elapsed += sum(row.get("step_time", 0.0) for row in rows_of_bin)
-        seconds.append(_figure(elapsed))
-
-    def series(name: str) -> list[float | None]:
-        reduce: Callable[[Iterable[float]], float] = EXTREMES.get(name, _mean)
-        found = ([value for row in own if (value := logged(row, name)) is not None] for own in bins)
-        return [_figure(reduce(values)) if values else None for values in found]
-
-    return {
-        "bin": size,
-        "step": [own[-1]["step"] for own in bins],
-        **{name: series(name) for name in UPDATE_SERIES},
-        "seconds": seconds,
-    }
-
-
-def logged(row: dict[str, Any], name: str) -> float | None:
-    """The value that a row of metrics.jsonl has of a series of metrics.json; None if it has none."""
-    return next((row[key] for key in SERIES[name] if row.get(key) is not None), None)
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
-
-
-def _figure(value: float | None) -> float | None:
-    if value is None or not math.isfinite(value):
-        return None
-    return int(value) if float(value).is_integer() else float(f"{value:.{DIGITS}g}")
-
-
-def _evaluation(path: Path) -> dict[str, Any]:
-    result = json.loads((path / RESULT).read_text(encoding="utf-8"))
-    correct, greedy = (
-        [sum(reward >= 1 for reward in grade.rewards) for grade in read_grades(path / name)]
-        for name in (SAMPLES, GREEDY)
-    )
-    means = {name: estimate["mean"] for name, estimate in result["metrics"].items()}
-    return {
-        "samples": result["samples"],
-        "temperature": result["temperature"],
-        "correct": correct,
-        "greedy": greedy,
-        **{name: _figure(means.get(name)) for name in ("entropy", "length", "truncated")},
-    }
-
-
-def mean_of(path: Path, metric: str) -> float:
-    """A metric of the trainer averaged over a run's updates.
-
-    Raises:
-        ValueError: If the run did not report it.
+    Attributes:
+        python: Version of Python.
+        packages: Package -> version.
+        commit: Commit of the source tree, with a "+" if the tree had changes; null if unknown.
+        platform: Operating system and architecture.
+        gpus: Names of the GPUs.
+        processor: Name of the CPU; empty if unknown.
+        cores: CPU cores that the study could use; null if unknown.
+        workers: Runs in parallel; null for a single run.
+        threads: CPU threads of each run.
     """
-    values = [row[metric] for row in read_lines(RunDirectory.open(path).metrics) if row.get(metric) is not None]
-    if not values:
-        raise ValueError(f"run {str(path)!r} reports no metric {metric!r}")
-    return _mean(values)
+
+    python: str
+    packages: dict[str, str]
+    commit: str | None
+    platform: str
+    gpus: list[str]
+    processor: str = ""
+    cores: int | None = None
+    workers: int | None = None
+    threads: int
 
 
-def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """One line a run, so that versions of the file can be compared."""
-    head = json.dumps({key: value for key, value in metrics.items() if key != "runs"}, indent=1)
-    runs = ",\n".join(json.dumps(run, separators=(",", ":")) for run in metrics["runs"])
-    write_atomic(path, f'{head[:-2]},\n "runs": [\n{runs}\n]}}\n')
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What the pilot runs of a matched control found.
 
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """The content of metrics.json.
-
-    Raises:
-        ValueError: If there is none, or it has another format.
+    Attributes:
+        keys: Settings that were chosen, all with the same value.
+        metric: Metric of the trainer, averaged over a pilot run, that was to be met.
+        matches: Label of the method whose metric was to be met.
+        target: That method's metric; null before its own pilot run has finished.
+        pilots: [value of the setting, metric] of each pilot run.
+        value: The value that was chosen; null while the search is not over.
+        reached: The metric at that value.
     """
+
+    keys: list[str] = field(default_factory=list)
+    metric: str = ""
+    matches: str = ""
+    target: float | None = None
+    pilots: list[tuple[float, float]] = field(default_factory=list)
+    value: float | None = None
+    reached: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """One entry per rollout.
+
+    Attributes:
+        step: Update that followed it, from 1.
+        reward: Mean reward of its completions.
+        uniform: Share of groups whose rewards are all equal.
+        length: Mean length of its completions in tokens.
+        truncated: Share of completions that were cut off.
+        tokens: Tokens that the trainer has seen so far, prompts included.
+    """
+
+    step: list[int]
+    reward: Series
+    uniform: Series
+    length: Series
+    truncated: Series
+    tokens: Series
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updates:
+    """One entry per `bin` updates, at most 64 entries; means over the updates of an entry unless noted.
+
+    Attributes:
+        bin: Updates per entry.
+        step: Last update of the entry.
+        entropy: Of the policy, in nats per token.
+        clip_fraction_low: Share of tokens without a gradient because A < 0 and the ratio is below the lower bound.
+        clip_fraction_high: The same for A > 0 and the upper bound; for CISPO, whose tokens keep their gradient, the
+            share of capped weights.
+        divergence: Mean binary divergence of the tokens, in the rule's own divergence.
+        grad_norm: Norm of the gradient before clipping it.
+        ratio_max: Largest ratio in the entry.
+        ratio_min: Smallest ratio in the entry.
+        seconds: Training time so far, rollouts included, evaluations not.
+    """
+
+    bin: int
+    step: list[int]
+    entropy: Series
+    clip_fraction_low: Series
+    clip_fraction_high: Series
+    divergence: Series
+    grad_norm: Series
+    ratio_max: Series
+    ratio_min: Series
+    seconds: Series
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Graded completions of the held-out problems, which are the same for all runs.
+
+    Attributes:
+        samples: Completions per problem.
+        temperature: Sampling temperature.
+        correct: Correct ones among the samples, one entry per problem.
+        greedy: 1 if the one completion without sampling is correct, else 0, one entry per problem; [] if not asked
+            for.
+        entropy: Mean entropy in nats per token.
+        length: Mean length in tokens.
+        truncated: Share of completions that were cut off.
+    """
+
+    samples: int
+    temperature: float
+    correct: list[int]
+    greedy: list[int]
+    entropy: float | None
+    length: float | None
+    truncated: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeAfter:
+    """The held-out problems before and after training.
+
+    Attributes:
+        before: Before the first update.
+        after: After the last update.
+    """
+
+    before: HeldOut
+    after: HeldOut
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One run, whatever became of it.
+
+    Attributes:
+        method: Label in `study.methods`.
+        point: Its place in the sweep, axis -> label; {} without a sweep.
+        seed: Seed of the run.
+        status: What became of it.
+        command: The command that ran it, paths relative to the study's directory.
+        error: Why it failed; absent otherwise.
+    """
+
+    method: str
+    point: dict[str, str]
+    seed: int
+    status: Literal["finished", "failed", "waiting"]
+    command: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """What a finished run left; in the file these keys stand beside those of `RunResult`.
+
+    Attributes:
+        rule: The clip rule as it was run, calibrated values included.
+        seconds: Wall time of the run's last process, evaluations included.
+        stopped_by: The alarm that ended the run early; null if none did.
+        updates_per_rollout: Updates between two rollouts.
+        alarms: [update, alarm, "fired" or "cleared"].
+        rollouts: Series with one entry per rollout.
+        updates: Series with one entry per update or per few updates.
+        evaluation: Held-out problems; null if the recipe does not evaluate.
+    """
+
+    rule: Settings
+    seconds: float
+    stopped_by: str | None
+    updates_per_rollout: int
+    alarms: list[tuple[int, str, str]]
+    rollouts: Rollouts
+    updates: Updates
+    evaluation: BeforeAfter | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun(TrainingRecord, RunResult):
+    """A finished run.
+
+    Attributes:
+        commit: Commit of the source tree that it was run with.
+    """
+
+    commit: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """A study and its runs.
+
+    Attributes:
+        name: Name of the study.
+        study: The study as it was run, as in its YAML (docs/lab.md); methods in the order in which they are shown.
+        environment: Versions and hardware; null before the first run has finished.
+        calibration: Label of a matched control, with its place in the sweep -> what its pilot runs found.
+        runs: In the order of the study: point, method, seed.
+        format: Version of this format.
+    """
+
+    name: str
+    study: Study
+    environment: Environment | None
+    calibration: dict[str, Calibration]
+    runs: list[RunResult]
+    format: int = FORMAT
+
+    @property
+    def finished(self) -> list[FinishedRun]:
+        return [run for run in self.runs if isinstance(run, FinishedRun)]
+
+    @property
+    def failed(self) -> list[RunResult]:
+        return [run for run in self.runs if run.status == "failed"]
+
+    @property
+    def metric(self) -> str:
+        """The study's metric as the field writes it: mean@n with its number of samples."""
+        samples = {run.evaluation.after.samples for run in self.finished if run.evaluation}
+        return f"mean@{samples.pop()}" if self.study.metric == "mean" and len(samples) == 1 else self.study.metric
+
+    @classmethod
+    def load(cls, path: Path) -> StudyResult:
+        """The content of metrics.json, of this format or an older one.
+
+        Raises:
+            ValueError: If there is none, it is damaged, or it has another format.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{str(path)!r} does not exist; `bandpo compare STUDY --output DIR` writes it") from None
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+        if not isinstance(data, dict) or data.get("format") not in range(1, FORMAT + 1):
+            raise ValueError(f"{str(path)!r} has another format, allowed is 1 to {FORMAT}")
+        try:
+            return cls.parse(data)
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+
+    @classmethod
+    def parse(cls, data: dict[str, Any]) -> StudyResult:
+        """A result from its JSON.
+
+        Raises:
+            ValueError: If a key is missing, a value has another type, or a run is of no method of the study; one
+                sentence that names the place.
+        """
+        missing = [key for key in ("name", "study", "environment", "calibration", "runs") if key not in data]
+        if missing:
+            raise ValueError(f"{missing[0]}: Field required")
+        _checked("runs", TypeAdapter(list[dict]), data["runs"])
+        data = upgrade(data)
+        study = _checked("study", TypeAdapter(Study), data["study"])
+        runs = [_parse_run(f"runs.{i}", run) for i, run in enumerate(data["runs"])]
+        for i, run in enumerate(runs):
+            if run.method not in study.methods:
+                raise ValueError(f"runs.{i}.method is {run.method!r}, no method of the study")
+        return cls(
+            name=data["name"],
+            study=study,
+            environment=_checked("environment", _ENVIRONMENT, data["environment"]),
+            calibration=load_calibration(data["calibration"]),
+            runs=runs,
+        )
+
+    def dump(self) -> str:
+        """The text of metrics.json: one line per run, so that versions of the file can be compared."""
+        head = {
+            "format": self.format,
+            "name": self.name,
+            "study": self.study.model_dump(mode="json"),
+            "environment": _ENVIRONMENT.dump_python(self.environment, mode="json"),
+            "calibration": dump_calibration(self.calibration),
+        }
+        runs = ",\n".join(json.dumps(dump_run(run), separators=(",", ":"), allow_nan=False) for run in self.runs)
+        return f'{json.dumps(head, indent=1, allow_nan=False)[:-2]},\n "runs": [\n{runs}\n]}}\n'
+
+    def save(self, path: Path) -> None:
+        """Write metrics.json; it is never seen half-written."""
+        write_atomic(path, self.dump())
+
+
+_ENVIRONMENT: TypeAdapter[Environment | None] = TypeAdapter(Environment | None)
+_CALIBRATION = TypeAdapter(dict[str, Calibration])
+_FINISHED: TypeAdapter[FinishedRun] = TypeAdapter(FinishedRun)
+_UNFINISHED: TypeAdapter[RunResult] = TypeAdapter(RunResult)
+T = TypeVar("T")
+
+
+def _checked(where: str, adapter: TypeAdapter[T], data: object) -> T:
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{str(path)!r} does not exist; `bandpo compare STUDY --output DIR` writes it") from None
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}") from error
-    if not isinstance(metrics, dict) or metrics.get("format") != FORMAT:
-        raise ValueError(f"{str(path)!r} has another format, allowed is {FORMAT}")
-    return metrics
+        return adapter.validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, (where, *first["loc"])))
+        raise ValueError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _parse_run(where: str, data: dict[str, Any]) -> RunResult:
+    if data.get("status") == "finished":
+        return _checked(where, _FINISHED, data)
+    return _checked(where, _UNFINISHED, data)
+
+
+def load_calibration(data: object) -> dict[str, Calibration]:
+    """`StudyResult.calibration` from its JSON, which calibration.json holds too.
+
+    Raises:
+        ValueError: If a value has another type.
+    """
+    return _checked("calibration", _CALIBRATION, data)
+
+
+def dump_calibration(calibration: dict[str, Calibration]) -> dict[str, Any]:
+    return _CALIBRATION.dump_python(calibration, mode="json")
+
+
+def dump_run(run: RunResult) -> dict[str, Any]:
+    """A run as JSON holds it, whole numbers of its series without a decimal point."""
+    if isinstance(run, FinishedRun):
+        data = _FINISHED.dump_python(run, mode="json")
+        data |= {key: _whole(data[key]) for key in ("rollouts", "updates", "evaluation")}
+    else:
+        data = _UNFINISHED.dump_python(run, mode="json")
+    return {key: value for key, value in data.items() if value or key not in ("command", "error")}
+
+
+def _whole(value: Any) -> Any:
+    match value:
+        case float():
+            return int(value) if value.is_integer() else value
+        case list():
+            return [_whole(item) for item in value]
+        case dict():
+            return {key: _whole(item) for key, item in value.items()}
+    return value
+
+
+def upgrade(data: dict[str, Any]) -> dict[str, Any]:
+    """The content of metrics.json in today's format.
+
+    Format 1 called the clip fractions of the updates clip_low and clip_high, and wrote {} for no environment.
+    """
+    if data["format"] == FORMAT:
+        return data
+    return {
+        **data,
+        "format": FORMAT,
+        "environment": None if data["environment"] == {} else data["environment"],
+        "runs": [
+            {**run, "updates": dict(_renamed(run["updates"].items()))} if "updates" in run else run
+            for run in data["runs"]
+        ],
+    }
+
+
+_NAMES_OF_FORMAT_1 = {"clip_low": "clip_fraction_low", "clip_high": "clip_fraction_high"}
+
+
+def _renamed(items: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Any]]:
+    return ((_NAMES_OF_FORMAT_1.get(key, key), value) for key, value in items)

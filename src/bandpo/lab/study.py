@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
-from bandpo.runs.config import (
-    RunConfig,
+from bandpo.runs.config import RunConfig, load_config
+from bandpo.settings import (
     Strict,
     apply_override,
+    explain,
     find_yaml,
     flatten,
-    load_config,
     parse_mapping,
     parse_value,
     yaml_names,
@@ -29,17 +29,19 @@ from bandpo.words import nearest
 STUDIES = resources.files("bandpo") / "studies"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]*")
 MATCH = "match"
-METRICS = "mean, greedy, reward or pass@K"
+DECIDING = "mean, greedy, reward or pass@K"
+
+Settings = dict[str, JsonValue]  # of a run, nested as in a recipe or with dotted keys
 
 
 class Match(Strict):
-    """A control: settings of a method chosen so that a figure of its runs is that of another method's.
+    """A control: settings of a method chosen so that a metric of its runs matches another method's.
 
     Attributes:
-        method: Label of the method whose figure is to be met.
-        key: The setting to choose, or several that all get the same value. The figure must fall as it rises.
+        method: Label of the method whose metric is to be met.
+        key: The setting to choose, or several that all get the same value. The metric must fall as it rises.
         range: Smallest and largest value to try, both positive; values are tried on a logarithmic scale.
-        metric: The figure: a metric of the trainer, averaged over the pilot run.
+        metric: A metric of the trainer, averaged over the pilot run.
     """
 
     method: str
@@ -72,11 +74,11 @@ class Pilot(Strict):
     seed: int = 1000
     trials: int = Field(default=5, ge=1)
     tolerance: float = Field(default=0.1, gt=0)
-    overrides: dict[str, Any] = Field(default_factory=dict)
+    overrides: Settings = Field(default_factory=dict)
 
 
 class Budget(Strict):
-    """What one run takes where the study was tuned; decides how many run at a time, and the estimate at the start.
+    """What one run takes on the machine it was tuned on; decides how many run in parallel, and the first estimate.
 
     Attributes:
         seconds: Wall time.
@@ -108,11 +110,11 @@ class Study(Strict):
 
     description: str = ""
     recipe: str
-    overrides: dict[str, Any] = Field(default_factory=dict)
-    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    overrides: Settings = Field(default_factory=dict)
+    methods: dict[str, Settings] = Field(min_length=1)
     reference: str
     seeds: list[int] = Field(min_length=1)
-    sweep: dict[str, list[Any] | dict[str, dict[str, Any]]] = Field(default_factory=dict)
+    sweep: dict[str, list[JsonValue] | dict[str, Settings]] = Field(default_factory=dict)
     metric: str = "mean"
     budget: Budget = Budget()
     pilot: Pilot = Pilot()
@@ -124,7 +126,7 @@ class Study(Strict):
     @classmethod
     def _known_metric(cls, value: str) -> str:
         if value not in ("mean", "greedy", "reward") and not re.fullmatch(r"pass@[1-9]\d*", value):
-            raise ValueError(f"metric is {value!r}, allowed is {METRICS}")
+            raise ValueError(f"metric is {value!r}, allowed is {DECIDING}")
         return value
 
     @field_validator("seeds")
@@ -164,15 +166,15 @@ class Study(Strict):
         try:
             return Match.model_validate(found)
         except ValidationError as error:
-            raise ValueError(f"methods.{label}.match: {_explain(error, Match)}") from error
+            raise ValueError(f"methods.{label}.match: {explain(error, Match)}") from error
 
-    def axis(self, name: str) -> dict[str, dict[str, Any]]:
+    def axis(self, name: str) -> dict[str, Settings]:
         """Label -> settings of one axis of the sweep."""
         values = self.sweep[name]
         return values if isinstance(values, dict) else {str(value): {name: value} for value in values}
 
     def points(self) -> list[dict[str, str]]:
-        """Every place of the sweep, axis -> label; one empty place without a sweep."""
+        """Every point of the sweep, axis -> label; one empty point without a sweep."""
         return [
             dict(zip(self.sweep, labels, strict=True))
             for labels in product(*(self.axis(name) for name in self.sweep))
@@ -182,7 +184,7 @@ class Study(Strict):
         """In the order of metrics.json."""
         return [Run(method, point, seed) for point in self.points() for method in self.methods for seed in self.seeds]
 
-    def settings(self, method: str, point: dict[str, str]) -> dict[str, Any]:
+    def settings(self, method: str, point: dict[str, str]) -> Settings:
         """Dotted key -> value for all runs of a method at a place of the sweep."""
         own = {key: value for key, value in self.methods[method].items() if key != MATCH}
         return collapse(self.overrides, own, *(self.axis(name)[label] for name, label in point.items()))
@@ -210,12 +212,12 @@ class Run:
         return " ".join(filter(None, [self.method, place, self.trial or f"seed {self.seed}"]))
 
 
-def collapse(*layers: dict[str, Any]) -> dict[str, Any]:
+def collapse(*layers: Mapping[str, JsonValue]) -> Settings:
     """Settings laid over each other, as dotted key -> value; another `name` drops what was below it.
 
     A later rule or task so starts from its own defaults, as in a recipe.
     """
-    result: dict[str, Any] = {}
+    result: Settings = {}
     for layer in layers:
         for key, value in sorted(flatten(layer), key=lambda pair: not pair[0].endswith(".name")):
             parent, _, last = key.rpartition(".")
@@ -225,12 +227,12 @@ def collapse(*layers: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def as_overrides(settings: dict[str, Any]) -> list[str]:
+def as_overrides(settings: Settings) -> list[str]:
     """Dotted key -> value as the command line takes it; JSON is YAML."""
     return [f"{key}={_as_text(value)}" for key, value in settings.items()]
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: JsonValue) -> str:
     if isinstance(value, str) and re.fullmatch(r"[\w./:-]+", value) and parse_value(value) == value:
         return value
     return json.dumps(value, ensure_ascii=False)
@@ -258,13 +260,13 @@ def load_study(study: str, overrides: list[str] | None = None) -> Study:
         if key in Study.model_fields:
             apply_override(data, override)
         else:
-            common: dict[str, Any] = {}
+            common: Settings = {}
             apply_override(common, override)
             data["overrides"] = collapse(data.get("overrides") or {}, common)
     return validate_study(data)
 
 
-def validate_study(data: dict[str, Any]) -> Study:
+def validate_study(data: Settings) -> Study:
     """Validate a study and the configuration of every method in it.
 
     Raises:
@@ -273,7 +275,7 @@ def validate_study(data: dict[str, Any]) -> Study:
     try:
         study = Study.model_validate(data)
     except ValidationError as error:
-        raise ValueError(_explain(error, Study)) from error
+        raise ValueError(explain(error, Study)) from error
     for method in study.methods:
         for point in study.points():
             try:
@@ -298,34 +300,19 @@ def _check(study: Study, method: str, config: RunConfig) -> None:
         raise ValueError("metric is 'greedy', but eval.greedy is false")
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # not pydantic's names of alternatives
-    if first["type"] == "extra_forbidden":
-        *parents, last = map(str, first["loc"])
-        sections: dict[str, type[BaseModel]] = {"pilot": Pilot, "budget": Budget}
-        known = list(sections.get("".join(parents), model).model_fields)
-        return f"unknown key {key!r}{nearest(last, known)}; allowed here: {', '.join(known)}"
-    if first["type"] == "missing":
-        return f"key {key!r} is missing"
-    if first["type"] == "value_error":
-        return first["msg"].removeprefix("Value error, ")
-    return f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def run_settings(study: Study, run: Run, calibrated: dict[str, Any] | None = None) -> dict[str, Any]:
+def run_settings(study: Study, run: Run, calibrated: Settings | None = None) -> Settings:
     """Dotted key -> value of a run, its initial weights not yet shared.
 
     Args:
         calibrated: Settings that a matched control was given.
     """
-    layers = [study.settings(run.method, run.point), calibrated or {}, {"seed": run.seed}]
+    layers: list[Settings] = [study.settings(run.method, run.point), calibrated or {}, {"seed": run.seed}]
     if run.trial:
         layers += [study.pilot.overrides, {"eval": None, "seed": study.pilot.seed}]
     return collapse(*layers)
 
 
-def run_config(study: Study, run: Run, calibrated: dict[str, Any] | None = None) -> RunConfig:
+def run_config(study: Study, run: Run, calibrated: Settings | None = None) -> RunConfig:
     return load_config(study.recipe, as_overrides(run_settings(study, run, calibrated)))
 
 

@@ -1,7 +1,7 @@
 """A report as one HTML file that needs nothing else, and the same tables in Markdown.
 
-No script, no font, no request: a content security policy forbids them all, so that a completion, which is
-anybody's text, cannot run either.
+No script, no font, no request: a content security policy forbids them all, so that untrusted completions cannot
+execute.
 """
 
 from __future__ import annotations
@@ -10,31 +10,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
-from bandpo.report import figures
-from bandpo.report.figures import Picture
+from bandpo.lab.tables import Table
+from bandpo.report import drawing
+from bandpo.report.drawing import Picture
 
 TEMPLATE = resources.files("bandpo") / "report" / "report.html.jinja"
 LONGEST_TEXT = 3000  # characters of a completion that a page shows
-
-
-@dataclass(frozen=True)
-class Table:
-    """Text cells; the first column names the row."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    title: str = ""
-    kind: str = "table"
-
-    def markdown(self) -> list[str]:
-        def line(cells: Sequence[str]) -> str:
-            return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-        align = ["---", *["---:"] * (len(self.header) - 1)]
-        return [line(self.header), line(align), *(line(row) for row in self.rows)]
 
 
 @dataclass(frozen=True)
@@ -42,16 +24,14 @@ class Text:
     """A paragraph."""
 
     text: str
-    kind: str = "text"
 
 
 @dataclass(frozen=True)
 class Code:
-    """Commands or settings, folded away where they are long."""
+    """Commands or settings, collapsed if they are long."""
 
     text: str
     summary: str = ""
-    kind: str = "code"
 
 
 @dataclass(frozen=True)
@@ -65,20 +45,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """Completions to unfold."""
+    """Completions, expandable."""
 
     summary: str
     samples: Sequence[Sample]
-    kind: str = "samples"
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One token: its text, figures in words, and for each rule whether it is held."""
+    """One token: its text, numbers as text, and for each rule whether it is clipped."""
 
     text: str
-    figures: Sequence[str]
-    held: Sequence[bool]
+    numbers: Sequence[str]
+    clipped: Sequence[bool]
 
 
 @dataclass(frozen=True)
@@ -89,7 +68,6 @@ class Tokens:
     rules: Sequence[str]
     columns: Sequence[str]
     tokens: Sequence[TokenRow]
-    kind: str = "tokens"
 
 
 @dataclass(frozen=True)
@@ -97,19 +75,18 @@ class Drawing:
     """A picture in the page."""
 
     picture: Picture
-    kind: str = "drawing"
 
     @property
     def panels(self) -> list[tuple[str, str]]:
         """(title, <svg> element) of each panel."""
         name = self.picture.name
-        return [(panel.title, figures.svg(panel, f"{name}{i}")) for i, panel in enumerate(self.picture.panels)]
+        return [(panel.title, drawing.svg(panel, f"{name}{i}")) for i, panel in enumerate(self.picture.panels)]
 
     @property
     def legend(self) -> list[tuple[str, str]]:
         """(<svg> sample, label) of each series."""
         found = self.picture.legend
-        return [] if len(found) < 2 else [(figures.swatch(*how), label) for label, how in found.items()]
+        return [] if len(found) < 2 else [(drawing.swatch(*how), label) for label, how in found.items()]
 
 
 Block = Table | Text | Code | Samples | Tokens | Drawing
@@ -143,13 +120,14 @@ class Page:
 
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         environment.filters["visible"] = visible
-        environment.filters["drawn"] = Markup  # for what figures.py drew, and nothing else
+        environment.filters["kind"] = lambda block: type(block).__name__
+        environment.filters["drawn"] = Markup  # for what drawing.py drew, and nothing else
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         light, dark = (_variables(which) for which in (0, 1))
         return template.render(page=self, light=light, dark=dark)
 
     def markdown(self) -> str:
-        """Tables, pictures by file name, commands; what unfolds in the page stays there."""
+        """Tables, pictures by file name, commands; what is collapsed in the page is not here."""
         lines = [f"# {self.title}", "", *([self.description, ""] if self.description else [])]
         for section in self.sections:
             blocks = [found for block in section.blocks if (found := _in_markdown(block))]
@@ -164,7 +142,7 @@ def _in_markdown(block: Block) -> list[str]:
     match block:
         case Table():
             above = [f"### {block.title}", ""] if block.title else []
-            return [*above, *block.markdown(), *(["", block.caption] if block.caption else [])]
+            return [*above, *block.markdown(), *(["", block.notes] if block.notes else [])]
         case Text():
             return [block.text]
         case Code(summary=""):
@@ -174,12 +152,12 @@ def _in_markdown(block: Block) -> list[str]:
     return []
 
 
-def _variables(which: int) -> dict[str, Any]:
+def _variables(which: int) -> dict[str, str]:
     return {
-        "grid": figures.GRID[which],
-        "muted": figures.MUTED[which],
-        "ink": figures.INK[which],
-        **{f"s{i}": shades[which] for i, shades in enumerate(figures.SERIES)},
+        "grid": drawing.GRID[which],
+        "muted": drawing.MUTED[which],
+        "ink": drawing.INK[which],
+        **{f"s{i}": shades[which] for i, shades in enumerate(drawing.SERIES)},
     }
 
 

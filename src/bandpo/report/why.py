@@ -1,20 +1,23 @@
-"""Why do two rules learn differently? What each would have done to the same logged tokens.
+"""Why do two rules learn differently? Counterfactual clipping of the same recorded tokens.
 
 Everything here is a pure function of a recorded batch (`bandpo.training.batches.TokenBatch`) and of rules.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bandpo.core.band import DEFAULT_RADIUS
-from bandpo.core.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
+from bandpo.core.checks import DEFAULT_RADIUS
+from bandpo.core.rules import DCPO, Band, Clip, ClipRule, NoClip
+from bandpo.core.tokens import Tokens
 from bandpo.training.batches import TokenBatch
 
 # The rules that a report compares, by the names that the field gives them.
@@ -30,32 +33,48 @@ RIVALS: dict[str, ClipRule] = {
 EDGES = (0.0, 0.001, 0.01, 0.1, 0.3, 0.7, 0.95, 1.0)
 SIDES = ("below", "above")
 SIGNS = ("negative", "positive")
+RECORDED = frozenset({"advantages", "mask", "positions"})  # what a recorded batch tells a rule beyond the log-probs
 
 
 def name_rule(rule: ClipRule) -> str:
-    """A short label, such as 'Clip 0.2/0.28' or 'Band KL 0.05'."""
-    if isinstance(rule, NoClip):
-        return "No clip"
-    if isinstance(rule, Clip):
-        return f"Clip {rule.low:g}/{rule.high:g}"
-    if isinstance(rule, DCPO):
-        return "DCPO" if rule == DCPO() else f"DCPO {rule.low:g}/{rule.high:g}, cap {rule.cap}"
-    if isinstance(rule, (Band, AdaptiveBand)):
-        kind = "Band" if isinstance(rule, Band) else "Adaptive band"
-        short = {"kl": "KL", "tv": "TV"}
-        divergence = rule.divergence if isinstance(rule.divergence, str) else rule.divergence.name
-        radius = (
-            "/".join(f"{side:g}" for side in rule.radius) if isinstance(rule.radius, tuple) else f"{rule.radius:g}"
-        )
-        limits = "".join(f", {n} {v:g}" for n, v in (("cap", rule.cap), ("floor", rule.floor)) if v is not None)
-        return f"{kind} {short.get(divergence, divergence)} {radius}{limits}"
-    return type(rule).__name__
+    """A short label from a rule's class and fields, such as 'Clip 0.2/0.28' or 'Band KL 0.05, cap 10'.
+
+    The class, then the divergence and the size (`radius`, or `low` and `high`), then every other field that differs
+    from its default. It knows no rule: a new one is named by its own fields.
+    """
+    options: tuple[Field[Any], ...] = fields(rule) if is_dataclass(rule) else ()
+    values: dict[str, Any] = {field.name: getattr(rule, field.name) for field in options}
+    divergence = values.pop("divergence", None)
+    size = [values.pop(name) for name in ("radius", "low", "high") if name in values]
+    others = [
+        field.name if values[field.name] is True else f"{field.name} {_option(values[field.name])}"
+        for field in options
+        if _differs(field, values)
+    ]
+    kind = re.sub(r"(?<=[a-z])[A-Z]", lambda letter: f" {letter[0].lower()}", type(rule).__name__)
+    words = [kind, *([] if divergence is None else [_divergence(divergence)]), "/".join(map(_option, size))]
+    return ", ".join([" ".join(filter(None, words)), *others])
+
+
+def _differs(field: Field[Any], values: Mapping[str, Any]) -> bool:
+    return field.name in values and field.default is not MISSING and values[field.name] != field.default
+
+
+def _divergence(divergence: Any) -> str:
+    name = divergence if isinstance(divergence, str) else str(divergence.name)
+    return name.upper() if name in ("kl", "tv") else name
+
+
+def _option(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(_option, value))
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def with_rivals(rules: Mapping[str, ClipRule]) -> dict[str, ClipRule]:
     """`rules`, and those of `RIVALS` that are not among them; one without bounds has nothing to compare."""
-    own = {name: rule for name, rule in rules.items() if not isinstance(rule, NoClip)}
-    return {**own, **{name: rule for name, rule in RIVALS.items() if rule not in own.values()}}
+    bounded = {name: rule for name, rule in rules.items() if rule != NoClip()}
+    return {**bounded, **{name: rule for name, rule in RIVALS.items() if rule not in bounded.values()}}
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,8 @@ class Outside:
     Attributes:
         above: The ratio exceeds the upper bound.
         below: The ratio is under the lower bound.
-        clipped: The loss gives the token no gradient: above with A > 0, or below with A < 0.
+        clipped: The loss gives the token no gradient: above with A > 0, or below with A < 0; of a two-sided rule any
+            token outside whose advantage is not 0.
     """
 
     above: NDArray[np.bool_]
@@ -76,46 +96,47 @@ class Outside:
 def outside(rule: ClipRule, batch: TokenBatch) -> Outside:
     """Apply a rule to logged tokens; masked tokens are outside of nothing."""
     logps, old_logps = torch.from_numpy(batch.logps), torch.from_numpy(batch.old_logps)
-    beyond = batch.mask & ~rule.inside(logps, old_logps).numpy()
+    advantages, mask = torch.tensor(batch.advantages), torch.from_numpy(batch.mask)
+    inside = rule.inside(logps, Tokens(old_logps, advantages, mask))
+    clipped = rule.clipped(inside, logps - old_logps, advantages) & mask
+    beyond = batch.mask & ~inside.numpy()
     rising = batch.logps > batch.old_logps
-    above, below = beyond & rising, beyond & ~rising
-    return Outside(above, below, (above & (batch.advantages > 0)) | (below & (batch.advantages < 0)))
+    return Outside(beyond & rising, beyond & ~rising, clipped.numpy())
 
 
 @dataclass(frozen=True)
 class ClipCounts:
-    """How many tokens each rule would have held, by old probability, side and sign of the advantage.
+    """How many tokens each rule would have clipped, by old probability, side and sign of the advantage.
 
     Attributes:
         rules: R names.
         edges: N + 1 edges of the bins.
-        outside: Tokens outside the bounds, shape (R, N, 2, 2): rule, bin, side (`SIDES`), sign (`SIGNS`). What
-            is clipped are (below, negative) and (above, positive); the other two pull the ratio back.
+        outside: Tokens outside the bounds, shape (R, N, 2, 2): rule, bin, side (`SIDES`), sign (`SIGNS`). Of a rule
+            that is not two-sided, (below, negative) and (above, positive) are clipped; the other two pull the ratio
+            back.
+        clipped: Tokens without a gradient, shape (R, N, 2): rule, bin, sign.
         tokens: All tokens with an advantage, shape (N, 2): bin, sign.
     """
 
     rules: tuple[str, ...]
     edges: tuple[float, ...]
     outside: NDArray[np.int64]
+    clipped: NDArray[np.int64]
     tokens: NDArray[np.int64]
-
-    @property
-    def clipped(self) -> NDArray[np.int64]:
-        """Clipped tokens by sign, shape (R, N, 2): negative advantage below, positive advantage above."""
-        return np.stack([self.outside[:, :, 0, 0], self.outside[:, :, 1, 1]], -1)
 
 
 def count_clipped(
     rules: Mapping[str, ClipRule], batches: Sequence[TokenBatch], edges: Sequence[float] = EDGES
 ) -> ClipCounts:
-    """Count, over all batches, what each rule would have held. Tokens of advantage 0 have no gradient to lose.
+    """Count, over all batches, what each rule would have clipped. Tokens of advantage 0 have no gradient to lose.
 
     Raises:
         ValueError: If the edges do not rise from 0 to 1.
     """
     edges = _check_edges(edges)
     bins = len(edges) - 1
-    held = np.zeros((len(rules), bins, 2, 2), np.int64)
+    beyond = np.zeros((len(rules), bins, 2, 2), np.int64)
+    clipped = np.zeros((len(rules), bins, 2), np.int64)
     tokens = np.zeros((bins, 2), np.int64)
     for batch in batches:
         place = bin_of(batch.old_logps, edges)
@@ -124,10 +145,11 @@ def count_clipped(
             tokens[:, j] += np.bincount(place[sign], minlength=bins)
         for i, rule in enumerate(rules.values()):
             found = outside(rule, batch)
-            for s, side in enumerate((found.below, found.above)):
-                for j, sign in enumerate(signs):
-                    held[i, :, s, j] += np.bincount(place[side & sign], minlength=bins)
-    return ClipCounts(tuple(rules), edges, held, tokens)
+            for j, sign in enumerate(signs):
+                clipped[i, :, j] += np.bincount(place[found.clipped & sign], minlength=bins)
+                for s, side in enumerate((found.below, found.above)):
+                    beyond[i, :, s, j] += np.bincount(place[side & sign], minlength=bins)
+    return ClipCounts(tuple(rules), edges, beyond, clipped, tokens)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,20 @@
-"""Callbacks that write what happens: metrics and samples to the run directory, progress to the terminal."""
+"""Callbacks: metrics and samples to the run directory, alarms and progress to the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
+from rich.console import Console
 from rich.progress import Progress
 from transformers import TrainerCallback
 
 from bandpo.files import append_line
 from bandpo.runs.run_dir import RunDirectory
+from bandpo.training.alarms import AlarmConfig, Event, Watch
 from bandpo.training.batches import BYTES_A_RUN, TokenBatch, steps_to_record
-from bandpo.training.trainer import micro_batches_per_rollout
+from bandpo.training.config import micro_batches_per_rollout
 
 FIGURES = (
     ("reward", "reward", "{:.2f}"),
@@ -68,6 +72,43 @@ class BatchRecorder(TrainerCallback):
 def text_of(message: Any) -> str:
     """The last message's text of a chat, or the text itself."""
     return message if isinstance(message, str) else message[-1]["content"]
+
+
+class Alarms(TrainerCallback):
+    """Warns of trouble on the console and in a record, and stops the run where the configuration says so.
+
+    A resumed run reads its past from the trainer's own log history, so it neither repeats an alarm nor forgets the
+    start of the run.
+
+    Args:
+        config: Limits, and which alarms stop the run.
+        console: Where to warn.
+        record: Called with each event as a dictionary, for example to append it to alarms.jsonl.
+    """
+
+    def __init__(self, config: AlarmConfig, console: Console, record: Callable[[dict[str, Any]], None]) -> None:
+        self.config = config
+        self.console = console
+        self.record = record
+        self.stopped_by: Event | None = None
+        self._watch = Watch(config)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._watch = Watch(self.config)
+        for row in state.log_history:
+            self._watch.add(row)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        events = self._watch.add({"step": state.global_step, **(logs or {})})
+        for event in events:
+            stops = event.event == "fired" and self.config.stops(event.alarm)
+            if stops:  # on every process, or the others would wait for this one
+                control.should_training_stop = True
+                self.stopped_by = self.stopped_by or event
+            if state.is_world_process_zero:
+                text = event.text() + "\n  The run stops here." * stops
+                self.console.print(text, style="yellow", markup=False, highlight=False)
+                self.record({**asdict(event), "stops": stops})
 
 
 class ProgressDisplay(TrainerCallback):

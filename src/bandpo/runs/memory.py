@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 # TRL's fused head never holds more logits than one tile (trl.kernels.chunked_logprob).
 LOGITS_TILE = (4096, 32768)
 ADAM_STATES = 2
+HEADROOM = 0.9  # share of the free memory that a plan may use
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,41 @@ def estimate_memory(
         cache=cache,
         peak=weights + copy + optimizer + max(gradients + working + logits, cache),
     )
+
+
+def typical_model(hidden: int) -> Architecture:
+    """The sizes of a decoder of today's shape, by its width."""
+    layers, intermediate, vocabulary = max(hidden // 112, 2), 3 * hidden, 128_000
+    block = 5 * hidden * hidden // 2 + 3 * hidden * intermediate
+    parameters = layers * block + vocabulary * hidden
+    return Architecture(parameters, parameters, block, layers, hidden, intermediate, hidden // 4, vocabulary)
+
+
+def largest_models(free: int, gpu: bool) -> dict[str, int]:
+    """Weights of the largest decoder that trains in `free` bytes, by way of training.
+
+    A micro-batch has 4 sequences of 1,024 tokens, half of them completion; 32 are generated at a time. Checkpointed
+    and in bfloat16 on a GPU, neither on a CPU.
+    """
+    ways = {"full fine-tuning": 1.0, "LoRA": 0.01}
+    largest = dict.fromkeys(ways, 0)
+    for way, share in ways.items():
+        for hidden in range(64, 32768, 64):
+            shape = typical_model(hidden)
+            shape = replace(shape, trainable=int(share * shape.parameters))
+            need = estimate_memory(
+                shape,
+                sequences=4,
+                tokens=1024,
+                completion=512,
+                generated=32,
+                compute_bytes=2 if gpu else 4,
+                checkpointing=gpu,
+            ).peak
+            if need > HEADROOM * free:
+                break
+            largest[way] = shape.parameters
+    return largest
 
 
 def resident_memory() -> int:

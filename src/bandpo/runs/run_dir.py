@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from bandpo.files import append_line, read_lines, write_atomic
-from bandpo.runs.config import flatten
+from bandpo.settings import flatten
 
 PACKAGES = ("bandpo", "torch", "trl", "transformers", "peft", "datasets", "accelerate", "math-verify", "vllm")
 
@@ -25,7 +25,7 @@ class RunDirectory:
     """Paths and files of one run.
 
     Layout: config.yaml (resolved), environment.json (versions, commit, hardware, command), status.json,
-    resumes.jsonl (each time the run went on), metrics.jsonl, samples.jsonl, alarms.jsonl, batches/ (tokens of
+    resumes.jsonl (each time the run was resumed), metrics.jsonl, samples.jsonl, alarms.jsonl, batches/ (tokens of
     some updates, where the recipe asks for them), eval/before and eval/after (see bandpo.evaluation), initial/
     (weights made for this run: from scratch or warmed up), checkpoints/, model/, summary.json, report.html and
     report.md with their pictures.
@@ -76,7 +76,7 @@ class RunDirectory:
         """Raise ValueError if there is something at `path` that a new run would overwrite."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(
-                f"run directory {str(path)!r} already exists; go on with it by --resume, or choose another --output"
+                f"run directory {str(path)!r} already exists; continue it with --resume, or choose another --output"
             )
 
     @classmethod
@@ -100,7 +100,7 @@ class RunDirectory:
             key = different[0]
             raise ValueError(
                 f"run {str(self.path)!r} was started with {key}={found.get(key)!r}, not {given.get(key)!r}"
-                f"{f' (and {len(different) - 1} more settings differ)' if different[1:] else ''}; a run goes on with "
+                f"{f' (and {len(different) - 1} more settings differ)' if different[1:] else ''}; a run resumes with "
                 "its own settings, another --output starts a new one"
             )
 
@@ -108,7 +108,7 @@ class RunDirectory:
         return json.loads(self.status.read_text(encoding="utf-8"))["status"] == "finished"
 
     def rewind(self, step: int, command: list[str]) -> None:
-        """Make ready to go on after update `step`: what was recorded later is going to happen again."""
+        """Get ready to resume after update `step`: what was recorded later is going to happen again."""
         for file in (self.metrics, self.samples, self.alarms):
             if file.exists():
                 kept = [line for line in read_lines(file) if line["step"] <= step]

@@ -1,60 +1,75 @@
-"""The table at the end of a run."""
+"""What a run came to: summary.json, and the table at its end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-LABELS = {
-    "greedy": "success, greedy",
-    "entropy": "entropy (nats/token)",
-    "length": "length (tokens)",
-    "truncated": "truncated",
-    "timed_out": "not graded in time",
-}
+from bandpo.evaluation.result import EvaluationResult, metric_rows
+from bandpo.files import write_atomic
 
 
-def print_summary(summary: dict[str, Any], output: Path, console: Console) -> None:
-    """Held-out figures before and after, with 95% intervals over prompts, where the run was evaluated."""
-    before, after = summary["before"], summary["after"]
+@dataclass(frozen=True)
+class RunSummary:
+    """summary.json: what a finished run came to.
+
+    Attributes:
+        steps: Updates made.
+        rollouts: Rollouts made.
+        seconds: Wall-clock seconds of the process that finished the run.
+        stopped_by: The alarm that stopped it, or None.
+        rule: The rule as the recipe states it: `name` and options.
+        before, after: The evaluations on the held-out problems; None if the recipe asks for none.
+    """
+
+    steps: int
+    rollouts: int
+    seconds: float
+    stopped_by: str | None = None
+    rule: Mapping[str, Any] = field(default_factory=dict)
+    before: EvaluationResult | None = None
+    after: EvaluationResult | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> RunSummary:
+        """Read summary.json of a run directory.
+
+        Raises:
+            ValueError: If the file is damaged, or lacks a number that every run has.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            found = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+            for when in ("before", "after"):
+                if found.get(when) is not None:
+                    found[when] = EvaluationResult.parse(found[when], when)
+            return cls(**found)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{str(path)!r} is not the summary of a run: {error}") from error
+
+    def dump(self, path: Path) -> None:
+        """Write summary.json."""
+        write_atomic(path, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def print_summary(summary: RunSummary, output: Path, console: Console) -> None:
+    """Held-out results before and after, with 95% intervals over prompts, if the run was evaluated."""
+    before, after = summary.before, summary.after
     if before and after:
-        table = Table(title=f"{before['prompts']} held-out problems, {before['samples']} samples each")
+        table = Table(title=f"{before.prompts} held-out problems, {before.samples} samples each")
         for title in ("", "before", "after"):
             table.add_column(title, justify="left" if not title else "right")
         for row in metric_rows([before, after]):
             table.add_row(*row)
         console.print(table)
     console.print(
-        f"{summary['steps']} updates from {summary['rollouts']} rollouts in {summary['seconds']:.0f} s; "
+        f"{summary.steps} updates from {summary.rollouts} rollouts in {summary.seconds:.0f} s; "
         f"report: {output / 'report.html'}",
         soft_wrap=True,
     )
-
-
-def metric_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A row a metric: its label, and its estimate in each result ('-' where it has none).
-
-    The share that was not graded in time appears only where there was one.
-    """
-    metrics = [result["metrics"] for result in results]
-    names = dict.fromkeys(name for own in metrics for name in own)
-    if not any(own["timed_out"]["mean"] for own in metrics):
-        del names["timed_out"]
-    temperature = results[0]["temperature"]
-    return [
-        [label(name, temperature), *(show(own[name]) if name in own else "-" for own in metrics)] for name in names
-    ]
-
-
-def label(name: str, temperature: float) -> str:
-    if name in LABELS:
-        return LABELS[name]
-    return f"{name} (temperature {temperature:g})"
-
-
-def show(estimate: dict[str, float]) -> str:
-    return f"{estimate['mean']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

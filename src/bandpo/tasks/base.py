@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -16,6 +16,13 @@ from bandpo.tasks.templates import template_text
 Prompt = str | list[dict[str, str]]
 
 
+class Message(NamedTuple):
+    """One message of a chat."""
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True)
 class Problem:
     """A question with its answer.
@@ -24,6 +31,7 @@ class Problem:
         solution: A worked-out text for supervised warm-up, if there is one.
         origin: Which part of a mixture it comes from.
         details: What its grader needs beyond the answer.
+        context: Chat messages before the question: a system message, earlier turns.
     """
 
     question: str
@@ -31,6 +39,12 @@ class Problem:
     solution: str | None = None
     origin: str = ""
     details: Any = field(default=None, compare=False, repr=False)
+    context: tuple[Message, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What tells it from other problems: the question after the turns before it, without system messages."""
+        return "\n".join((*(text for role, text in self.context if role != "system"), self.question))
 
 
 class Task(BaseModel, ABC):
@@ -39,7 +53,8 @@ class Task(BaseModel, ABC):
     Attributes:
         template: The user's message (or, for a model without a chat template, the whole prompt): a text with
             {question}, or the name of a template.
-        system: System message; None leaves the choice to the model's chat template.
+        system: System message, in place of one that the data has; None leaves the choice to the data, then to the
+            model's chat template.
         chat: Use the model's chat template; None uses it where the tokenizer has one.
         reward: Name of the reward that grades a completion, or the user's own as 'module:function'.
         time_limit: Seconds to grade one completion; what needs longer is wrong.
@@ -84,18 +99,42 @@ class Task(BaseModel, ABC):
         return scores(self.reward, completions, [p.answer for p in problems], self.time_limit)
 
     def prompt(self, problem: Problem, tokenizer: Any) -> Prompt:
-        """What the model completes: chat messages, or plain text where there is no chat template."""
-        text = template_text(self.template).replace("{question}", problem.question)
+        """What the model completes: chat messages, or plain text where there is no chat template.
+
+        The template is of the user's last message, the question; the messages before it are asked as they are.
+
+        Raises:
+            ValueError: If the problem has messages before the question, and there is no chat template.
+        """
+        text = self.user_message(problem)
         if self.chat is False or (self.chat is None and not tokenizer.chat_template):
+            if problem.context:
+                roles = ", ".join(message.role for message in problem.context)
+                why = "task.chat is false" if self.chat is False else "the model has none"
+                raise ValueError(
+                    f"before the question {problem.question[:40]!r} there are messages ({roles}), which need a chat "
+                    f"template, but {why}"
+                )
             return text
-        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*messages, {"role": "user", "content": text}]
+        return self.messages(problem)
+
+    def user_message(self, problem: Problem) -> str:
+        """The question in the task's template."""
+        return template_text(self.template).replace("{question}", problem.question)
+
+    def messages(self, problem: Problem) -> list[dict[str, str]]:
+        """The problem as a chat: the system message, earlier turns, and the question in the task's template."""
+        context = list(problem.context)
+        if self.system is not None:
+            context = [Message("system", self.system), *(m for m in context if m.role != "system")]
+        return [m._asdict() for m in (*context, Message("user", self.user_message(problem)))]
 
 
-def without(problems: Iterable[Problem], seen: Collection[str]) -> list[Problem]:
-    """The problems whose question is not in `seen`, each question once."""
+def without(problems: Iterable[Problem], others: Iterable[Problem] = ()) -> list[Problem]:
+    """The problems that are not among `others`, each question once."""
+    seen = {problem.key for problem in others}
     kept: dict[str, Problem] = {}
     for problem in problems:
-        if problem.question not in seen:
-            kept.setdefault(problem.question, problem)
+        if problem.key not in seen:
+            kept.setdefault(problem.key, problem)
     return list(kept.values())

@@ -67,8 +67,8 @@ class ReasoningGym(Task):
         return self.dataset
 
     def problems(self) -> tuple[list[Problem], list[Problem]]:
-        heldout = without(self._generate(self.seed + _MOST, self.heldout), set())
-        train = without(self._generate(self.seed, self.size), {p.question for p in heldout})
+        heldout = without(self._generate(self.seed + _MOST, self.heldout))
+        train = without(self._generate(self.seed, self.size), heldout)
         if not train:
             raise ValueError(
                 f"every problem of reasoning-gym dataset {self.dataset!r} is held out; lower task.heldout"

@@ -82,8 +82,7 @@ class Mixture(Task):
         trained, held = origins[: len(self.parts)], origins[len(self.parts) :] or origins
         heldout = [p for origin in held for p in drawn[origin][1]]
         # What one part trains on may be what another holds out.
-        questions = {p.question for p in heldout}
-        train = self._weighted([without(drawn[origin][0], questions) for origin in trained])
+        train = self._weighted([without(drawn[origin][0], heldout) for origin in trained])
         random.Random(self.seed).shuffle(train)
         return train, heldout
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from bandpo.settings import explain
 from bandpo.tasks.base import Problem, Task, without
-from bandpo.tasks.datasets import DATASETS, Columns, is_file_name, keep_levels, known_dataset, read_file, read_hub
-from bandpo.words import nearest
+from bandpo.tasks.columns import Columns, excerpt
+from bandpo.tasks.datasets import DATASETS, known_dataset
+from bandpo.tasks.reading import Row, absolute, is_path, read_hub, read_path, without_suffix
 
 Purpose = Literal["train", "test"]
 
@@ -19,12 +23,12 @@ class Questions(Task):
     """Questions with answers from a data set.
 
     Attributes:
-        data: Name of a known data set (`bandpo tasks` lists them), path of a JSONL, JSON or parquet file, or a
-            data set's name on the hub.
+        data: Name of a known data set (`bandpo tasks` lists them), path of a JSONL, JSON, CSV, TSV or parquet file
+            or of a folder, or a data set's name on the hub. A path that exists becomes absolute.
         columns: Name of a known data set whose columns the file or hub data set has.
-        question_key, answer_key, solution_key: Names of the columns otherwise.
-        split: Split of a hub data set; None is its own for training or for testing.
-        subset: Configuration of a hub data set, if it has several.
+        question_key, answer_key, solution_key: Names of the columns otherwise; dots lead into nested ones.
+        split: Split of a hub data set or a folder; None is its own for training or for testing.
+        subset: Configuration of a hub data set or a folder, if it has several.
         levels: Keep only rows of these levels.
         limit: Use only so many problems for training, drawn at random.
         heldout_data: Where held-out problems come from (as `data`, test split); None splits them off `data`.
@@ -42,6 +46,12 @@ class Questions(Task):
     limit: int | None = Field(default=None, ge=1)
     heldout_data: str | None = None
 
+    @field_validator("data", "heldout_data")
+    @classmethod
+    def _absolute_path(cls, value: str | None) -> str | None:
+        # So that a run goes on from any directory.
+        return value if value is None or value in DATASETS else absolute(value)
+
     @field_validator("columns")
     @classmethod
     def _known_columns(cls, value: str | None) -> str | None:
@@ -51,10 +61,10 @@ class Questions(Task):
 
     @property
     def label(self) -> str:
-        return self.data if self.data in DATASETS else Path(self.data).stem
+        return self.data if self.data in DATASETS else without_suffix(Path(self.data)).name
 
     def problems(self) -> tuple[list[Problem], list[Problem]]:
-        train = without(self.read(self.data), set())
+        train = without(self.read(self.data))
         random.Random(self.seed).shuffle(train)
         if self.heldout_data is None:
             if self.heldout >= len(train):
@@ -64,7 +74,7 @@ class Questions(Task):
             heldout = self.read(self.heldout_data, "test")
             random.Random(self.seed).shuffle(heldout)
             heldout = heldout[: self.heldout]
-            train = without(train, {p.question for p in heldout})
+            train = without(train, heldout)
             if not train:
                 raise ValueError(f"every problem of {self.data!r} is also held out")
         return train[: self.limit], heldout
@@ -72,28 +82,43 @@ class Questions(Task):
     def read(self, source: str, purpose: Purpose = "train") -> list[Problem]:
         """All problems of a data set, in its order.
 
-        Raises:
-            ValueError: If it does not exist, is empty, has no such split, or a row lacks a question or an answer.
-        """
-        rows = self._rows(source, purpose)
-        if self.levels is not None:
-            rows = keep_levels(rows, self.levels, source)
-        if not rows:
-            raise ValueError(f"data {source!r} holds no problem")
-        columns = self._columns(source)
-        return [columns.problem(row, f"{source}, row {i}") for i, row in enumerate(rows, 1)]
+        Warns of questions that stand more than once with different answers.
 
-    def _rows(self, source: str, purpose: Purpose) -> list[dict[str, Any]]:
+        Raises:
+            ValueError: If it does not exist, is empty, has no such split, or a row lacks a question or an answer; the
+                message counts such rows.
+        """
+        rows = list(enumerate(self._rows(source, purpose), 1))
+        if self.levels is not None:
+            rows = [(i, row) for i, row in rows if _level(row, f"{source}, row {i}", self.levels) in self.levels]
+        if not rows:
+            of_levels = "" if self.levels is None else f" of levels {list(self.levels)}"
+            raise ValueError(f"data {source!r} holds no problem{of_levels}")
+        columns, problems, faults = self._columns(source), [], []
+        for i, row in rows:
+            try:
+                problems.append(columns.problem(row))
+            except ValueError as error:
+                faults.append((i, error))
+        if faults:
+            i, first = faults[0]
+            count = f" ({len(faults)} of {len(rows)} rows cannot be used)" if faults[1:] else ""
+            raise ValueError(f"{source}, row {i}: {first}{count}") from first
+        _warn_of_conflicts(problems, source)
+        return problems
+
+    def _rows(self, source: str, purpose: Purpose) -> list[Row]:
         if source in DATASETS:
             known = DATASETS[source]
             split = self.split or getattr(known, purpose)
             if split is None:
                 kind = {"train": "training", "test": "test"}[purpose]
                 raise ValueError(f"data set {source!r} has no {kind} split; give task.split to use another")
-            return read_hub(known.repository, [self.subset] if self.subset else known.subsets, split)
-        if is_file_name(source):
-            return read_file(source)
-        return read_hub(source, [self.subset], self.split or purpose)
+            subsets: Sequence[str | None] = [self.subset] if self.subset else known.subsets
+            return read_hub(known.repository, subsets, split, list(DATASETS))
+        if is_path(source):
+            return read_path(source, self.subset, self.split, purpose)
+        return read_hub(source, [self.subset], self.split or purpose, list(DATASETS))
 
     def _columns(self, source: str) -> Columns:
         if source in DATASETS:
@@ -101,6 +126,36 @@ class Questions(Task):
         if self.columns is not None:
             return DATASETS[self.columns].columns
         return Columns(self.question_key, self.answer_key, self.solution_key)
+
+
+def _level(row: Row, where: str, levels: Sequence[int]) -> int | None:
+    """The number in a row's 'level' (3, or 'Level 3'), None where it is not a number.
+
+    Raises:
+        ValueError: If the row has no level.
+    """
+    if "level" not in row:
+        raise ValueError(f"levels is {list(levels)}, but {where} has no 'level'")
+    number = str(row["level"]).removeprefix("Level").strip()
+    return int(number) if number.isdecimal() else None
+
+
+def _warn_of_conflicts(problems: Iterable[Problem], source: str) -> None:
+    """Of such questions training takes the first; nobody can tell which answer is right."""
+    first: dict[str, Problem] = {}
+    conflicts: dict[str, tuple[str, str]] = {}
+    for problem in problems:
+        before = first.setdefault(problem.key, problem).answer
+        if before.split() != problem.answer.split():
+            conflicts.setdefault(problem.key, (before, problem.answer))
+    if conflicts:
+        question, (one, other) = next(iter(conflicts.items()))
+        count = "1 question stands" if len(conflicts) == 1 else f"{len(conflicts)} questions stand"
+        warnings.warn(
+            f"data {source!r}: {count} there more than once with different answers; training takes the first. "
+            f"For example {excerpt(question)} has {one!r} and {other!r}",
+            stacklevel=3,
+        )
 
 
 def benchmark(source: str, **settings: Any) -> tuple[Questions, list[Problem]]:
@@ -116,12 +171,5 @@ def benchmark(source: str, **settings: Any) -> tuple[Questions, list[Problem]]:
     try:
         task = Questions(data=source, **settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            known = [k for k in Questions.model_fields if k not in ("name", "data")]
-            raise ValueError(f"unknown setting {key!r}{nearest(key, known)}; known: {', '.join(known)}") from error
-        if first["type"] == "value_error":
-            raise ValueError(first["msg"].removeprefix("Value error, ")) from error
-        raise ValueError(f"{key} is {first['input']!r}: {first['msg']}") from error
+        raise ValueError(explain(error, Questions)) from error
     return task, task.read(source, "test")

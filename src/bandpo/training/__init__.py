@@ -1,19 +1,13 @@
 """Training with TRL: `BandGRPOConfig` and `BandGRPOTrainer` (needs the `train` extra)."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING, Any
+from bandpo.lazy import lazy
 
 if TYPE_CHECKING:
     from bandpo.training.trainer import BandGRPOConfig, BandGRPOTrainer
 
 __all__ = ["BandGRPOConfig", "BandGRPOTrainer"]
 
-
-def __getattr__(name: str) -> Any:
-    # Reports and recipes live beside the trainer and do without TRL, which takes seconds to import.
-    if name in __all__:
-        from bandpo.training import trainer
-
-        return getattr(trainer, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# What lies beside the trainer does without TRL, which takes seconds to import.
+__getattr__, __dir__ = lazy(__name__, {"bandpo.training.trainer": ("BandGRPOConfig", "BandGRPOTrainer")})

@@ -1,4 +1,4 @@
-"""Alarms: a run that goes wrong in a known way says so in words, while it can still be stopped.
+"""Alarms: early warnings for common training failures, in words.
 
 Every alarm turns the logged metrics into one number, its severity: 1 at the limit, more beyond it. It fires at 1
 and clears below `AlarmConfig.clear`, so it speaks once however long the trouble lasts. docs/alarms.md lists them.
@@ -7,15 +7,61 @@ and clears below `AlarmConfig.clear`, so it speaks once however long the trouble
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from transformers import TrainerCallback
+from pydantic import Field, field_validator
 
-from bandpo.runs.config import AlarmConfig
+from bandpo.settings import Strict
+from bandpo.words import nearest
 
 Row = Mapping[str, Any]  # one log line of the trainer
+
+
+class AlarmConfig(Strict):
+    """When the alarms of docs/alarms.md fire, and which of them stop the run.
+
+    Attributes:
+        window: Log lines over which entropy, ratios and the cap are watched; the first `window` are the baseline.
+        rollouts: Rollouts over which groups, lengths and the sampler are watched.
+        clear: An alarm clears when its severity falls below this fraction of the threshold.
+        entropy_low: Entropy collapses below this many nats per token and this fraction of the baseline.
+        entropy_low_share: See `entropy_low`.
+        entropy_high: Entropy explodes above this many nats per token and this multiple of the baseline.
+        entropy_high_factor: See `entropy_high`.
+        cap_fraction: Share of tokens beyond the rule's cap.
+        sampler_difference: Mean |log-prob of the trainer - log-prob of the sampler| in nats.
+        zero_variance: Share of groups whose rewards are all equal, in each of the rollouts.
+        truncated: Share of completions that ran into the length limit, in each of the rollouts.
+        stop: Whether an alarm stops the run, or the names of those that do.
+    """
+
+    window: int = Field(default=8, ge=1)
+    rollouts: int = Field(default=4, ge=1)
+    clear: float = Field(default=0.8, gt=0, le=1)
+    entropy_low: float = Field(default=0.1, gt=0)
+    entropy_low_share: float = Field(default=0.25, gt=0)
+    entropy_high: float = Field(default=1.0, gt=0)
+    entropy_high_factor: float = Field(default=3.0, gt=0)
+    cap_fraction: float = Field(default=0.01, gt=0)
+    sampler_difference: float = Field(default=0.1, gt=0)
+    zero_variance: float = Field(default=0.99, gt=0)
+    truncated: float = Field(default=0.95, gt=0)
+    stop: bool | list[str] = False
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _known_alarms(cls, value: Any) -> Any:
+        known = [alarm.name for alarm in ALARMS]
+        if not isinstance(value, bool | list):
+            raise ValueError(f"{value!r} is neither true, false nor a list of alarms: {', '.join(known)}")
+        for name in value if isinstance(value, list) else []:
+            if name not in known:
+                raise ValueError(f"unknown alarm {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+        return value
+
+    def stops(self, name: str) -> bool:
+        return self.stop if isinstance(self.stop, bool) else name in self.stop
 
 
 @dataclass(frozen=True)
@@ -152,7 +198,7 @@ def truncated(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
     return Reading(max(0.0, share / config.truncated - gain), figures)
 
 
-ALARM_KINDS: tuple[Alarm, ...] = (
+ALARMS: tuple[Alarm, ...] = (
     Alarm(
         "entropy_collapse",
         ("entropy",),
@@ -244,12 +290,12 @@ class Watch:
         self.config = config
         self.firing: set[str] = set()
         self._ends = max(config.window, config.rollouts)  # the first and the last so many rows are ever looked at
-        self._rows: dict[str, list[Row]] = {alarm.name: [] for alarm in ALARM_KINDS}
+        self._rows: dict[str, list[Row]] = {alarm.name: [] for alarm in ALARMS}
 
     def add(self, row: Row) -> list[Event]:
         """What changes with one more log line."""
         events = []
-        for alarm in ALARM_KINDS:
+        for alarm in ALARMS:
             if any(row.get(key) is None for key in alarm.keys):
                 continue
             rows = self._rows[alarm.name]
@@ -266,40 +312,3 @@ class Watch:
                 self.firing.remove(alarm.name)
                 events.append(Event(step, alarm.name, "cleared", reading.figures))
         return events
-
-
-class Alarms(TrainerCallback):
-    """Warns of trouble on the console and in a record, and stops the run where the configuration says so.
-
-    A resumed run reads its past from the trainer's own log history, so it neither repeats an alarm nor forgets the
-    start of the run.
-
-    Args:
-        config: Limits, and which alarms stop the run.
-        console: Where to warn.
-        record: Called with each event as a dictionary, for example to append it to alarms.jsonl.
-    """
-
-    def __init__(self, config: AlarmConfig, console: Console, record: Callable[[dict[str, Any]], None]) -> None:
-        self.config = config
-        self.console = console
-        self.record = record
-        self.stopped_by: Event | None = None
-        self._watch = Watch(config)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._watch = Watch(self.config)
-        for row in state.log_history:
-            self._watch.add(row)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        events = self._watch.add({"step": state.global_step, **(logs or {})})
-        for event in events:
-            stops = event.event == "fired" and self.config.stops(event.alarm)
-            if stops:  # on every process, or the others would wait for this one
-                control.should_training_stop = True
-                self.stopped_by = self.stopped_by or event
-            if state.is_world_process_zero:
-                text = event.text() + "\n  The run stops here." * stops
-                self.console.print(text, style="yellow", markup=False, highlight=False)
-                self.record({**asdict(event), "stops": stops})

@@ -52,7 +52,7 @@ class TokenBatch:
 
     @classmethod
     def of_trainer(cls, trainer: Any, step: int, limit: int) -> TokenBatch | None:
-        """The last micro-batch of a DurableGRPOTrainer, or None where every ratio is 1 by construction.
+        """The last micro-batch of a `Durable` trainer, or None if every ratio is 1 by construction.
 
         Args:
             limit: Bytes that the arrays may take before compression; as many completions are kept as fit in.

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer with checkpoints from which a run goes on exactly as if it had not been interrupted."""
+"""Checkpoints from which a run resumes exactly as if it had not been interrupted, and guards against NaN."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ class CheckpointError(OSError):
     """A checkpoint could not be written."""
 
 
-class DurableGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer whose checkpoints also hold the current rollout and what has not been logged yet.
+class Durable(GRPOTrainer):
+    """Mixin whose checkpoints also hold the current rollout and what has not been logged yet.
 
-    A checkpoint of TRL's own starts a new rollout when training goes on, and an epoch's order of prompts anew.
-    Here each one is sealed when it is complete (bandpo.training.checkpoints).
+    Resuming from a stock TRL checkpoint starts a new rollout and reshuffles the epoch. Here neither happens, and each
+    checkpoint is sealed when it is complete (bandpo.training.checkpoints). It is also a trainer by itself: TRL's own
+    loss with these checkpoints.
 
     Raises:
         TrainingDivergedError: Before an update whose gradient is not finite; the weights are then still good.
@@ -45,6 +46,7 @@ class DurableGRPOTrainer(GRPOTrainer):
         self.last_forward = logps.detach(), None if entropies is None else entropies.detach()
         return result
 
+    # Behind BandGRPOTrainer in a trainer's bases, so that the inputs are those that reach TRL's loss.
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self.last_inputs = inputs
         return super()._compute_loss(model, inputs)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from trl import GRPOTrainer
 
 Batch = dict[str, Any]
 
@@ -26,20 +27,43 @@ FILLED_RIGHT = {
 }
 
 
+class DynamicSampling(GRPOTrainer):
+    """Mixin that samples again for the groups without a signal, in up to `args.dynamic_sampling` rounds.
+
+    class MyTrainer(DynamicSampling, BandGRPOTrainer): ...
+
+    It is no part of BandGRPOTrainer, because it replaces the rollout and not the loss.
+    """
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
+        generate = super()._generate_and_score_completions
+        batch = generate(inputs)
+        rounds = self.args.dynamic_sampling  # type: ignore[attr-defined]
+        if rounds and self.model.training:  # type: ignore[union-attr]
+            batch = replace_uniform_groups(self, batch, generate, rounds)
+        return batch
+
+
 def replace_uniform_groups(
     trainer: Any, batch: Batch, generate: Callable[[list[dict[str, Any]]], Batch], rounds: int
 ) -> Batch:
     """Replace the groups whose completions all have the same reward, as they have no gradient.
 
-    Each round draws as many other prompts as groups are wanting and keeps those of their groups that carry a
+    Each round draws as many new prompts as groups are missing and keeps those of their groups that carry a
     signal. Groups that are still uniform after the last round stay; their advantage is 0. TRL's metrics keep
     describing the first draw, which is the policy's performance on the data; `dynamic_sampling/*` tells the rest.
 
     Args:
         trainer: The GRPOTrainer.
-        batch: This process's rollout, groups of `num_generations` rows in a row.
+        batch: This process's rollout, groups of `num_generations` consecutive rows.
         generate: Rolls out and scores rows of the training set.
-        rounds: How often to draw at most.
+        rounds: Maximum number of draws.
+
+    Returns:
+        The rollout with its uniform groups replaced, as far as the rounds went.
+
+    Raises:
+        ValueError: For a rollout that holds more than texts (images, say).
     """
     size = trainer.num_generations
     metrics = trainer._metrics["train"]
@@ -49,12 +73,12 @@ def replace_uniform_groups(
     before = _share(trainer, uniform)
     used = drawn = 0
     for round_ in range(rounds):
-        wanting = int(trainer.accelerator.gather(uniform.sum()).max())
-        if wanting == 0:
+        missing = int(trainer.accelerator.gather(uniform.sum()).max())
+        if missing == 0:
             break
         used += 1
-        drawn += wanting * size * trainer.accelerator.num_processes
-        fresh = generate(_draw(trainer, wanting, round_))
+        drawn += missing * size * trainer.accelerator.num_processes
+        fresh = generate(_draw(trainer, missing, round_))
         good = (~_uniform(fresh, size)).nonzero().flatten()
         bad = uniform.nonzero().flatten()
         count = min(len(good), len(bad))
@@ -76,9 +100,8 @@ def replace_uniform_groups(
     return batch
 
 
-def check_dynamic_sampling(trainer: Any) -> None:
-    """Raise ValueError where a process would not hold whole groups."""
-    args = trainer.args
+def check_dynamic_sampling(args: Any) -> None:
+    """Raise ValueError if a process would not hold whole groups."""
     if args.dynamic_sampling < 0:
         raise ValueError(f"dynamic_sampling is {args.dynamic_sampling}, allowed is a number of rounds >= 0")
     rows = args.per_device_train_batch_size * args.steps_per_generation

@@ -46,21 +46,21 @@ NO_SLOT = tl.constexpr(16)
 
 # Where finished metrics lie in the vector that _finish_kernel writes; the first two replace LOSS and TOKENS.
 METRIC_SLOTS = {
-    "clip_fraction": LOSS.value,
-    "out_of_band_fraction": TOKENS.value,
     "clip_fraction_low": CLIPPED_LOW.value,
     "clip_fraction_high": CLIPPED_HIGH.value,
     "out_of_band_fraction_low": OUTSIDE_LOW.value,
     "out_of_band_fraction_high": OUTSIDE_HIGH.value,
     "cap_fraction": CAPPED.value,
     "floor_fraction": FLOORED.value,
+    "clip_fraction": LOSS.value,
+    "out_of_band_fraction": TOKENS.value,
     "divergence": DIVERGENCE_SUM.value,
     "ratio": RATIO_SUM.value,
     "entropy": ENTROPY.value,
-    "dual_clip_fraction": DUAL.value,
     "ratio_max": RATIO_MAX.value,
     "ratio_min": RATIO_MIN.value,
     "divergence_max": DIVERGENCE_MAX.value,
+    "dual_clip_fraction": DUAL.value,
 }
 
 DIVERGENCES = {"kl": 0, "tv": 1, "chi2": 2}

@@ -1,30 +1,21 @@
-"""Pictures: described once as panels, drawn as PNG files and as SVG inside a page (needs the `report` extra).
+"""Drawing: a picture is described once as panels, and drawn as a PNG file and as SVG in a page (needs `report`).
 
-In a page the colours are CSS variables, so that a picture follows light, dark and print; each series also has a
+In a page the colors are CSS variables, so that a picture follows light, dark and print; each series also has a
 dash pattern of its own.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from bandpo.core.rules import ClipRule
 from bandpo.files import write_atomic
-from bandpo.report.why import (
-    ClipCounts,
-    Gains,
-    PositionEntropy,
-    bin_labels,
-)
 
 # After Okabe-Ito, each at least 3:1 against the page; (on white, on dark).
 SERIES = (
@@ -65,7 +56,7 @@ class Line:
         y: Shape (N,); what is not finite leaves a gap.
         low: Lower edge of a band around it, shape (N,), or None.
         high: Upper edge, or None.
-        style: Number of the series, which decides colour and dashes; None draws a grey reference.
+        style: Number of the series, which decides color and dashes; None draws a grey reference.
         bars: Draw low and high as error bars instead.
     """
 
@@ -127,14 +118,14 @@ class Picture:
     @property
     def legend(self) -> dict[str, tuple[int | None, bool]]:
         """Label -> (style, whether it is an area), in the order of first appearance."""
-        found: dict[str, tuple[int | None, bool]] = {}
+        entries: dict[str, tuple[int | None, bool]] = {}
         for panel in self.panels:
             for line in panel.lines:
-                found.setdefault(line.label, (line.style, False))
+                entries.setdefault(line.label, (line.style, False))
             for area in panel.areas:
-                found.setdefault(area.label, (area.style, True))
-        found.pop("", None)
-        return found
+                entries.setdefault(area.label, (area.style, True))
+        entries.pop("", None)
+        return entries
 
 
 @dataclass(frozen=True)
@@ -146,7 +137,7 @@ class Palette:
 
 
 PAPER = Palette(INK[0], GRID[0], MUTED[0], tuple(light for light, _ in SERIES))
-# Stand-ins that `svg` turns into CSS variables; no colour that matplotlib itself would use.
+# Stand-ins that `svg` turns into CSS variables; no color that matplotlib itself would use.
 _STAND_INS = {
     "#010203": "currentColor",
     "#010204": "var(--grid)",
@@ -156,7 +147,7 @@ _STAND_INS = {
 _PAGE = Palette("#010203", "#010204", "#010205", tuple(f"#0103{i:02x}" for i in range(len(SERIES))))
 
 
-def colour(style: int | None, palette: Palette = PAPER) -> str:
+def color(style: int | None, palette: Palette = PAPER) -> str:
     return palette.muted if style is None else palette.series[style % len(palette.series)]
 
 
@@ -203,14 +194,14 @@ def draw(axis: Any, panel: Panel, palette: Palette) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
     for area in panel.areas:
-        shade = colour(area.style, palette)
+        shade = color(area.style, palette)
         axis.fill_between(area.x, area.low, area.high, color=shade, alpha=0.22, linewidth=0)
     if panel.points:
         axis.plot(
             *zip(*panel.points, strict=True), linestyle="", marker=".", markersize=2.2, color=palette.ink, alpha=0.55
         )
     for line in panel.lines:
-        shade, y = colour(line.style, palette), np.asarray(line.y, np.float64)
+        shade, y = color(line.style, palette), np.asarray(line.y, np.float64)
         thin = 0.18 if len(panel.lines) < 5 else 0.08  # bands of many lines would hide each other
         if line.low is not None and line.high is not None:
             if line.bars:
@@ -228,12 +219,12 @@ def draw(axis: Any, panel: Panel, palette: Palette) -> None:
         )
         if pattern := dashes(line.style):
             drawn.set_dashes(pattern)
-    for log, scale, one in ((panel.log_x, axis.set_xscale, axis.xaxis), (panel.log_y, axis.set_yscale, axis.yaxis)):
+    for log, scale, ticks in ((panel.log_x, axis.set_xscale, axis.xaxis), (panel.log_y, axis.set_yscale, axis.yaxis)):
         if log:
             scale("log")
-            one.set_major_locator(LogLocator(numticks=7))
-            one.set_minor_locator(NullLocator())  # each tick takes a millisecond
-            one.set_major_formatter(FuncFormatter(_plain))
+            ticks.set_major_locator(LogLocator(numticks=7))
+            ticks.set_minor_locator(NullLocator())  # each tick takes a millisecond
+            ticks.set_major_formatter(FuncFormatter(_plain))
     if panel.percent:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol="%"))
     if panel.ticks:
@@ -268,7 +259,7 @@ def _place(panel: Panel) -> tuple[float, float, float, float]:
 
 
 def svg(panel: Panel, name: str) -> str:
-    """The panel as an <svg> element, text as text, colours as CSS variables; `name` keeps its ids apart."""
+    """The panel as an <svg> element, text as text, colors as CSS variables; `name` keeps its ids apart."""
     pyplot = _pyplot(_PAGE)
     figure = pyplot.figure(figsize=PANEL)
     draw(figure.add_axes(_place(panel)), panel, _PAGE)
@@ -322,9 +313,9 @@ def save(picture: Picture, path: Path, columns: int = 2) -> None:
     handles: list[Any] = []
     for label, (style, area) in legend.items():
         if area:
-            handles.append(Patch(color=colour(style), alpha=0.3, label=label))
+            handles.append(Patch(color=color(style), alpha=0.3, label=label))
         else:
-            handles.append(Line2D([], [], color=colour(style), linewidth=1.7, label=label))
+            handles.append(Line2D([], [], color=color(style), linewidth=1.7, label=label))
             if pattern := dashes(style):
                 handles[-1].set_dashes(pattern)
     if handles:
@@ -344,191 +335,3 @@ def averaged(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> 
         (float(np.mean([x for x, _ in part])), float(np.mean([y for _, y in part])))
         for part in (points[i : i + width] for i in range(0, len(points), width))
     ]
-
-
-def _style(name: str, place: int, styles: Mapping[str, int] | None) -> int:
-    """Its own number where the page has given it one, so that a method looks the same in all pictures."""
-    return place if styles is None else styles.get(name, place)
-
-
-def bounds_picture(rules: Mapping[str, ClipRule], styles: Mapping[str, int] | None = None) -> Picture:
-    """Ratio bounds, the probability they allow, and its change, against the old probability.
-
-    Args:
-        rules: Label -> rule.
-        styles: Label -> number of its series; by default its place in `rules`.
-    """
-    logps = torch.linspace(math.log(1e-4), math.log(0.9995), 160, dtype=torch.float64)
-    p = logps.exp()
-    ratio: list[Line] = [Line("simplex edge, r = 1/p", p.tolist(), (1 / p).tolist(), style=None)]
-    reach: list[Line] = [Line("", p.tolist(), p.tolist(), style=None)]
-    change: list[Line] = [Line("", p.tolist(), (1 - p).tolist(), style=None)]
-    for place, (name, rule) in enumerate(rules.items()):
-        limits, style = rule.bounds(logps), _style(name, place, styles)
-        for side in (limits.upper, limits.lower):
-            for lines, y in ((ratio, side), (reach, side * p), (change, side * p - p)):
-                lines.append(Line(name, p.tolist(), y.tolist(), style=style))
-    old = "old probability p"
-    return Picture(
-        "bounds",
-        "What each rule allows a token",
-        [
-            Panel("Ratio bounds", old, ratio, y_label="ratio r", log_x=True, log_y=True, y_limits=(0.02, 200)),
-            Panel(
-                "Where its probability may go",
-                old,
-                reach,
-                y_label="new probability r p",
-                log_x=True,
-                log_y=True,
-                y_limits=(1e-5, 1.3),
-            ),
-            Panel(
-                "Change of its probability", old, change, y_label="change r p - p", log_x=True, y_limits=(-0.45, 0.45)
-            ),
-        ],
-        caption="Each rule has two curves, its upper and its lower bound. Dotted grey: the simplex edge; no change.",
-        alt=_bounds_alt(rules),
-    )
-
-
-def _bounds_alt(rules: Mapping[str, ClipRule]) -> str:
-    logps = torch.tensor([0.01, 0.9], dtype=torch.float64).log()
-    parts = []
-    for name, rule in rules.items():
-        limits = rule.bounds(logps)
-        (low, high), (low9, high9) = zip(limits.lower.tolist(), limits.upper.tolist(), strict=True)
-        parts.append(f"{name} {low:.3g} to {high:.3g} at p = 0.01, {low9:.3g} to {high9:.3g} at p = 0.9")
-    return "Ratio bounds: " + "; ".join(parts) + "."
-
-
-def regions_picture(rules: Mapping[str, ClipRule], points: Sequence[tuple[float, float]] = ()) -> Picture:
-    """Where in the plane of old probability and ratio a rule takes the gradient away, a panel a rule.
-
-    Args:
-        points: (old probability, ratio) of recorded tokens, drawn into every panel.
-    """
-    logps = torch.linspace(math.log(1e-4), math.log(0.9995), 160, dtype=torch.float64)
-    p = logps.exp().tolist()
-    edge = [1 / x for x in p]
-    bottom, top = 0.02, 200.0
-    panels = []
-    for name, rule in rules.items():
-        limits = rule.bounds(logps)
-        upper = [min(max(u, bottom), e, top) for u, e in zip(limits.upper.tolist(), edge, strict=True)]
-        lower = [min(max(value, bottom), top) for value in limits.lower.tolist()]
-        ceiling = [min(e, top) for e in edge]
-        panels.append(
-            Panel(
-                name,
-                "old probability p",
-                [Line("simplex edge, r = 1/p", p, edge, style=None)],
-                [
-                    Area("A > 0: no gradient", p, upper, ceiling, style=1),
-                    Area("A < 0: no gradient", p, [bottom] * len(p), lower, style=0),
-                ],
-                points=points,
-                y_label="ratio r",
-                log_x=True,
-                log_y=True,
-                x_limits=(1e-4, 1),
-                y_limits=(bottom, top),
-            )
-        )
-    return Picture(
-        "regions",
-        "Where each rule takes the gradient away",
-        panels,
-        caption="A token in a shaded region gets no gradient if its advantage has the sign named; the other sign "
-        "pulls it back." + (" Dots: recorded tokens of this run." if points else ""),
-        alt="For each rule, the regions above its upper and below its lower ratio bound against the old "
-        f"probability: {', '.join(rules)}.",
-    )
-
-
-def clipped_picture(counts: ClipCounts, styles: Mapping[str, int] | None = None) -> Picture:
-    """Share of the tokens of each old probability that a rule would have held, by the advantage's sign."""
-    labels = bin_labels(counts.edges)
-    with np.errstate(invalid="ignore"):
-        shares = counts.clipped / counts.tokens
-    panels = [
-        Panel(
-            title,
-            "old probability",
-            [
-                Line(name, range(len(labels)), shares[i, :, sign].tolist(), style=_style(name, i, styles))
-                for i, name in enumerate(counts.rules)
-            ],
-            ticks=labels,
-            percent=True,
-            y_limits=(0, None),
-        )
-        for sign, title in ((1, "A > 0 and above the upper bound"), (0, "A < 0 and below the lower bound"))
-    ]
-    totals = counts.clipped.sum((1, 2)) / max(1, counts.tokens.sum())
-    return Picture(
-        "clipped",
-        "Which tokens each rule would have held",
-        panels,
-        caption=f"Share of the recorded tokens ({counts.tokens.sum():,} with an advantage) that would get no "
-        "gradient. They are the tokens of these runs, whatever their own rule; under another rule a run would have "
-        "gone elsewhere.",
-        alt="Share of all recorded tokens held: "
-        + "; ".join(f"{name} {share:.2%}" for name, share in zip(counts.rules, totals, strict=True))
-        + ".",
-    )
-
-
-def gains_picture(gains: Mapping[str, tuple[Gains, Gains]], styles: Mapping[str, int] | None = None) -> Picture:
-    """What tokens gained since their rollout, for each run: (positive, negative advantage)."""
-    panels = []
-    for j, sign in enumerate(("A > 0", "A < 0")):
-        lines = [
-            Line(name, range(len(pair[j].mean)), pair[j].log_ratio.tolist(), style=_style(name, i, styles))
-            for i, (name, pair) in enumerate(gains.items())
-        ]
-        labels = bin_labels(next(iter(gains.values()))[j].edges)
-        panels.append(
-            Panel(f"Tokens with {sign}", "old probability", lines, y_label="mean log ratio (nats)", ticks=labels)
-        )
-    return Picture(
-        "gains",
-        "How far tokens of each probability moved",
-        panels,
-        caption="Mean of log(p/old p) just before the last update of recorded rollouts: did rare good tokens gain?",
-        alt="Mean log ratio of tokens with positive advantage, from the lowest to the highest old probability: "
-        + "; ".join(
-            f"{name} " + ", ".join("none" if math.isnan(v) else f"{v:.3f}" for v in pair[0].log_ratio)
-            for name, pair in gains.items()
-        )
-        + ".",
-    )
-
-
-def entropy_picture(entropies: Mapping[str, PositionEntropy], styles: Mapping[str, int] | None = None) -> Picture:
-    """Mean entropy against the position in the completion, a line a run or an update."""
-    lines = [
-        Line(name, (e.start + 0.0).tolist(), e.entropy.tolist(), style=_style(name, i, styles))
-        for i, (name, e) in enumerate(entropies.items())
-    ]
-    return Picture(
-        "entropy",
-        "Entropy along the completion",
-        [
-            Panel(
-                "Entropy by position",
-                "position in the completion (tokens)",
-                lines,
-                y_label="nats",
-                y_limits=(0, None),
-            )
-        ],
-        caption="Mean over the recorded completions that reach the position.",
-        alt="Mean entropy: "
-        + "; ".join(
-            f"{name} {np.average(e.entropy, weights=e.tokens):.3f} nats"
-            for name, e in entropies.items()
-            if len(e.tokens)
-        )
-        + ".",
-    )

@@ -1,0 +1,130 @@
+"""What the core accepts: log-probabilities, radii, shapes. A refusal is a ValueError that names the value.
+
+Values of tensors are looked at only where that is free, on the CPU and outside a trace; shapes and types always.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEFAULT_RADIUS = 0.05
+"""The divergence budget per token; the only place this default is written."""
+
+POSITIVE_TOLERANCE = 1e-3
+"""A log-probability in (0, POSITIVE_TOLERANCE] is rounding and counts as 0; a larger one is an error."""
+
+Radius = float | Tensor | tuple[float | Tensor, float | Tensor]
+
+
+def can_look(x: Tensor) -> bool:
+    """Whether reading the values of `x` is free: on the CPU and outside a trace."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def as_work_dtype(x: Tensor) -> Tensor:
+    """The tensor in the dtype of the results: float64 stays, any other float becomes float32.
+
+    Raises:
+        ValueError: the tensor is not floating point.
+    """
+    if not x.dtype.is_floating_point:
+        raise ValueError(
+            f"log-probabilities must be floating point (float16, bfloat16, float32, float64), got {x.dtype}"
+        )
+    return x if x.dtype == torch.float64 else x.to(torch.float32)
+
+
+def check_logps(x: Tensor, name: str) -> Tensor:
+    """`x` in its work dtype without a gradient, rounding above 0 removed.
+
+    Raises:
+        ValueError: no tensor, not floating point, or a value above POSITIVE_TOLERANCE; where looking would cost a
+            device sync such a value becomes NaN instead, so that it fails loudly.
+    """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor of log-probabilities, got {type(x).__name__}")
+    work = as_work_dtype(x.detach())
+    if not can_look(work):
+        return torch.where(work > POSITIVE_TOLERANCE, torch.nan, work.clamp(max=0.0))
+    top = float(work.max()) if work.numel() else 0.0
+    if math.isnan(top):
+        top = float(work.nan_to_num(nan=0.0).max())
+    if top > POSITIVE_TOLERANCE:
+        raise ValueError(
+            f"{name} must be log-probabilities <= 0 "
+            f"(up to {POSITIVE_TOLERANCE:g} is taken for rounding), got {top:.6g}"
+        )
+    return work.clamp(max=0.0) if top > 0.0 else work
+
+
+def check_logps_pair(logps: Tensor, old_logps: Tensor) -> tuple[Tensor, Tensor]:
+    """Both log-probs as by `check_logps`, in one dtype; ValueError also if their shapes do not broadcast."""
+    new, old = check_logps(logps, "logps"), check_logps(old_logps, "old_logps")
+    if new.shape != old.shape:
+        try:
+            torch.broadcast_shapes(new.shape, old.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"logps of shape {tuple(new.shape)} and old_logps of shape {tuple(old.shape)} do not broadcast"
+            ) from None
+    dtype = torch.promote_types(new.dtype, old.dtype)
+    return new.to(dtype), old.to(dtype)
+
+
+def _check_one_radius(radius: Any) -> None:
+    if isinstance(radius, Tensor):
+        if can_look(radius) and radius.numel():
+            bad = ~((radius > 0) & (radius < torch.inf)) & ~torch.isnan(radius)
+            if bool(bad.any()):
+                raise ValueError(f"radius must be > 0 and finite, got {float(radius.detach()[bad].flatten()[0])}")
+        return
+    try:
+        value = float(radius)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"radius must be a number, a tensor or a pair (lower side, upper side), got {radius!r}"
+        ) from None
+    if not 0.0 < value < math.inf:  # comparisons, which torch.compile can trace for a symbolic float
+        raise ValueError(f"radius must be > 0 and finite, got {value}")
+
+
+def check_radius(radius: Radius) -> tuple[float | Tensor, float | Tensor]:
+    """The (lower side, upper side) radii; ValueError unless they are > 0 and finite, if looking is free."""
+    pair = radius if isinstance(radius, (tuple, list)) else (radius, radius)
+    if len(pair) != 2:
+        raise ValueError(f"a radius pair is (lower side, upper side), got {len(pair)} entries: {radius!r}")
+    low, high = pair
+    _check_one_radius(low)
+    if high is not low:
+        _check_one_radius(high)
+    return low, high
+
+
+def place_radius(radius: Radius, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(lower side, upper side) radii as tensors beside `like`, one object if they are one; ValueError as above."""
+    low, high = check_radius(radius)
+
+    def place(one: float | Tensor) -> Tensor:
+        if not isinstance(one, Tensor):
+            return torch.full((), float(one), dtype=like.dtype, device=like.device)
+        check_broadcast("radius", one, "old_logps", like)
+        return one.to(device=like.device, dtype=like.dtype)
+
+    placed = place(low)
+    return placed, placed if low is high else place(high)
+
+
+def check_broadcast(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    """ValueError with both shapes unless `x` broadcasts to the shape of `like`."""
+    try:
+        fits = torch.broadcast_shapes(x.shape, like.shape) == like.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} of shape {tuple(x.shape)} does not broadcast to {like_name} of shape {tuple(like.shape)}"
+        )

@@ -1,0 +1,45 @@
+"""A rule as the clip offsets of frameworks that clamp the ratio themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bandpo.core.checks import as_work_dtype
+from bandpo.core.rules import ClipRule
+from bandpo.core.tokens import Tokens
+
+
+@torch.no_grad()
+def clip_range(rule: ClipRule, old_logps: Tensor | Tokens, logps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The rule's bounds as the offsets from 1 that PPO implementations clamp with.
+
+    clamp(ratio, 1 - low, 1 + high) is the clamp to the rule's bounds: low = 1 - lower, high = upper - 1. Both
+    come back from that subtraction unrounded where lower >= 1/2, lower by at most 2^-25 elsewhere.
+
+    Args:
+        rule: The clip rule.
+        old_logps: Log-probs under the policy on which the trust region is centered, any shape, or `Tokens`; tokens
+            that its mask excludes may hold anything.
+        logps: Log-probs under the policy being trained, which a two-sided rule needs: where the minimum of the
+            clipped and unclipped terms would let a token outside the bounds back in, its interval is shrunk to a
+            point just beyond its ratio, which leaves the value and removes the gradient.
+
+    Returns:
+        (low, high), each of the shape of `old_logps`, float32 (float64 for float64 input).
+    """
+    tokens = Tokens.of(old_logps)
+    mask = tokens.mask if tokens.mask is not None else torch.ones_like(tokens.old_logps)
+    keep = mask.bool().expand_as(tokens.old_logps)
+    tokens = tokens.clean(keep)
+    bounds = rule.bounds(tokens)
+    low, high = 1 - bounds.lower, bounds.upper - 1
+    if rule.two_sided:
+        if logps is None or tokens.advantages is None:
+            raise ValueError(f"clip rule {type(rule).__name__} is two-sided: it needs logps and advantages")
+        logps = torch.where(keep, as_work_dtype(logps.detach()), 0.0)
+        ratio = (logps - tokens.old_logps).exp()
+        inward = ~rule.inside(logps, tokens) & (tokens.advantages * (ratio - 1) < 0)
+        point = torch.where(ratio < 1, (ratio - 2.0**-20).clamp(min=0), ratio * (1 + 2.0**-16))
+        low, high = torch.where(inward, 1 - point, low), torch.where(inward, point - 1, high)
+    return low, high

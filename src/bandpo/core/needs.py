@@ -1,0 +1,38 @@
+"""Who can tell a clip rule what it needs to know."""
+
+from __future__ import annotations
+
+SUPPLIERS: dict[str, frozenset[str]] = {
+    "bandpo.policy_loss": frozenset(
+        {"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "logps"}
+    ),
+    "TRL's BandGRPOTrainer": frozenset({"advantages", "mask", "old_entropy", "positions", "groups", "logps"}),
+    "TRL's BandGRPOTrainer with use_vllm=True": frozenset(
+        {"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "logps"}
+    ),
+    "verl": frozenset({"advantages", "mask", "positions", "logps"}),
+    "SkyRL": frozenset({"advantages", "mask", "positions", "logps"}),
+    "prime-rl": frozenset({"advantages", "mask", "sampling_logps", "positions", "logps"}),
+    "ms-swift": frozenset({"mask", "positions"}),
+    "NeMo-RL": frozenset({"mask", "positions"}),
+    "slime": frozenset({"positions"}),
+}
+"""Who hands a rule what, beyond the old log-probs. "logps" are those of the policy being trained, which a rule that
+ignores the advantage's sign needs wherever the clipping itself is a framework's."""
+
+
+def check_needs(needs: frozenset[str], supplier: str, rule: str) -> None:
+    """Refuse, before training starts, a rule whose needs `supplier` (a key of SUPPLIERS) cannot meet.
+
+    Raises:
+        ValueError: Names the need, and who can meet it.
+    """
+    missing = sorted(needs - SUPPLIERS[supplier])
+    if missing:
+        raise ValueError(unmet(rule, missing, f"{supplier} cannot give it"))
+
+
+def unmet(rule: str, missing: list[str], why: str) -> str:
+    """The sentence that names a rule's needs and who can meet them."""
+    able = [who for who, given in SUPPLIERS.items() if given.issuperset(missing)]
+    return f"clip rule {rule} needs {' and '.join(missing)}: {why}; those who can are {', '.join(able) or 'none'}"

@@ -1,0 +1,67 @@
+"""Rules by name, as recipes, command lines and frameworks state them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from bandpo.core.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
+from bandpo.core.tokens import Tokens
+from bandpo.plugins import is_own, load_class
+from bandpo.words import nearest
+
+RULES: dict[str, type[ClipRule]] = {
+    "band": Band,
+    "adaptive-band": AdaptiveBand,
+    "clip": Clip,
+    "dcpo": DCPO,
+    "none": NoClip,
+}
+
+
+def make_rule(name: str, **options: Any) -> ClipRule:
+    """Build a rule from its name and options, as a recipe or a command line states them.
+
+    Args:
+        name: A key of RULES, or 'module:Class' for a rule of one's own.
+
+    Raises:
+        ValueError: For an unknown name or option (the nearest valid one is named), a bad value, or a class that is
+            no rule.
+    """
+    if is_own(name):
+        rule_class: type[ClipRule] = load_class(name, "clip rule", ClipRule)  # type: ignore[type-abstract]
+    elif name in RULES:
+        rule_class = RULES[name]
+    else:
+        raise ValueError(
+            f"unknown clip rule {name!r}{nearest(name, RULES)}; known rules: {', '.join(RULES)}, or module:Class"
+        )
+    known = list(inspect.signature(rule_class).parameters)
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"clip rule {name!r} has no option {option!r}{nearest(option, known)}; "
+                f"it takes: {', '.join(known) or 'none'}"
+            )
+    rule: ClipRule = rule_class(**options)
+    if is_own(name):
+        _try_out(rule, name)
+    return rule
+
+
+def _try_out(rule: ClipRule, name: str) -> None:
+    """One call of each method on two tokens, so that a mistake in a rule of one's own shows before training."""
+    old, one = torch.tensor([[-0.5, -3.0]]), torch.ones(1, 2)
+    tokens = Tokens(old, one, one.bool(), one, old, torch.arange(2).expand(1, 2), torch.zeros(1, 1, dtype=torch.long))
+    try:
+        bounds, inside = rule.bounds(tokens), rule.inside(old, tokens)
+        shapes = {tuple(x.shape) for x in (bounds.log_lower, bounds.log_upper, inside)}
+    except Exception as error:
+        raise ValueError(f"clip rule {name!r} fails on two tokens: {type(error).__name__}: {error}") from error
+    if shapes != {(1, 2)}:
+        raise ValueError(f"clip rule {name!r} gives shapes {sorted(shapes)} for tokens of shape (1, 2)")
+    if not bool(inside.all() & (bounds.log_lower <= 0).all() & (bounds.log_upper >= 0).all()):
+        raise ValueError(f"clip rule {name!r} puts a ratio of 1 outside its bounds")

@@ -1,0 +1,209 @@
+"""A pool of processes that end with this one: as many jobs in parallel as allowed, each started when it can be."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from bandpo.progress import make_progress
+from bandpo.runs.run_dir import RunDirectory
+
+POLL = 0.2  # seconds
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Job:
+    """A process to run.
+
+    Attributes:
+        title: For the progress display.
+        command: With all arguments.
+        output: What it makes; its log is named after it.
+        needs: Paths that must exist before it can start.
+        updates: How many lines its metrics.jsonl will have; 0 if it writes none.
+        finished: Called when it succeeded.
+        failed: Called with the reason when it did not.
+    """
+
+    title: str
+    command: list[str]
+    output: Path
+    needs: list[Path] = field(default_factory=list)
+    updates: int = 0
+    finished: Callable[[], None] = lambda: None
+    failed: Callable[[str], None] = lambda reason: None
+
+    @property
+    def ready(self) -> bool:
+        return all(path.exists() for path in self.needs)
+
+
+@dataclass
+class Started:
+    """A job whose process runs."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    slot: int
+    since: float
+    bar: TaskID
+
+
+class Pool:
+    """Runs jobs in processes that end with this one.
+
+    Args:
+        workers: Processes at a time.
+        logs: Folder for what they print.
+        environment: Slot -> variables to set for the processes there.
+        seconds_left: Given how long jobs took, the ages of the running ones and the number of waiting ones, the time
+            that is left in seconds; None if it cannot be estimated.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        logs: Path,
+        environment: Callable[[int], dict[str, str]],
+        seconds_left: Callable[[list[float], list[float], int], float | None],
+        console: Console,
+    ) -> None:
+        self.workers = workers
+        self.logs = logs
+        self.environment = environment
+        self.seconds_left = seconds_left
+        self.console = console
+        self.took: list[float] = []  # of all jobs so far
+
+    def run(self, jobs: list[Job], later: int = 0) -> list[Job]:
+        """Run jobs in this order as far as each one's needs allow.
+
+        Args:
+            later: Number of jobs that the caller is going to run afterwards; counts for the time left only.
+
+        Returns:
+            Those that could not start, because what they need was not made.
+        """
+        waiting = list(jobs)
+        active: list[Started] = []
+        progress = make_progress(self.console)
+        progress.live.auto_refresh = False  # no second thread: processes are forked here
+        with progress, ends_on_sigterm():
+            total = progress.add_task("all", total=len(jobs), figures="")
+            try:
+                while active or any(job.ready for job in waiting):
+                    for started in [started for started in active if started.process.poll() is not None]:
+                        active.remove(started)
+                        progress.remove_task(started.bar)
+                        self._end(started)
+                        self.took.append(time.monotonic() - started.since)
+                    while len(active) < self.workers and (job := next((j for j in waiting if j.ready), None)):
+                        waiting.remove(job)
+                        slot = min(set(range(self.workers)) - {started.slot for started in active})
+                        active.append(self._start(job, slot, progress))
+                    self._show(progress, total, active, waiting, later)
+                    time.sleep(POLL)
+            finally:
+                for started in active:
+                    with suppress(ProcessLookupError):
+                        os.killpg(started.process.pid, signal.SIGKILL)  # its own workers too
+                for started in active:
+                    started.process.wait()
+        return waiting
+
+    def _show(self, progress: Progress, total: TaskID, active: list[Started], waiting: list[Job], later: int) -> None:
+        now = time.monotonic()
+        for started in active:
+            progress.update(started.bar, completed=_lines(RunDirectory(started.job.output).metrics))
+        left = self.seconds_left(self.took, [now - started.since for started in active], len(waiting) + later)
+        text = "" if left is None else f"about {max(1, round(left / 60))} min left"
+        done = len(self.took)
+        progress.update(total, completed=done, total=done + len(active) + len(waiting) + later, figures=text)
+        progress.refresh()
+
+    def _start(self, job: Job, slot: int, progress: Progress) -> Started:
+        log = self._log(job)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as stream:
+            process = subprocess.Popen(
+                job.command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment(slot)},
+                start_new_session=True,
+                preexec_fn=partial(die_with, os.getpid()),
+            )
+        bar = progress.add_task(job.title, total=job.updates or None, figures="")
+        return Started(job, process, slot, time.monotonic(), bar)
+
+    def _log(self, job: Job) -> Path:
+        return self.logs / f"{'-'.join(job.output.relative_to(self.logs.parent).parts)}.log"
+
+    def _end(self, started: Started) -> None:
+        job = started.job
+        took = f"{time.monotonic() - started.since:.0f} s"
+        if started.process.returncode == 0:
+            self.console.print(f"{job.title}: done in {took}", highlight=False, markup=False)
+            job.finished()
+            return
+        reason = self._reason(started)
+        message = f"{job.title}: failed after {took}: {reason}"
+        self.console.print(message, style="red", highlight=False, markup=False)
+        job.failed(reason)
+
+    def _reason(self, started: Started) -> str:
+        code = started.process.returncode
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        with suppress(OSError, ValueError):
+            status = json.loads(RunDirectory(started.job.output).status.read_text(encoding="utf-8"))
+            if status["status"] == "failed":
+                return str(status["error"])
+        lines = self._log(started.job).read_text(encoding="utf-8", errors="replace").split("\n")
+        errors = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
+        return errors[-1].removeprefix("error: ") if errors else f"exit status {code}"
+
+
+def die_with(parent: int) -> None:
+    """In a new process: be killed as soon as its parent is gone, however that happens (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it went while this process was made
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """SIGTERM unwinds the stack like an exit, so that processes are ended."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _lines(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0

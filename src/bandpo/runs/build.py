@@ -1,0 +1,189 @@
+"""TRL's objects for a recipe: configuration, model, rewards and trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOConfig
+from trl.kernels import chunked_logprob
+
+from bandpo.core.tokens import Tokens
+from bandpo.models import load_model, scratch_model
+from bandpo.runs.callbacks import text_of
+from bandpo.runs.config import LoraConfig, RunConfig
+from bandpo.runs.run_dir import RunDirectory
+from bandpo.tasks import Problem, Shaping, Task
+from bandpo.training.config import BandGRPOConfig
+from bandpo.training.durable import Durable, TrainingDivergedError
+from bandpo.training.dynamic_sampling import DynamicSampling
+from bandpo.training.trainer import BandGRPOTrainer
+from bandpo.words import nearest
+
+# Our defaults where they differ from TRL's; a recipe may override them.
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "logging_steps": 1,
+    "report_to": ["tensorboard"],
+    "save_steps": 0.25,
+    "save_total_limit": 2,
+    "disable_tqdm": True,
+    "temperature": 1.0,
+}
+# TRL projects this many tokens onto the vocabulary at a time. Without its CUDA kernel, 8.25 such tiles are alive at
+# the peak, so its 4,096 would hold several times the logits of a micro-batch; fewer are faster too.
+CPU_TILE = 512
+# Settings of the trainer's configuration that other parts of a recipe, or the run directory, decide.
+SET_ELSEWHERE = {
+    "output_dir": "--output",
+    "seed": "seed",
+    "rule": "rule",
+    "epsilon": "rule.low",
+    "epsilon_high": "rule.high",
+    "reward_weights": "shaping",
+}
+
+
+class RecipeTrainer(DynamicSampling, BandGRPOTrainer, Durable):
+    """The trainer of recipes: BandGRPOTrainer that survives, samples again, and refuses to train on NaN.
+
+    Raises:
+        TrainingDivergedError: When log-probs are NaN, before the update that would spread it.
+    """
+
+    def _log_clip_statistics(self, logps: Tensor, tokens: Tokens) -> dict[str, float]:
+        metrics = super()._log_clip_statistics(logps, tokens)
+        if math.isnan(metrics["divergence"]):
+            raise TrainingDivergedError(
+                f"NaN log-probabilities at step {self.state.global_step}: the model or its last update "
+                f"diverged.{self._last_good()}"
+            )
+        return metrics
+
+
+def build_model(config: RunConfig) -> tuple[Any, Any]:
+    """The model that the recipe names, and its tokenizer."""
+    if config.model.scratch is not None:
+        return scratch_model(**config.model.scratch.model_dump(), seed=config.seed)
+    assert config.model.path is not None
+    return load_model(config.model.path, config.model.dtype)
+
+
+def config_class(config: RunConfig) -> type[GRPOConfig]:
+    """TRL's configuration if its own loss is left alone, else ours."""
+    return GRPOConfig if config.rule.clip_rule is None else BandGRPOConfig
+
+
+def check_train_settings(settings: dict[str, Any], config_class: type[GRPOConfig] = BandGRPOConfig) -> dict[str, Any]:
+    """Refuse keys that `config_class` does not have, or that belong elsewhere in a recipe.
+
+    Raises:
+        ValueError: For such a key, or a value with which a run could not be resumed.
+    """
+    elsewhere = {
+        key: home
+        for key, home in SET_ELSEWHERE.items()
+        if config_class is BandGRPOConfig or not home.startswith("rule")
+    }
+    known = [f.name for f in fields(config_class) if f.init and f.name not in elsewhere]
+    for key in settings:
+        if key in elsewhere:
+            raise ValueError(f"train.{key} is set by {elsewhere[key]}; use that instead")
+        if key not in known:
+            raise ValueError(
+                f"unknown key 'train.{key}'{nearest(key, known)}; allowed is any field of TRL's GRPOConfig"
+            )
+    if settings.get("max_completion_length", 1) is None:
+        raise ValueError("train.max_completion_length is null, allowed is an integer >= 1")
+    limit = settings.get("save_total_limit")
+    if limit is not None and limit < 2:
+        raise ValueError(
+            f"train.save_total_limit is {limit}, allowed is an integer >= 2: the last checkpoint is kept until the "
+            "next one is complete"
+        )
+    return settings
+
+
+def build_args(config: RunConfig, settings: dict[str, Any], run: RunDirectory) -> GRPOConfig:
+    """TRL's configuration for this recipe on this machine; it holds the recipe's rule, so that logs say it."""
+    machine = {
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+    }
+    on_cpu = not torch.cuda.is_available()
+    rule = {} if config.rule.clip_rule is None else {"rule": dict(config.rule.settings)}
+    merged = {**TRAIN_DEFAULTS, **(machine if on_cpu else {}), **settings, **rule}
+    return config_class(config)(output_dir=str(run.checkpoints), seed=config.seed, **merged)
+
+
+def build_trainer(
+    config: RunConfig, args: GRPOConfig, model: Any, tokenizer: Any, problems: list[Problem]
+) -> Durable:
+    """The trainer with data, reward and rule in place, printing nothing of its own."""
+    from datasets import Dataset
+    from transformers.trainer_callback import PrinterCallback
+
+    assert args.max_completion_length is not None
+    if args.use_cpu:
+        chunked_logprob.TOKEN_CHUNK_SIZE = CPU_TILE
+    shaping = config.shaping_rewards(args.max_completion_length)
+    if shaping:
+        args.reward_weights = [1.0, *(one.weight for one in shaping)]
+    rows = [{"prompt": config.task.prompt(p, tokenizer), "problem": i} for i, p in enumerate(problems)]
+    trainer_class: Any = Durable if config.rule.clip_rule is None else RecipeTrainer
+    trainer = trainer_class(
+        model=model,
+        reward_funcs=[trl_reward(config.task, problems), *map(trl_shaping, shaping)],
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=None if config.lora is None else peft_config(config.lora),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def trl_reward(task: Task, problems: list[Problem]) -> Callable[..., list[float]]:
+    """The task's reward in the form that TRL calls; a reward that is not a number stops the run."""
+
+    def reward(
+        completions: list[Any], problem: list[int], log_metric: Callable[[str, float], None], **_: Any
+    ) -> list[float]:
+        texts = [text_of(c) for c in completions]
+        scores = task.score([problems[i] for i in problem], texts)
+        for text, score in zip(texts, scores, strict=True):
+            if not math.isfinite(score.value):
+                raise ValueError(f"reward {task.reward!r} is {score.value} for the completion {text!r}")
+        log_metric("grading/timed_out", sum(s.timed_out for s in scores) / len(scores))
+        return [s.value for s in scores]
+
+    reward.__name__ = task.reward
+    return reward
+
+
+def trl_shaping(shaping: Shaping) -> Callable[..., list[float]]:
+    """A shaping reward in the form that TRL calls."""
+
+    def reward(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return shaping.function([text_of(c) for c in completions], completion_ids)
+
+    reward.__name__ = f"shaping_{shaping.name}"
+    return reward
+
+
+def peft_config(config: LoraConfig) -> Any:
+    """The adapters of a recipe as PEFT's configuration."""
+    from peft import LoraConfig as PeftLoraConfig
+
+    return PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.targets,
+        task_type="CAUSAL_LM",
+    )

@@ -1,0 +1,228 @@
+"""Settings in YAML: reading, overriding, merging, and validation errors as one sentence."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bandpo.words import nearest
+
+
+class Strict(BaseModel):
+    """Settings that refuse unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def yaml_names(folder: Traversable) -> list[str]:
+    """Names of the .yaml files that the package brings in a folder."""
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def find_yaml(kind: str, name: str, folder: Traversable) -> tuple[str, Path | None]:
+    """The text of a recipe or study by name, or by the path of a .yaml file, and that path.
+
+    Args:
+        kind: What it is, for messages.
+        folder: Where the package keeps those that have a name.
+
+    Raises:
+        ValueError: If there is none; the nearest name is given.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise ValueError(f"{kind} file {name!r} does not exist")
+        return path.read_text(encoding="utf-8"), path
+    known = yaml_names(folder)
+    if name not in known:
+        plural = folder.name  # recipes, studies
+        raise ValueError(
+            f"unknown {kind} {name!r}{nearest(name, known)}; known {plural}: {', '.join(known)} "
+            "(or the path of a .yaml file)"
+        )
+    return (folder / f"{name}.yaml").read_text(encoding="utf-8"), None
+
+
+def parse_mapping(text: str, what: str) -> dict[str, Any]:
+    """A YAML (or JSON) mapping.
+
+    Args:
+        what: What the text is, for messages.
+
+    Raises:
+        ValueError: If the text is not valid YAML, or no mapping.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{what} is a {type(data).__name__}, allowed is a mapping of keys to values")
+    return data
+
+
+def parse_value(text: str) -> Any:
+    """A value as YAML reads it, and numbers in exponent notation as numbers.
+
+    Raises:
+        ValueError: If the text is not valid YAML.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"value {text!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if isinstance(value, str):
+        try:  # YAML 1.1 reads 3e-4 as a string
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def read_numbers(node: Any) -> Any:
+    """Nested settings with numbers in exponent notation, which YAML 1.1 leaves as strings, as numbers."""
+    if isinstance(node, dict):
+        return {key: read_numbers(value) for key, value in node.items()}
+    if isinstance(node, str) and node[:1] in "+-.0123456789" and "e" in node.lower():
+        return parse_value(node)
+    return node
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted key, value) pairs."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, mapping by mapping; a mapping of another `name` replaces the base's."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = base.get(key)
+        if (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and value.get("name", below.get("name")) == below.get("name")
+        ):
+            value = merge(below, value)
+        merged[key] = value
+    return merged
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set each `a.b.c=value` in nested data.
+
+    A new rule or task starts from its own defaults, so names are set before options.
+    """
+    for override in sorted(overrides, key=lambda o: not o.partition("=")[0].strip().endswith(".name")):
+        apply_override(data, override)
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in nested data; the value is read as YAML, so 3e-4, null and [1, 2] mean what they say.
+
+    Raises:
+        ValueError: If the override is not of this form.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"override {override!r} is not of the form key=value, e.g. rule.radius=0.1")
+    *parents, last = key.strip().split(".")
+    node = data
+    for parent in parents:
+        child = node.get(parent)
+        if not isinstance(child, dict):
+            child = node[parent] = {}
+        node = child
+    value = parse_value(text)
+    if last == "name" and node.get("name", value) != value:
+        node.clear()  # the options of another rule or task
+    node[last] = value
+
+
+def explain(error: ValidationError, model: type[BaseModel], hint: bool = False) -> str:
+    """The first problem of a validation as one sentence that names the key, the value and what is allowed.
+
+    Args:
+        error: What pydantic raised.
+        model: The model that was validated.
+        hint: Say how a missing key is given on the command line.
+    """
+    # A misspelled key is the reason why another is missing.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    kind = first["type"]
+    keys, models = _follow(model, first["loc"])
+    key = ".".join(keys)
+    message = first["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        known = list(dict.fromkeys(name for m in models for name in m.model_fields))
+        return f"unknown key {key!r}{nearest(keys[-1], known)}; allowed here: {', '.join(known)}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        noun = keys[0]
+        known = [tag for m in models for tag in _tags(m)]
+        if kind == "union_tag_not_found":
+            return f"{key} has no name; known {noun}s: {', '.join(known)}"
+        where, given = "" if key == noun else f" in {key}", first["ctx"]["tag"]
+        return f"unknown {noun} {given!r}{where}{nearest(given, known)}; known {noun}s: {', '.join(known)}"
+    if kind == "missing":
+        in_list = any(isinstance(part, int) for part in first["loc"])
+        return f"key {key!r} is missing" + (f"; give it as {key}=VALUE" if hint and not in_list else "")
+    if kind == "value_error":
+        return message if not key or message.startswith(keys[0]) else f"{key}: {message}"
+    return f"{key} is {first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _follow(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys of a location, without pydantic's names of alternatives, and the models that the last one is looked
+    up in (or, if it ends at a choice of models, those)."""
+    keys: list[str] = []
+    here = models = [model]
+    for part in loc:
+        options = [option for annotation in here for option in _options(annotation)]
+        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        tagged = [m for m in models if part in _tags(m)]
+        if isinstance(part, int):
+            keys.append(str(part))
+            here = [item for o in options for item in get_args(o) if item is not Ellipsis]
+        elif tagged:
+            here = models = tagged
+        elif any(part in m.model_fields for m in models):
+            keys.append(part)
+            # Metadata of a field may hold the choice of models: it is a part of the annotation.
+            here = [m.model_fields[part].annotation for m in models if part in m.model_fields]  # type: ignore[misc]
+        elif models:  # a key that none of them has
+            keys.append(part)
+            return keys, models
+        elif any(get_origin(o) in (dict, Mapping) for o in options):
+            keys.append(part)
+            here = [get_args(o)[-1] for o in options if get_args(o)]
+    options = [option for annotation in here for option in _options(annotation)]
+    choice = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+    return keys, choice or models
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The alternatives of a union, through Annotated and aliases."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _options(get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [option for one in get_args(annotation) for option in _options(one)]
+    return [annotation]
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The names that choose this model in a union."""
+    field = model.model_fields.get("name")
+    return get_args(field.annotation) if field is not None and get_origin(field.annotation) is Literal else ()
