@@ -209,5 +209,5 @@ def test_rules_of_ones_own_hold_as_in_our_loss_or_are_refused_on_the_driver(tmp_
         assert (
             metrics["actor/band/clip_fraction"] == pytest.approx(ours.metrics["clip_fraction"].item(), rel=1e-6) > 0
         )
-    with pytest.raises(ValueError, match="ByEntropy needs old_entropy: verl cannot give it; .*BandGRPOTrainer"):
+    with pytest.raises(ValueError, match=r"ByEntropy needs old_entropy: verl cannot give it; .*BandGRPOTrainer"):
         BandPolicyLossConfig(rule={"name": "own_rules:ByEntropy"})
