@@ -8,10 +8,18 @@ import textwrap
 
 import pytest
 
-from bandpo.tasks import grading, math_reward
-from bandpo.tasks.answers import after_hashes, last_boxed, last_tagged, plain, stated_answer
+from bandpo.tasks import grading, last_integer_reward, math_reward
+from bandpo.tasks.answers import (
+    after_hashes,
+    boxed_answer,
+    final_answer,
+    last_boxed,
+    last_tagged,
+    plain,
+    stated_answer,
+)
 from bandpo.tasks.grading import Grader
-from bandpo.tasks.rewards import math_scores
+from bandpo.tasks.rewards import math_scores, scores
 
 # Every form that reference answers of competition problems take; no two are equal.
 GOLD = [
@@ -165,12 +173,129 @@ def test_equal_answers_in_another_writing(completion, answer):
         ("The answer is 2\\sqrt{3}.", "2"),
         ("\\boxed{7} was wrong, it is \\boxed{8}", "7"),
         ("\\boxed{(3,4)}", "(3,4]"),
+        ("\\boxed{0.3\\%}", "30\\%"),
+        ("oxed{7}", "7"),
+        ("The answer is 4 10/3", "10"),
+        ("The answer is 2 hours 30 minutes.", "2"),
         ("I do not know", "7"),
         ("", "7"),
     ],
 )
 def test_unequal_answers(completion, answer):
     assert math_reward(completion, answer) == 0.0
+
+
+# Kinds of wrong rewards that were seen: the completion is wrong, and was once taken to be right.
+FALSE_POSITIVES = [
+    ("\\boxed{2}", "2-\\frac{3}{\\mathrm{e}}"),
+    ("\\boxed{7}", "5+2\\mathrm{i}"),
+    ("\\boxed{4}", "4\\text{i}"),
+    ("\\boxed{3\\times 10^{-17}}", "4\\times10^{-18}"),
+    ("\\boxed{0.00000031}", "0.00000032"),
+    ("\\boxed{0.0}", "3\\times 10^{-16}"),
+    ("First \\boxed{9}. In the end \\boxed{11", "9"),
+    ("<think>\\boxed{8}</think>\nThe answer is 9.", "8"),
+    ("<think>So \\boxed{8}. Wait,", "8"),
+    ("The answer is 30 euros because 6 hours at $5$ euros", "5"),
+    (
+        "\\boxed{\\mathbf{x}=k \\begin{pmatrix}2\\\\5\\end{pmatrix}}",
+        "\\mathbf{x}=k \\begin{pmatrix}2\\\\7\\end{pmatrix}",
+    ),
+    ("The answer is 4.\n\nQuestion: What is 5 + 6?\nThe answer is 11.", "11"),
+    ("The answer is 4.<|im_end|>\n<|im_start|>user\nThe answer is 11.", "11"),
+    ("\\boxed{5}", "5t"),
+    ("\\boxed{1 4}", "5"),
+    ("\\boxed{0}", "0.\\overline{6}"),
+    ("\\boxed{\\langle 2,7\\rangle}", "2.7"),
+    ("\\boxed{2,4,10}", "2,4,\\ldots,10"),
+    ("\\boxed{(3,8)}", "x=8, y=3"),
+    ("\\boxed{2*7}", "27"),
+    ("\\boxed{pots}", "stop"),
+]
+
+
+@pytest.mark.parametrize(("completion", "answer"), FALSE_POSITIVES)
+def test_wrong_answers_that_were_once_rewarded(completion, answer):
+    assert math_reward(completion, answer) == 0.0
+
+
+# Kinds of right answers that were once missed.
+FALSE_NEGATIVES = [
+    ("\\boxed{3.2e11}", "3.2\\times10^{11}"),
+    ("\\boxed{4\\times10^{-9}}", "4e-9"),
+    ("\\boxed{4<x\\le 9}", "(4,9]"),
+    ("\\boxed{(4,9]}", "\\{x \\mid 4 < x \\leq 9\\}"),
+    ("\\boxed{x<2 \\text{ or } x>5}", "(-\\infty,2)\\cup(5,\\infty)"),
+    ("The answer is 3*pi/4", "\\frac{3\\pi}{4}"),
+    ("The answer is 5*sqrt(7)", "5\\sqrt{7}"),
+    ("\\boxed{y**3 - 2*y}", "y^3-2y"),
+    ("\\boxed{3 2/5}", "\\frac{17}{5}"),
+    ("\\boxed{Even}", "even"),
+    ("\\boxed{72°}", "72^\\circ"),
+    ("\\boxed{–8}", "-8"),
+    ("The answer is 3√7.", "3\\sqrt{7}"),
+    ("\\boxed{2¾}", "2.75"),
+    ("\\boxed{４８}", "48"),
+    ("The answer is (−∞,4)∪(6,∞).", "(-\\infty,4)\\cup(6,\\infty)"),
+    ("\\boxed{1.5-0.25i}", "\\frac{6-i}{4}"),
+    ("The answer is $40 per day, not $20.", "40"),
+    ("The answer is \\$40.", "40"),
+    ("\\boxed{D: none of them}", "D"),
+    ("\\boxed{C) 27}", "C"),
+    ("\\boxed{9厘米}", "9"),
+    ("答案为9", "9"),
+    ("\\boxed{2,75}", "2.75"),
+    ("\\boxed{\\frac{5}{11}}", "0.\\overline{45}"),
+    ("\\boxed{\\langle 2,-1,4 \\rangle}", "(2,-1,4)"),
+    ("The answer is 3, 8, and 11.", "3,8,11"),
+    ("<ANSWER>14</ANSWER>", "14"),
+    ("<think>a</think>\n<answer>14", "14"),
+    ("\\boxed{\\textcolor{blue}{14}}", "14"),
+    ("\\boxed{{\\color{red}\\text{14}}}", "14"),
+    ("The equation is y = 3x - 4.", "y=3x-4"),
+    ("\\boxed{\\mathrm{e}^{3}}", "e^3"),
+    ("\\boxed{3.5}", "\\frac{7\\text{ kg}}{2}"),
+]
+
+
+@pytest.mark.parametrize(("completion", "answer"), FALSE_NEGATIVES)
+def test_right_answers_that_were_once_missed(completion, answer):
+    assert math_reward(completion, answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "value"),
+    [
+        ("The answer is $36.00", "36", 1.0),
+        ("The answer is 36.4", "36", 0.0),
+        ("4,5,6", "6", 1.0),
+        ("4,5,6", "456", 0.0),
+        ("It is 12,345.", "12345", 1.0),
+        ("\u22129", "-9", 1.0),
+        ("-9", "\u22129", 1.0),
+        ("10-9", "9", 1.0),
+        ("0042", "42", 1.0),
+        ("1" * 10_000, "1" * 10_000, 1.0),
+        ("none", "3", 0.0),
+    ],
+)
+def test_last_integer(completion, answer, value):
+    assert last_integer_reward(completion, answer) == value
+
+
+@pytest.mark.parametrize("answer", ["18.5", "1,2", "x", ""])
+def test_last_integer_needs_an_integer(answer):
+    with pytest.raises(ValueError, match="needs an integer"):
+        last_integer_reward("3", answer)
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "None", "[1.0]"])
+def test_a_reward_that_is_no_number_is_named(value, tmp_path, monkeypatch):
+    (tmp_path / "strange.py").write_text(f"def reward(completion, answer): return {value}", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "strange", raising=False)
+    with pytest.raises(ValueError, match="reward 'strange:reward' returned"):
+        scores("strange:reward", ["a"], ["b"])
 
 
 HOSTILE = [
@@ -287,7 +412,7 @@ def test_scripts_without_a_main_guard_forks_and_the_end(tmp_path):
         textwrap.dedent(
             """
             import os, sys
-            from bandpo.tasks import grading, math_reward
+            from bandpo.tasks import grading, last_integer_reward, math_reward
             # Cheap to import: everything that grades is loaded by the workers.
             assert not {"math_verify", "datasets", "trl", "reasoning_gym"} & set(sys.modules)
             assert math_reward("\\\\boxed{1/2}", "0.5") == 1
@@ -323,6 +448,7 @@ def test_scripts_without_a_main_guard_forks_and_the_end(tmp_path):
         ("\\boxed{1", None),
         ("\\boxed{1} \\boxed{{2}", None),
         ("\\boxed", None),
+        ("with \\boxed . The answer is", None),
         ("none", None),
     ],
 )
@@ -330,7 +456,31 @@ def test_last_boxed(text, found):
     assert last_boxed(text) == found
 
 
+def test_long_texts_are_read_in_time():
+    """What runs in the training process must not be slow, whatever the text."""
+    for part in (
+        "Q:\n",
+        "\\boxed{",
+        "\\boxed{1}, ",
+        "the answer is ",
+        "<think>",
+        "<answer>",
+        "1,111",
+        "$1 ",
+        "{",
+        "answer ",
+    ):
+        text = part * (300_000 // len(part))
+        stated_answer(text)
+        final_answer(text)
+
+
 def test_where_an_answer_stands():
+    assert boxed_answer("\\boxed{1}, \\boxed{2} \\text{ and } \\boxed{3}") == "1, 2, 3"
+    assert boxed_answer("\\boxed{1} was wrong, it is \\boxed{2}") == "2"
+    assert stated_answer("\\boxed{1} then \\boxed{2") is None
+    assert stated_answer("<think>\\boxed{1}") is None
+    assert plain("1 2") != plain("12")
     assert last_tagged("<answer>1</answer> <answer> 2\n</answer> <answer>3") == "2"
     assert last_tagged("</answer><answer>") is None
     assert after_hashes("so 3.\n#### 1,234") == "1234"

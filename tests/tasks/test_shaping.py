@@ -21,6 +21,11 @@ def test_formats():
     assert values("format", ["<think>\na\n</think>\nb", "<think>a", "b"]) == [1.0, 0.0, 0.0]
 
 
+def test_format_knows_thoughts_that_the_prompt_opened():
+    texts = ["a\n</think>\nb", "a</think>b<think>", "a", "</think>", "<think>a<think>b</think>c"]
+    assert values("format", texts) == [1.0, 0.0, 0.0, 1.0, 0.0]
+
+
 def test_overlong_falls_over_the_buffer():
     """0 up to the limit less the buffer, -1 at the limit, linear in between (DAPO, eq. 13)."""
     lengths = (0, 60, 70, 80, 100, 101)

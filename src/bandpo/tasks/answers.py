@@ -105,7 +105,8 @@ _THOUGHT_OPENS, _THOUGHT_ENDS = (
 )
 _SPECIAL = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end)\|>|</s>|<eos>|<end_of_turn>")
 _NEXT_QUESTION = re.compile(
-    r"^[ \t]*(?:#+[ \t]*|\*\*)?(?:(?:Question|Problem|Exercise|Example|Q|Human|User|Instruction|Input)\b[ \t]*\d*[ \t]*\**[:.]"
+    r"^[ \t]*(?:#+[ \t]*|\*\*)?(?:(?:Question|Problem|Exercise|Example|Q|Human|User|Instruction|Input)\b"
+    r"[ \t]*\d*[ \t]*\**[:.]"
     "|(?:问题|题目|例)\\s*\\d*\\s*[:：])",
     re.MULTILINE,
 )
@@ -214,47 +215,20 @@ def holds_words(text: str) -> bool:
 # ---------------------------------------------------------------- expressions in prose
 
 _MATH, _GLUE, _JOIN, _WORD, _STOP = "math", "glue", "join", "word", "stop"
-_MATH_WORDS = set(
-    [
-        "pi",
-        "inf",
-        "infinity",
-        "sqrt",
-        "abs",
-        "exp",
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "ln",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "percent",
-        "hundred",
-        "thousand",
-        "million",
-        "billion",
-        "trillion",
-        "dozen",
-        "mod",
-    ]
+_MATH_WORDS = re.compile(
+    "pi|inf|infinity|sqrt|abs|exp|sin|cos|tan|cot|sec|csc|log|ln|arcsin|arccos|arctan|sinh|cosh|tanh|percent|hundred|"
+    "thousand|million|billion|trillion|dozen|mod"
 )
 _TOKENS = re.compile(
     r"(?P<math>\$\$.+?\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]|\\begin\{(\w+\*?)\}.*?\\end\{\2\}"
-    r"|\\(?:text\w*|mbox|mathrm|mathbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+|\\[%{}|,!;: ]|\d+(?:,\d{3})*(?:\.\d+)?|\.\d+"
+    r"|\\(?:text\w*|mbox|mathrm|mathbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+|\\[%$&#{}|,!;: ]"
+    r"|\d+(?:,\d{3})*(?:\.\d+)?|\.\d+"
     "|[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞√∞π∅ℝ]|[α-ωΑ-Ω])"
     r"|(?P<word>(?!sqrt|frac)[A-Za-z]{3,}\{[^{}]*\}|[A-Za-z]+)|(?P<join>[或和与、]|&)|(?P<cjk>[\u4e00-\u9fff]+)"
     r"|(?P<stop>[.!?。！？](?=\s|$|[*\"'”)])|\n)|(?P<space>[ \t\r*`_\"“”]+(?![\w(\\])|[ \t\r`\"“”]+)|(?P<glue>.)",
     re.DOTALL,
 )
-_CURRENCY = re.compile(r"\$(?=\d[\d,]*(?:\.\d+)?(?:[.,;:!?)]?\s+(?:[A-Za-z]{2}|\$)|[.,;:!?]?\s*$))", re.MULTILINE)
+_CURRENCY = re.compile(r"\\?\$(?=\d[\d,]*(?:\.\d+)?(?:[.,;:!?)]?\s+(?:[A-Za-z]{2}|\$)|[.,;:!?]?\s*$))", re.MULTILINE)
 _LABEL = re.compile(r"(?:\([A-J]\)|[A-J][).:])\s+\S")  # a choice with what it stands for
 _REASONS = {
     "because",
@@ -301,7 +275,7 @@ def _word_kind(word: str, attached: bool, following: str) -> str:
         return _JOIN
     if attached and len(word) <= 3 and lower not in ("th", "st", "nd", "rd"):
         return _MATH
-    if lower in _MATH_WORDS or word in ("AM", "PM") or (following[:1] == "(" and len(word) <= 2):
+    if _MATH_WORDS.fullmatch(lower) or word in ("AM", "PM") or (following[:1] == "(" and len(word) <= 2):
         return _MATH
     if len(word) > 1:
         return _WORD
@@ -381,7 +355,7 @@ def _last(text: str, tokens: list[_Token], runs: list[tuple[int, int]]) -> str |
     """The last run, rather one with more than letters."""
     found = [_cut(text, tokens, run) for run in runs]
     full = [one for one in found if re.search(r"[\d\\$=<>]", one)]
-    return (full or found or [None])[-1]
+    return next(reversed(full or found), None)
 
 
 def last_expression(text: str) -> str | None:

@@ -30,7 +30,8 @@ def _sibling(name: str) -> Any:
     """A file beside this one, which needs no package: importing it by name would load the package around it."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
     specification = importlib.util.spec_from_file_location(f"bandpo_worker_{name}", path)
-    assert specification is not None and specification.loader is not None
+    assert specification is not None
+    assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module
     specification.loader.exec_module(module)

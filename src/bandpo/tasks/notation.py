@@ -1,8 +1,8 @@
 r"""One writing for each notation, so that Math-Verify compares what is meant.
 
-Nothing here judges whether two answers are equal. Every rule is applied to the reference and to the completion, changes
-how something is written and not what it says, and stands in `RULES` with an example. Standard library only: the
-grading worker loads this file by its path.
+Nothing here judges whether two answers are equal. Every rule is applied to the reference and to the completion,
+changes how something is written and not what it says, and stands in `RULES` with an example. Standard library only:
+the grading worker loads this file by its path.
 """
 
 from __future__ import annotations
@@ -75,132 +75,24 @@ def _characters(text: str) -> str:
 
 # ---------------------------------------------------------------- words and units
 
-_OPERATORS = [
-    "arcsin",
-    "arccos",
-    "arctan",
-    "sinh",
-    "cosh",
-    "tanh",
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "log",
-    "ln",
-    "exp",
-    "lg",
-    "gcd",
-    "lcm",
-    "max",
-    "min",
-    "sqrt",
-    "abs",
-    "pi",
-    "inf",
-    "infinity",
-]
+
+def _words(text: str) -> set[str]:
+    return set(text.split())
+
+
+_OPERATORS = _words(
+    "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp lg gcd lcm max min sqrt abs pi inf "
+    "infinity"
+)
 _CONNECT = ("and", "or")
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 # They say which, not how much: without them 3 AM would be 3 PM.
 _NO_UNIT = {*_OPERATORS, *_CONNECT, *_POWERS, "dozen", "am", "pm", "mod", "if", "to", "bc", "ad", "negative", "minus"}
-_UNITS = set(
-    [
-        "mm",
-        "cm",
-        "dm",
-        "km",
-        "mg",
-        "kg",
-        "ml",
-        "cl",
-        "hr",
-        "min",
-        "sec",
-        "ms",
-        "ns",
-        "kb",
-        "mb",
-        "gb",
-        "ft",
-        "in",
-        "yd",
-        "mi",
-        "lb",
-        "oz",
-        "mph",
-        "kmh",
-        "rad",
-        "deg",
-        "hz",
-        "khz",
-        "mhz",
-        "ev",
-        "kev",
-        "mev",
-        "gev",
-        "kj",
-        "kw",
-        "kwh",
-        "mv",
-        "mol",
-        "nm",
-        "atm",
-        "pa",
-        "kpa",
-        "usd",
-        "eur",
-        "rs",
-        "sq",
-        "per",
-        "day",
-        "men",
-        "cup",
-        "pen",
-        "egg",
-        "box",
-        "bag",
-        "cow",
-        "hen",
-        "pie",
-        "toy",
-        "car",
-        "boy",
-        "girl",
-        "way",
-        "cat",
-        "dog",
-        "bus",
-        "mile",
-        "hour",
-        "year",
-        "week",
-        "inch",
-        "foot",
-        "feet",
-        "yard",
-        "cent",
-        "gram",
-        "pound",
-        "liter",
-        "litre",
-        "ton",
-        "watt",
-        "volt",
-        "page",
-        "book",
-        "kid",
-        "coin",
-        "card",
-        "tree",
-        "bird",
-        "fish",
-        "ball",
-        "time",
-        "unit",
-    ]
+_UNITS = _words(
+    "mm cm dm km mg kg ml cl hr min sec ms ns kb mb gb ft in yd mi lb oz mph kmh rad deg hz khz mhz ev kev mev "
+    "gev kj kw  kwh mv mol nm atm pa kpa usd eur rs sq per day men cup pen egg box bag cow hen pie toy car boy "
+    "girl way cat dog bus  mile hour year week inch foot feet yard cent gram pound liter litre ton watt volt "
+    "page book kid coin card tree bird  fish ball time unit"
 )
 
 
@@ -239,6 +131,14 @@ def _bare_unit(match: re.Match[str]) -> str:
     attached = match[0][0].isalpha()
     known = {words[0].lower(), words[0].lower().removesuffix("s")} & _UNITS
     return "" if all(map(is_unit, words)) and (known or not attached) else match[0]
+
+
+def _bare_words(text: str) -> str:
+    """A word is not the product of its letters, which 'stop' would share with 'pots'."""
+    if not re.search(r"[A-Za-z]{4}", text):
+        return text
+    parts = [re.fullmatch(r"(\s*)([A-Za-z]{4,})([\s.]*)", part) or part for part in text.split(",")]
+    return ",".join(part if isinstance(part, str) else rf"{part[1]}\text{{{part[2]}}}{part[3]}" for part in parts)
 
 
 def _power_word(match: re.Match[str]) -> str:
@@ -572,6 +472,7 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule("imaginary unit", "3+2i", r"3+2\sqrt{-1}", _imaginary),
+    Rule("bare words", "stop, even", r"\text{stop}, \text{even}", _bare_words),
     Rule("end of sentence", "= 5.", "5", _replace(r"^\s*=\s*|[\s.,;:]+$", "")),
 )
 
@@ -610,6 +511,9 @@ def decimals(text: str) -> list[str]:
 
 def is_readable(text: str) -> bool:
     """Whether Math-Verify may read a text; it would add up numbers that merely stand side by side."""
+    words = r"(?<![A-Za-z\\{])(?:[A-Za-z]{2,}\s+[A-Za-z]{3,}|[A-Za-z]{3,}\s+[A-Za-z]{2,})"
+    if re.search(words, _LETTERS.sub("", text)):
+        return False  # prose, not a product of its letters
     bare = re.sub(r"\\(?:frac|binom|log_|sqrt)\s*(?:\d+|\{[^{}]*\})?\s*\d*", "f", text)
     return 0 < len(text) <= MAX_LENGTH and not re.search(r"\d\s+[\d.]", bare) and not re.search(r"\d\.\d*\.\d", bare)
 

@@ -74,6 +74,7 @@ class BandGRPOTrainer(GRPOTrainer):
             rows = len(batch["completion_ids"])
             first = self.accelerator.process_index * rows
             index = torch.arange(first, first + rows, device=self.accelerator.device)
+            assert self.num_generations is not None
             batch["groups"] = (index // self.num_generations).unsqueeze(1)
         return batch
 
