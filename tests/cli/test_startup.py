@@ -87,6 +87,7 @@ MISTAKES = [
     (["eval", "m", "nowhere.jsonl"], "does not exist"),
     (["eval", "./nowhere", "data.jsonl"], "does not exist"),
     (["compare", "scrach"], "did you mean 'scratch'"),
+    (["compare", "scratch", "methds=1"], "did you mean 'methods'"),
     (["samples", "nowhere"], "'nowhere'"),
     (["report", "nowhere"], "'nowhere' does not exist"),
     (["bounds", "--p", "2"], "--p is 2"),

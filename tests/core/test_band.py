@@ -37,6 +37,7 @@ def test_reference_figures(p, lower, upper):
 
 
 # 300 examples of 4096 values: more than a million examined.
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -218,6 +219,7 @@ def test_no_gradient_of_one_token_spoils_another(name):
         torch.testing.assert_close(by_old[-1:], want, rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kl", "js"])
 def test_the_backward_pass_compiles_whole(name):
     def loss(old, radius):
@@ -252,6 +254,7 @@ def test_measure_is_both_from_one_evaluation(name, monkeypatch):
     assert (g.shape, member.shape, member.dtype) == (new.shape, new.shape, torch.bool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kl", "tv", "reverse_kl", "alpha:0.7", CUBIC], ids=str)
 def test_compiles_whole(name):
     old = -torch.rand(4, 8, generator=torch.Generator().manual_seed(0)) * 6

@@ -122,6 +122,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_triton_is_as_exact_as_float32(rule, aggregation):
@@ -133,6 +134,7 @@ def test_triton_is_as_exact_as_float32(rule, aggregation):
         assert exact[2]["clip_fraction"] > 0, "the comparison should meet held tokens"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("rule", [Band(), Clip(0.2, 0.28), DCPO()], ids=repr)
 def test_half_precision_is_read_as_it_is_and_computed_in_float32(dtype, rule):
@@ -148,6 +150,7 @@ def test_half_precision_is_read_as_it_is_and_computed_in_float32(dtype, rule):
     check(batch, "triton", rule, grad_step=torch.finfo(dtype).eps, dual_clip=1.5, extras=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 70), (9, 5), (4, 64), (2, 150)], ids=str)
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
 def test_any_shape_with_many_tiles_and_few_programs(monkeypatch, shape, aggregation):
@@ -158,6 +161,7 @@ def test_any_shape_with_many_tiles_and_few_programs(monkeypatch, shape, aggregat
     check(batch, "triton", Band(), aggregation=aggregation, upstream=3.0)
 
 
+@pytest.mark.slow
 def test_a_horizon_a_flat_batch_a_sequence_advantage_and_strided_inputs():
     batch = tokens()
     check(batch, "triton", Band(), aggregation="seq-mean-token-sum-norm", horizon=7)
@@ -169,6 +173,7 @@ def test_a_horizon_a_flat_batch_a_sequence_advantage_and_strided_inputs():
     check(batch, "triton", Band(), extras=False)
 
 
+@pytest.mark.slow
 def test_triton_ignores_what_masked_tokens_hold():
     batch = tokens()
     hole = ~batch[3]
@@ -180,6 +185,7 @@ def test_triton_ignores_what_masked_tokens_hold():
     assert spoilt[2] == clean[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_triton_with_an_empty_mask(aggregation):
     batch = tokens()
@@ -191,6 +197,7 @@ def test_triton_with_an_empty_mask(aggregation):
     assert ours[2] == reference[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["kl", "tv", "chi2"])
 def test_triton_at_the_limits(divergence):
     # p = 0, p = 1, probabilities that vanish, appear, underflow, or stay; A of both signs for each.
@@ -212,6 +219,7 @@ def test_triton_at_the_limits(divergence):
                 assert ours[2][name] == pytest.approx(value, rel=4e-6, abs=1e-30, nan_ok=True), (name, where)
 
 
+@pytest.mark.slow
 def test_backward_twice_and_no_gradient():
     batch = tokens()
     new = batch[0].clone().requires_grad_()
@@ -251,6 +259,7 @@ def triton_band(old, radius, divergence):
     return lower, upper
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["kl", "tv", "chi2"])
 @pytest.mark.parametrize("radius", [1e-4, 0.01, 0.05, 0.3])
 def test_triton_bounds_are_exact(divergence, radius):
@@ -366,6 +375,7 @@ def empty():
     return torch.empty(4, 7, device="meta")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [Band(cap=3.0, floor=0.2), Band((empty(), 0.1), "chi2"), Band(0.05, "js"), Band(0.05, "hellinger2"), Clip(),

@@ -88,7 +88,7 @@ def test_adaptive_radius_follows_the_surprisal():
     assert torch.equal(impossible.log_upper, Band(0.15).bounds(torch.tensor([-math.inf])).log_upper)
 
 
-@pytest.mark.parametrize("backend", ["eager", "compile"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("compile", marks=pytest.mark.slow)])
 def test_adaptive_band_in_the_loss_is_band_with_these_radii(backend):
     generator = torch.Generator().manual_seed(1)
     old = -6 * torch.rand(4, 50, generator=generator, dtype=torch.float64)

@@ -17,6 +17,7 @@ def _logps(n=20_000):
     return torch.where(uniform[1] < 0.5, -100 * uniform[0], -torch.exp(25 * uniform[0] - 21))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("radius", "n"), [(0.01, 1_000_000), ((0.05, 0.3), 20_000), (1e-6, 20_000), (4.0, 20_000)])
 def test_the_table_is_within_its_stated_error(name, radius, n):
@@ -53,6 +54,7 @@ def test_closed_forms_are_not_tabulated(name):
     assert torch.equal(table(old).log_upper, band(old, 0.05, name).log_upper)
 
 
+@pytest.mark.slow
 def test_a_users_divergence_and_double_precision():
     mine = FDivergence(name="mine", f=lambda u: (u - 1) ** 2 / (u + 1))
     table = BandTable(0.05, mine, dtype=torch.float64)

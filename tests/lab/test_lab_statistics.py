@@ -73,6 +73,7 @@ def simulated(dice):
     return scores
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_and_identical_methods_are_rarely_called_different():
     dice = np.random.default_rng(1)
     covered = finals = wrong = 0

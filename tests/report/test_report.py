@@ -273,6 +273,7 @@ def text_of(path):
     return " ".join(" ".join(Page(path.read_text(encoding="utf-8")).text).split())
 
 
+@pytest.mark.slow
 def test_a_study_needs_its_metrics_alone(tmp_path):
     file = tmp_path / "metrics.json"
     metrics = a_study()
