@@ -83,8 +83,7 @@ class Inputs:
 
 def _loss(x: Inputs, rule: Any, backend: str) -> Tensor:
     x.new.grad = None
-    options = {} if backend == "eager" else {"backend": backend}
-    loss: Tensor = bandpo.policy_loss(x.new, x.old, x.advantages, x.mask, rule=rule, **options).loss
+    loss: Tensor = bandpo.policy_loss(x.new, x.old, x.advantages, x.mask, rule=rule, backend=backend).loss
     loss.backward()
     return loss
 
@@ -92,17 +91,14 @@ def _loss(x: Inputs, rule: Any, backend: str) -> Tensor:
 def operation(kind: str, name: str, backend: str, device: str) -> Callable[[Inputs], Any]:
     """The call to time. Bounds are read as log-ratios, which is how they are computed."""
     if kind == "loss":
-        rule = bandpo.Clip() if name == "clip" else bandpo.Band(radius=RADIUS, divergence=name)
+        named = {"clip": bandpo.Clip(), "adaptive": bandpo.AdaptiveBand(radius=RADIUS)}
+        rule = named[name] if name in named else bandpo.Band(radius=RADIUS, divergence=name)
         return lambda x: _loss(x, rule, backend)
     if kind == "bisection":
         return lambda x: bisection(x.old, name)
     if kind == "table":
         table = band_table(RADIUS, name, device)
         tensors = {"table": lambda x: _both(table(x.old))}[kind]
-    elif backend == "triton":
-        from bandpo.core import backends
-
-        return lambda x: backends.triton_band(x.old, RADIUS, RADIUS, name)
     else:
         tensors = {
             "band": lambda x: _both(band(x.old, RADIUS, name)),
@@ -136,17 +132,15 @@ def plan(device: str, sizes: list[int]) -> list[tuple[str, str, str, int]]:
     backends = ["eager", "compile"] + (["triton"] if device == "cuda" else [])
     main = MAIN if MAIN in sizes else max(sizes)
     rows = [(kind, name, "eager", main) for name in NAMES for kind in ("bisection", "band")]
-    rows += [("loss", name, b, main) for b in backends for name in ("clip", "kl")]
-    for b in backends[1:]:
-        known = NAMES if b == "compile" else ("kl", "tv", "chi2")
-        rows += [("band", name, b, main) for name in known]
+    rows += [("loss", name, b, main) for b in backends for name in ("clip", "kl", "adaptive")]
+    rows += [("band", name, "compile", main) for name in NAMES]
     rows += [("table", name, b, main) for name in TABLED for b in ("eager", "compile")]
     rows += [("inside", name, "eager", main) for name in NAMES]
     rows += [(kind, "kl", b, main) for kind in ("inside", "band_side") for b in ("eager", "compile")]
     for n in sizes:
         if n != main:
             rows += [("bisection", "kl", "eager", n)]
-            rows += [("band", "kl", b, n) for b in backends] + [("table", "kl", "compile", n)]
+            rows += [("band", "kl", b, n) for b in ("eager", "compile")] + [("table", "kl", "compile", n)]
             rows += [("loss", name, b, n) for b in backends for name in ("clip", "kl")]
     return list(dict.fromkeys(rows))
 
@@ -402,7 +396,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
     lines = []
     for (kind, name, backend, tokens), row in sorted(timed.items(), key=lambda kv: (kv[0][2], kv[0][3], kv[0][1])):
         if kind == "loss":
-            rule = "fixed clip" if name == "clip" else f"Band, {name}"
+            rule = {"clip": "fixed clip", "adaptive": "AdaptiveBand, kl"}.get(name, f"Band, {name}")
             times = [_number(row["times_clip"], "x"), _number(row["times_copy"], "x")]
             lines.append([backend, f"{tokens:,}", rule, _number(1e3 * row["seconds"], " ms"), *times])
     header = ["backend", "tokens", "rule", "time", "against the fixed clip", "against a copy of its bytes"]

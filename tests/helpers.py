@@ -19,21 +19,27 @@ QUIET_ON_CPU = {
     "disable_tqdm": True,
 }
 
-# A run of seconds, for `bandpo train`.
-TINY_RUN = [
-    "scratch",
+# Settings of the recipe scratch that make a run of seconds; a test adds what it is about.
+TINY = [
     "model.scratch={hidden_size: 32, layers: 2, heads: 2, positions: 64}",
     "warmup.steps=60",
     "task.low=0",
     "task.high=4",
     "task.heldout=5",
-    "train.max_steps=24",
+    "train.max_steps=4",
     "train.generation_batch_size=16",
     "train.per_device_train_batch_size=4",
     "train.num_generations=4",
     "train.max_completion_length=4",
+    "eval.samples=2",
+]
+
+# A run of several rollouts and checkpoints, for `bandpo train`.
+TINY_RUN = [
+    "scratch",
+    *TINY,
+    "train.max_steps=24",
     "train.save_steps=3",
     "train.learning_rate=1e-3",
     "train.dynamic_sampling=1",
-    "eval.samples=2",
 ]

@@ -94,6 +94,7 @@ def test_the_core_needs_torch_alone():
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_reports_and_recipes_do_without_trl():
     code = (
         "import sys, bandpo.report, bandpo.runs.config, bandpo.models;"

@@ -13,7 +13,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # Imported if the user has them; `bandpo doctor` lists them.
 OPTIONAL = {"triton", "vllm"}
-MODULES = {"yaml": "pyyaml", "math_verify": "math-verify", "reasoning_gym": "reasoning-gym"}
+MODULES = {
+    "yaml": "pyyaml",
+    # Math-Verify's parser and algebra, whose versions are its choice.
+    "latex2sympy2_extended": "math-verify",
+    "sympy": "math-verify",
+}
 
 
 def declared():

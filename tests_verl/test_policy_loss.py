@@ -11,6 +11,7 @@ from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import ActorConfig, PolicyLossConfig
 
 import bandpo
+from bandpo.core.registry import make_rule
 from bandpo.integrations.verl import BandPolicyLossConfig
 
 BATCH, LENGTH = 6, 24
@@ -91,7 +92,7 @@ def test_any_rule_is_our_policy_loss(mode, rule, weighted):
         data["old_log_prob"],
         data["advantages"],
         data["response_mask"],
-        rule=bandpo.core.rules.make_rule(**rule),
+        rule=make_rule(**rule),
         aggregation=mode,
         dual_clip=6.0,
         weights=weights,
@@ -170,3 +171,43 @@ def test_every_metric_is_a_float_under_actor():
 def test_a_missing_configuration_is_one_sentence():
     with pytest.raises(ValueError, match="config is None, allowed is verl's ActorConfig"):
         get_policy_loss_fn("bandpo")(**batch())
+
+
+OWN_RULES = """
+from bandpo import Band
+
+class ByPosition(Band):
+    needs = frozenset({"positions"})
+    def radii(self, tokens):
+        low, high = super().radii(tokens)
+        return low / (1 + tokens.positions), high / (1 + tokens.positions)
+
+class Mask(Band):
+    two_sided = True
+
+class ByEntropy(Band):
+    needs = frozenset({"old_entropy"})
+"""
+
+
+def test_rules_of_ones_own_hold_as_in_our_loss_or_are_refused_on_the_driver(tmp_path, monkeypatch):
+    (tmp_path / "own_rules.py").write_text(OWN_RULES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("own_rules:ByPosition", "own_rules:Mask"):
+        data = batch(6)
+        _, gradient, metrics = run("bandpo", banded({"name": name, "radius": 0.05}, clip_ratio_c=1e6), data)
+        ours = bandpo.policy_loss(
+            data["log_prob"],
+            data["old_log_prob"],
+            data["advantages"],
+            data["response_mask"],
+            make_rule(name, radius=0.05),
+        )
+        torch.testing.assert_close(
+            gradient, torch.autograd.grad(ours.loss, data["log_prob"])[0], rtol=1e-5, atol=1e-8
+        )
+        share = ours.metrics["clip_fraction"].item()
+        assert metrics["actor/band/clip_fraction"] == pytest.approx(share, rel=1e-6)
+        assert share > 0
+    with pytest.raises(ValueError, match=r"ByEntropy needs old_entropy: verl cannot give it; .*BandGRPOTrainer"):
+        BandPolicyLossConfig(rule={"name": "own_rules:ByEntropy"})

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from bandpo.core.certify import Certificate, certify
     from bandpo.core.divergences import FDivergence
     from bandpo.core.losses import PolicyLoss, policy_loss
-    from bandpo.core.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
+    from bandpo.core.rivals import DCPO, Clip, NoClip
+    from bandpo.core.rules import AdaptiveBand, Band, ClipRule
     from bandpo.core.table import BandTable, band_table
     from bandpo.core.tokens import Tokens
     from bandpo.version import __version__ as __version__
@@ -44,7 +45,8 @@ __getattr__, __dir__ = lazy(
         "bandpo.core.certify": ("Certificate", "certify"),
         "bandpo.core.divergences": ("FDivergence",),
         "bandpo.core.losses": ("PolicyLoss", "policy_loss"),
-        "bandpo.core.rules": ("DCPO", "AdaptiveBand", "Band", "Clip", "ClipRule", "NoClip"),
+        "bandpo.core.rivals": ("DCPO", "Clip", "NoClip"),
+        "bandpo.core.rules": ("AdaptiveBand", "Band", "ClipRule"),
         "bandpo.core.table": ("BandTable", "band_table"),
         "bandpo.core.tokens": ("Tokens",),
         "bandpo.version": ("__version__",),

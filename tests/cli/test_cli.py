@@ -7,16 +7,11 @@ import sys
 import pytest
 import yaml
 
-SMALL = [
-    "model.scratch={hidden_size: 32, layers: 2, heads: 2, positions: 64}",
-    "warmup.steps=20",
-    "train.max_steps=4",
-    "train.generation_batch_size=16",
-    "train.per_device_train_batch_size=4",
-    "train.num_generations=4",
-    "task.heldout=8",
-    "eval.samples=2",
-]
+from helpers import TINY
+
+pytestmark = pytest.mark.slow
+
+RUN = ["scratch", *TINY, "--output", "out"]
 
 
 def bandpo(*arguments, cwd):
@@ -29,7 +24,7 @@ def bandpo(*arguments, cwd):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
-    return folder, bandpo("train", "scratch", *SMALL, "--output", "out", cwd=folder)
+    return folder, bandpo("train", *RUN, cwd=folder)
 
 
 def test_train_leaves_a_complete_run_directory(finished):
@@ -42,7 +37,7 @@ def test_train_leaves_a_complete_run_directory(finished):
     for when in ("before", "after"):
         assert {"mean@2", "pass@2", "greedy", "entropy"} <= set(summary[when]["metrics"])
         samples = [json.loads(line) for line in (run / "eval" / when / "samples.jsonl").read_text().splitlines()]
-        assert [len(row["completions"]) for row in samples] == [2] * 8
+        assert [len(row["completions"]) for row in samples] == [2] * 5
         result_file = json.loads((run / "eval" / when / "result.json").read_text())
         assert result_file["metrics"] == summary[when]["metrics"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -79,7 +74,7 @@ def test_a_run_directory_can_be_evaluated_and_read(finished, questions, tmp_path
     options = ["--samples", "2", "--max-new-tokens", "4", "--limit", "2", "--output", str(tmp_path / "scores")]
     app(args=["eval", run, str(questions), *options], standalone_mode=False)
     assert "mean@2" in capsys.readouterr().out
-    for directory, count in ((run, 16), (f"{run}/eval/after", 8 * 2), (str(tmp_path / "scores"), 2 * 2)):
+    for directory, count in ((run, 16), (f"{run}/eval/after", 5 * 2), (str(tmp_path / "scores"), 2 * 2)):
         app(args=["samples", directory, "--limit", "100"], standalone_mode=False)
         assert capsys.readouterr().out.count("\n--- reward ") == count
 
@@ -87,7 +82,7 @@ def test_a_run_directory_can_be_evaluated_and_read(finished, questions, tmp_path
 def test_nothing_is_overwritten(finished):
     folder, _ = finished
     before = (folder / "out" / "summary.json").read_bytes()
-    result = bandpo("train", "scratch", *SMALL, "--output", "out", cwd=folder)
+    result = bandpo("train", *RUN, cwd=folder)
     assert result.returncode == 1
     assert "already exists" in result.stderr
     assert (folder / "out" / "summary.json").read_bytes() == before
@@ -144,7 +139,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_a_failed_run_says_so(tmp_path):
-    result = bandpo("train", "scratch", *SMALL, "train.learning_rate=-1", "--output", "out", cwd=tmp_path)
+    result = bandpo("train", *RUN, "train.learning_rate=-1", cwd=tmp_path)
     assert result.returncode != 0
     assert json.loads((tmp_path / "out" / "status.json").read_text())["status"] == "failed"
     assert "Traceback" in (tmp_path / "out" / "error.log").read_text()

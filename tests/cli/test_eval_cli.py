@@ -94,6 +94,7 @@ def test_a_data_set_by_name(bandpo, tmp_path, model_path, monkeypatch):
     assert json.loads((tmp_path / "other" / "gsm8k" / "result.json").read_text())["task"]["template"] == "plain"
 
 
+@pytest.mark.slow
 def test_an_adapter_is_evaluated_with_its_base(bandpo, tmp_path, model_path, questions):
     from peft import LoraConfig, get_peft_model
 
@@ -203,6 +204,7 @@ def test_backends():
 COMMAND = [sys.executable, "-c", "from bandpo.cli import main; main()"]
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_ends_as_one_that_was_not(bandpo, tmp_path, model_path, questions):
     arguments = ("--samples", "2", "--max-new-tokens", "24", "--batch-size", "2", "--greedy")
     bandpo("eval", model_path, questions, *arguments, "--output", "whole")
@@ -223,6 +225,7 @@ def test_a_killed_evaluation_ends_as_one_that_was_not(bandpo, tmp_path, model_pa
         assert cut.read_bytes() == whole.read_bytes(), name
 
 
+@pytest.mark.slow
 def test_evaluating_does_without_trl(tmp_path, model_path, questions):
     code = (
         "import sys; from bandpo.cli.app import app; app(args=sys.argv[1:], standalone_mode=False);"

@@ -38,7 +38,19 @@ def run_all(commands, cwd):
 
 
 def test_help_and_lists_do_without_torch(tmp_path):
-    names = ["train", "eval", "compare", "samples", "report", "bounds", "recipes", "tasks", "doctor", "launch"]
+    names = [
+        "train",
+        "eval",
+        "grade",
+        "compare",
+        "samples",
+        "report",
+        "bounds",
+        "recipes",
+        "tasks",
+        "doctor",
+        "launch",
+    ]
     commands = [["--help"], *([name, "--help"] for name in names), ["launch", "verl", "--help"]]
     for arguments, code, slow, said in run_all([*commands, ["recipes"], ["tasks"], ["compare"]], tmp_path):
         assert (code, slow) == (0, []), arguments
@@ -57,6 +69,11 @@ MISTAKES = [
     (["train", "scrach"], "did you mean 'scratch'"),
     (["train", "./no/such.yaml"], "does not exist"),
     (["train", "scratch", "rule.radius"], "not of the form key=value"),
+    (["train", "scratch", "modl.path=x"], "did you mean 'model'"),
+    (["train", "scratch", "model.pth=x"], "allowed here: path"),
+    (["train", "scratch", "model.dtype=float8"], "model.dtype is 'float8'"),
+    (["train", "scratch", "task.name=arithmetics"], "did you mean 'arithmetic'"),
+    (["train", "scratch", "rule=band"], "allowed is a mapping"),
     (["train", "scratch", "--resume"], "'scratch' is none"),
     (["eval", "m"], "Missing argument"),
     (["eval", "m", "data.jsonl", "--samples", "0"], "--samples"),

@@ -1,13 +1,14 @@
 """The Band operator: figures of the paper, properties, gradients, dtypes, compilation, errors."""
 
 import math
+import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandpo.core.band import band, band_side, binary_divergence, inside
+from bandpo.core.band import band, band_side, binary_divergence, inside, measure
 from bandpo.core.checks import DEFAULT_RADIUS, POSITIVE_TOLERANCE
 from bandpo.core.divergences import FDivergence
 from helpers import NAMES
@@ -197,6 +198,58 @@ def test_gradients_at_a_saturated_side():
     assert not band(old.detach(), 0.05).log_upper.requires_grad
     with torch.no_grad():
         assert not band(old, radius).log_upper.requires_grad
+
+
+@pytest.mark.parametrize("name", [*NAMES, CUBIC], ids=str)
+def test_no_gradient_of_one_token_spoils_another(name):
+    # Certain, impossible, saturated and ordinary tokens in one batch: derivatives are numbers, the ordinary as alone.
+    old = torch.tensor([0.0, -math.inf, -1e-6, -9.0, -1.0], dtype=torch.float64, requires_grad=True)
+    radius = torch.full((5,), 0.3, dtype=torch.float64, requires_grad=True)
+    alone = old.detach()[-1:].requires_grad_()
+    for upper in (True, False):
+        bound = band_side(old, radius, name, upper)
+        by_old, by_radius = torch.autograd.grad(bound.sum(), (old, radius))
+        assert torch.isfinite(by_old).all(), by_old
+        assert torch.isfinite(by_radius).all(), by_radius
+        # At p = 1 the lower bound is f's own root, and its slope in the radius that of f there.
+        if name == "kl" and not upper:
+            assert by_radius[0].item() == pytest.approx(-1.0, rel=1e-12)
+        (want,) = torch.autograd.grad(band_side(alone, 0.3, name, upper).sum(), alone)
+        torch.testing.assert_close(by_old[-1:], want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["kl", "js"])
+def test_the_backward_pass_compiles_whole(name):
+    def loss(old, radius):
+        return band_side(old, radius, name, upper=old < -2.0).sum()
+
+    old = (-6 * torch.rand(4, 8, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    radius = torch.full((8,), 0.1, requires_grad=True)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    want = torch.autograd.grad(loss(old, radius), (old, radius))
+    for got, exact in zip(torch.autograd.grad(compiled(old, radius), (old, radius)), want, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["kl", "chi2", "js", CUBIC], ids=str)
+def test_measure_is_both_from_one_evaluation(name, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    old = -6 * torch.rand(5, 40, generator=generator)
+    new = (old + 0.5 * torch.randn(5, 40, generator=generator)).clamp(max=0.0)
+    high = 0.2 * torch.rand(5, 40, generator=generator) + 0.01
+    g, member = measure(new, old, 0.05, high, name)
+    assert g.dtype == torch.float32
+    assert torch.equal(g, binary_divergence(new, old, name))
+    assert torch.equal(member, inside(new, old, (0.05, high), name))
+    assert torch.equal(member, g <= torch.where(new > old, high, 0.05))
+    monkeypatch.setattr(sys.modules["bandpo.core.band"], "CPU_BLOCK", 16)
+    for part, whole in zip(measure(new, old, 0.05, high, name), (g, member), strict=True):
+        assert torch.equal(part, whole)
+    g, member = measure(new, old[:1], 0.05, high[:1], name)
+    assert torch.equal(g[2], binary_divergence(new[2], old[0], name))
+    assert torch.equal(member[2], inside(new[2], old[0], (0.05, high[0]), name))
+    g, member = measure(new.to("meta"), old.to("meta"), 0.05, 0.1, name)
+    assert (g.shape, member.shape, member.dtype) == (new.shape, new.shape, torch.bool)
 
 
 @pytest.mark.parametrize("name", ["kl", "tv", "reverse_kl", "alpha:0.7", CUBIC], ids=str)

@@ -10,8 +10,8 @@ import torch
 import oracle
 from bandpo.core.band import band, binary_divergence
 from bandpo.core.checks import as_work_dtype
-from bandpo.core.coins import excess, log_rest, one_minus_exp
-from bandpo.core.divergences import FDivergence, get_divergence, renyi_to_alpha
+from bandpo.core.coins import coins, excess, log_rest, one_minus_exp
+from bandpo.core.divergences import BinaryForm, FDivergence, get_divergence, renyi_to_alpha
 from helpers import NAMES, ROOT
 
 U = torch.exp(torch.linspace(-8, 8, 401, dtype=torch.float64))
@@ -115,6 +115,44 @@ def test_elementary_functions_keep_their_digits():
         ):
             want = torch.tensor([float(theirs(v)) for v in arg], dtype=torch.float64)
             torch.testing.assert_close(ours(x), want, rtol=5e-15, atol=0)
+
+
+def test_coins_are_exact_to_a_few_ulp():
+    old, shift = -torch.logspace(-9, 2, 23, dtype=torch.float64), torch.logspace(-12, 0.3, 12, dtype=torch.float64)
+    old = old[:, None].expand(23, 24).flatten()
+    new = torch.cat([old.view(23, 24)[:, :12] - shift, old.view(23, 24)[:, 12:] * torch.exp(-shift)], 1).flatten()
+    k = coins(new, old)
+    with mp.workdps(80):
+        for i in range(old.numel()):
+            a, b = mp.mpf(old[i].item()), mp.mpf(new[i].item())
+            p, c, q, d = mp.exp(a), -mp.expm1(a), mp.exp(b), -mp.expm1(b)
+            want = {"p": p, "c": c, "q": q, "d": d, "s": b - a, "t": mp.log(d / c), "moved": q - p}
+            for name, value in want.items():
+                assert getattr(k, name)[i].item() == pytest.approx(float(value), rel=2e-15, abs=0), (name, a, b)
+
+
+def test_a_binary_form_of_a_users_own_takes_over_from_f():
+    f = lambda u: (u - 1) ** 2 / (u + 1)  # noqa: E731
+    value = lambda p, q, s, moved: moved * (moved / (p + q + 1e-300))  # noqa: E731
+    seen = []
+
+    def slope(k):
+        seen.append(k.d.shape)
+        return 4 * k.d * ((k.c / (k.c + k.d)) ** 2 - (k.p / (k.p + k.q)) ** 2)
+
+    plain, short = FDivergence("plain", f), FDivergence("short", f, BinaryForm(value))
+    newton = FDivergence("newton", f, BinaryForm(value, slope=slope))
+    old = -torch.logspace(-4, 1.9, 80, dtype=torch.float64)
+    want = band(old, 0.05, plain)
+    for divergence in (short, newton):
+        got = band(old, 0.05, divergence)
+        torch.testing.assert_close(got.log_upper, want.log_upper, rtol=1e-10, atol=0)
+        torch.testing.assert_close(got.log_lower, want.log_lower, rtol=1e-10, atol=0)
+    assert len(seen) == 2 * 12  # Newton's trips, each side
+    new = old + 0.3 * want.log_lower.clamp(min=-9)
+    torch.testing.assert_close(
+        binary_divergence(new.float(), old.float(), short), binary_divergence(new.float(), old.float(), plain)
+    )
 
 
 def test_work_dtype():

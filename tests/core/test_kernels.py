@@ -320,6 +320,7 @@ def test_elementary_functions_are_within_2_5_ulp(which, function):
 # --- torch.compile ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compile_gives_the_same_and_does_not_compile_anew():
     options = {"dual_clip": 1.3}  # a sequence mode would add several seconds of compiling
     check(tokens(top=-1e-3), "compile", Band((0.05, 0.07), cap=2.0), **options)
@@ -335,6 +336,7 @@ def test_compile_gives_the_same_and_does_not_compile_anew():
                     run(spoilt, backend, rule=Band((0.05, 0.07), cap=2.0), **options)
 
 
+@pytest.mark.slow
 def test_compiled_divergence_near_probability_one():
     old = torch.tensor([-1e-6, -1e-4, -1e-3] * 16, device=DEVICE)
     function = torch.compile(binary_divergence, fullgraph=True)
@@ -541,6 +543,7 @@ print("built")
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu_that_need_not_be_there():
     # The interpreter accepts what the compiler refuses; Triton compiles to machine code without a device.
     environment = {**os.environ, "TRITON_INTERPRET": "0"}

@@ -49,6 +49,7 @@ def kl_bounds_by_bisection(old, radius):
     return high / p, upper
 
 
+@pytest.mark.slow
 def test_gradient_equals_the_surrogates_on_a_million_tokens():
     generator = torch.Generator().manual_seed(1)
     old = (-8 * torch.rand(1000, 1000, generator=generator, dtype=torch.float64)).clamp(max=-1e-3)

@@ -402,7 +402,7 @@ def test_verl_data_writes_verls_schema(tmp_path):
 def test_verl_data_reads_the_split_to_train_on_where_there_is_one(monkeypatch, name, split, row):
     asked = []
 
-    def read_hub(source, subsets, split):
+    def read_hub(source, subsets, split, known):
         asked.append(split)
         return [row, {**row, "level": "Level 2"}]
 

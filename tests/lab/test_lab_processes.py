@@ -24,13 +24,11 @@ from bandpo.runs.config import load_config
 from bandpo.runs.job import run_training
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.training.durable import Durable
+from helpers import TINY
 
-TINY = [
-    "model.scratch={hidden_size: 32, layers: 2, heads: 2, positions: 64}", "warmup.steps=5", "task.low=0",
-    "task.high=4", "task.heldout=5", "train.max_steps=4", "train.generation_batch_size=16",
-    "train.per_device_train_batch_size=4", "train.num_generations=4", "train.max_completion_length=4",
-    "train.learning_rate=1e-2", "train.warmup_steps=0", "train.report_to=[]", "eval.samples=2",
-]  # fmt: skip
+pytestmark = pytest.mark.slow
+
+FAST = ["warmup.steps=5", "train.learning_rate=1e-2", "train.warmup_steps=0", "train.report_to=[]"]
 LOSSES = {
     "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
     "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4},
@@ -39,7 +37,7 @@ LOSSES = {
 
 
 def recipe(*overrides):
-    return load_config("scratch", [*TINY, *overrides])
+    return load_config("scratch", [*TINY, *FAST, *overrides])
 
 
 def trl(settings):

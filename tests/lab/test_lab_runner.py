@@ -168,6 +168,7 @@ def test_mistakes_are_named_in_one_sentence(tmp_path, changes, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", study_names())
 def test_every_packaged_study_is_valid(name):
     study = load_study(name)
@@ -202,6 +203,7 @@ def test_a_target_out_of_reach_ends_the_search_at_the_nearest_end():
 # The runner
 
 
+@pytest.mark.slow
 def test_a_study_leaves_what_the_page_says(whole):
     _, directory, result = whole
     assert result == StudyResult.load(directory / "metrics.json")
@@ -223,6 +225,7 @@ def test_a_study_leaves_what_the_page_says(whole):
     assert len(compare(result)[0].results) == 3
 
 
+@pytest.mark.slow
 def test_a_control_is_matched_before_it_is_run(whole):
     """The stand-in clips .01/width: the target is .01/.28, and the middle of [.01, 1] is .1."""
     _, directory, metrics = whole
@@ -238,6 +241,7 @@ def pilot_seeds(directory):
     return [yaml.safe_load(file.read_text())["seed"] for file in (directory / "pilots").rglob("config.yaml")]
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again(whole, tmp_path):
     study, directory, metrics = whole
     before = starts(directory)
@@ -250,6 +254,7 @@ def test_what_is_finished_is_not_run_again(whole, tmp_path):
     assert starts(copy) == before
 
 
+@pytest.mark.slow
 def test_a_study_that_was_changed_is_refused(whole, tmp_path):
     _, directory, _ = whole
     with pytest.raises(ValueError, match=r"Band seed 0 was run as .*radius=0.05.*choose another --output"):
@@ -272,6 +277,7 @@ def wait_until(condition, seconds=60):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_study_killed_three_times_gives_the_same_table_and_leaves_no_process(tmp_path, whole):
     study, _, metrics = whole
     path = write(tmp_path)
@@ -299,6 +305,7 @@ def test_a_study_killed_three_times_gives_the_same_table_and_leaves_no_process(t
     assert "Band as GRPO" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):
     changes = {"methods": {"GRPO": {"rule": {"name": "clip", "high": 9}}, "Band": {}}, "seeds": [0]}
     study = load_study(write(tmp_path, **changes))
@@ -312,6 +319,7 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):
     assert starts(tmp_path / "out").count("runs/Band/0") == 1
 
 
+@pytest.mark.slow
 def test_threads_that_the_user_has_set_are_kept(tmp_path, monkeypatch):
     """Two studies on one machine, each with all cores' threads, would slow each other down tenfold."""
     study = load_study(write(tmp_path, methods={"GRPO": {"rule": {"name": "clip", "high": 0.28}}}, workers=1))
@@ -338,6 +346,7 @@ def test_gpus_are_those_that_the_user_has_chosen(monkeypatch):
         assert found == [*names, names[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("load", "said"), [(0.5, False), (9.26, True)])
 def test_a_busy_machine_is_said_before_a_study_starts(tmp_path, monkeypatch, load, said):
     monkeypatch.setattr(os, "getloadavg", lambda: (cores() + load, 0, 0) if said else (load, 0, 0))
@@ -350,6 +359,7 @@ def test_a_busy_machine_is_said_before_a_study_starts(tmp_path, monkeypatch, loa
     assert ("--workers" in first) == said
 
 
+@pytest.mark.slow
 def test_a_failed_pilot_run_skips_its_control_alone(tmp_path):
     methods = {
         "GRPO": {"rule": {"name": "clip", "high": 9}},
@@ -365,6 +375,7 @@ def test_a_failed_pilot_run_skips_its_control_alone(tmp_path):
     assert starts(tmp_path / "out").count("pilots/GRPO/target") == 1
 
 
+@pytest.mark.slow
 def test_one_compare_at_a_time(tmp_path, whole):
     from bandpo.lab.runner import locked
 
@@ -373,6 +384,7 @@ def test_one_compare_at_a_time(tmp_path, whole):
         run_study(study, directory)
 
 
+@pytest.mark.slow
 def test_sixty_runs_of_240_updates_are_well_below_a_megabyte(tmp_path, whole):
     _, directory, _ = whole
     run = directory / "runs" / "GRPO" / "0"

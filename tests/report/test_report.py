@@ -12,6 +12,7 @@ import torch
 from bandpo import Band, Clip
 from bandpo.files import read_lines
 from bandpo.report.pages import plot_bounds, write_report
+from helpers import TINY
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \u202egnp.exe </details></main> | a | b |"
 
@@ -28,21 +29,15 @@ def run(tmp_path_factory):
     config = load_config(
         "scratch",
         [
-            "model.scratch={hidden_size: 32, layers: 2, heads: 2, positions: 64}",
-            "warmup.steps=60",
+            *TINY,
             "train.max_steps=16",
             "train.generation_batch_size=32",
             "train.per_device_train_batch_size=8",
-            "train.num_generations=4",
-            "train.max_completion_length=4",
             "train.learning_rate=3e-3",
             "train.warmup_steps=0",
-            "rule.radius=0.0001",
-            "task.low=0",
-            "task.high=4",
             "train.report_to=[]",
+            "rule.radius=0.0001",
             "task.heldout=4",
-            "eval.samples=2",
             "record.batches=2",
         ],
     )
@@ -85,6 +80,7 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_offline_and_runs_nothing(run, tmp_path):
     html = write_report([run], tmp_path).read_text(encoding="utf-8")
     page = Page(html)
@@ -102,6 +98,7 @@ def test_the_page_is_whole_offline_and_runs_nothing(run, tmp_path):
     assert page.tags.count("svg") >= 6
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_run_left(run, tmp_path):
     text = " ".join("".join(Page(write_report([run], tmp_path).read_text(encoding="utf-8")).text).split())
     summary = json.loads((run / "summary.json").read_text())
@@ -118,6 +115,7 @@ def test_the_page_says_what_the_run_left(run, tmp_path):
     assert clipped > 0
 
 
+@pytest.mark.slow
 def test_recorded_tokens_give_the_figures_that_were_logged(run):
     """The update's only micro-batch is kept whole, so its counts are those of metrics.jsonl."""
     from bandpo.report.why import outside
@@ -137,6 +135,7 @@ def test_recorded_tokens_give_the_figures_that_were_logged(run):
     assert sum(outside(Band(0.0001), batch).clipped.sum() for batch in batches) > 0
 
 
+@pytest.mark.slow
 def test_pictures_and_markdown_beside_it(run, tmp_path):
     write_report([run], tmp_path)
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -148,6 +147,7 @@ def test_pictures_and_markdown_beside_it(run, tmp_path):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
 
+@pytest.mark.slow
 def test_several_runs_need_a_place(run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run, other)
@@ -161,6 +161,7 @@ def test_several_runs_need_a_place(run, tmp_path):
         write_report([tmp_path / "nowhere"])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finished_has_a_report_too(run, tmp_path):
     early = tmp_path / "early"
     shutil.copytree(run, early)
@@ -303,6 +304,7 @@ def test_a_study_that_has_not_begun_has_a_report(tmp_path):
     assert "9 of 9 runs are to come" in text_of(write_report([tmp_path]))
 
 
+@pytest.mark.slow
 def test_a_sweep_and_studies_beside_runs(run, tmp_path):
     swept, other = tmp_path / "a.json", tmp_path / "b.json"
     swept.write_text(json.dumps(a_study("swept", {"rule.radius": ["0.01", "0.05"]})))
@@ -343,6 +345,7 @@ def test_what_is_no_study_is_named(tmp_path):
             write_report([tmp_path])
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_the_seed_alone_are_one_curve(run, tmp_path):
     from bandpo.report.run_page import run_sections
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,16 @@ class Odd(Task):
         return [Problem("1", "1")]
 
 
+class Third(Task):
+    def problems(self):
+        return [], [], []
+
+
+class Words(Task):
+    def problems(self):
+        return ["1+1="], []
+
+
 class Other(Task):
     name: str = "other"
 
@@ -163,7 +174,9 @@ def test_a_task_of_ones_own(own):
     train, heldout = draw_problems(config.task)
     assert [p.answer for p in train] == ["4", "6", "8"]
     assert len(heldout) == 2
-    dump = config.model_dump(mode="json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # pydantic warns of what it cannot write down
+        dump = config.model_dump(mode="json")
     assert (dump["task"]["name"], dump["task"]["top"]) == ("own_things:Doubles", 5)
     assert validate_config(dump) == config
     assert validate_config({**dump, "task": config.task}) == config, "as an object"
@@ -193,9 +206,17 @@ def test_what_cannot_be_used_is_one_sentence(own, override, words):
         assert word in str(caught.value)
 
 
-def test_a_task_that_returns_another_shape_is_named(own):
-    task = load_config("scratch", ["task={name: 'own_things:Odd'}"]).task
-    with pytest.raises(ValueError, match=r"'own_things:Odd': problems\(\) returned a list, allowed are two lists"):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Odd", "returned a list, allowed are two lists"),
+        ("Third", "returned a tuple of 3: list, list, list, allowed are two lists"),
+        ("Words", "returned a str, not a Problem"),
+    ],
+)
+def test_a_task_that_returns_another_shape_is_named(own, name, words):
+    task = load_config("scratch", [f"task={{name: 'own_things:{name}'}}"]).task
+    with pytest.raises(ValueError, match=f"'own_things:{name}': problems.. {words}"):
         draw_problems(task)
 
 

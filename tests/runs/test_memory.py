@@ -22,6 +22,8 @@ from bandpo.models import scratch_model
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
 from helpers import QUIET_ON_CPU
 
+pytestmark = pytest.mark.slow
+
 BATCH, LENGTH = 8, 24  # a micro-batch; no other dimension is that of the vocabulary, 99
 TILE = BATCH * LENGTH // 9
 

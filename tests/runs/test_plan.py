@@ -18,16 +18,15 @@ from bandpo.runs.memory import Architecture, estimate_memory
 from bandpo.runs.plan import make_plan
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.steps import plan_steps, planned_rollouts
+from helpers import TINY
 
 SMALL = [
-    "model.scratch={hidden_size: 32, layers: 2, heads: 2, positions: 64}",
+    *TINY,
     "warmup=null",
-    "train.generation_batch_size=16",
-    "train.per_device_train_batch_size=4",
-    "train.num_generations=4",
     "task={name: arithmetic, low: 0, high: 4, heldout: 5}",
     "train.max_completion_length=6",
     "train.max_steps=2",
+    "eval.samples=4",
 ]
 LAUNCH = """
 import sys
@@ -47,6 +46,7 @@ def trainer_of(overrides, folder):
     return build_trainer(config, args, *build_model(config), train), len(train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -113,6 +113,7 @@ def test_sharding_divides_what_is_kept(tiny):
     assert estimate_memory(shape, **sizes, checkpointing=True).working < one.working
 
 
+@pytest.mark.slow
 def test_activations_are_of_the_right_size():
     """Against what autograd really keeps."""
     from bandpo.models import scratch_model
@@ -140,6 +141,7 @@ def run(*arguments, cwd):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_dry_run_foretells_the_memory_and_leaves_nothing(tmp_path):
     command = (
         "train", "scratch", "warmup=null", "task.heldout=4", "eval={samples: 1, greedy: false}", "train.max_steps=2",
@@ -164,12 +166,14 @@ def text_of(plan):
     return console.export_text()
 
 
+@pytest.mark.slow
 def test_on_policy_runs_are_told(recwarn):
     plan = make_plan(load_config("scratch", [*SMALL, "train.gradient_accumulation_steps=4"]))
     assert not plan.clips
     assert "always 1" in text_of(plan)
 
 
+@pytest.mark.slow
 def test_the_longest_prompt_that_the_run_meets(tmp_path):
     rows = [{"question": "1" * (3 + i), "answer": "1"} for i in range(40)]
     path = tmp_path / "data.jsonl"
@@ -183,6 +187,7 @@ def test_the_longest_prompt_that_the_run_meets(tmp_path):
     assert longer.prompt_tokens == max(len(p.question) for p in train)
 
 
+@pytest.mark.slow
 def test_the_probe_is_as_large_as_it_gets(monkeypatch):
     from trl import GRPOTrainer
 
@@ -223,6 +228,7 @@ def test_a_model_that_is_elsewhere(tmp_path, monkeypatch):
     assert plan.needs.architecture == Architecture.of(build_model(load_config("scratch", SMALL))[0])
 
 
+@pytest.mark.slow
 def test_data_that_is_elsewhere(tmp_path):
     (tmp_path / "x.yaml").write_text("base: word-problems\ntask: {data: nowhere.jsonl}\n", encoding="utf-8")
     result = run("train", "x.yaml", "model={path: a/b}", "--dry-run", cwd=tmp_path)
@@ -315,6 +321,7 @@ def test_the_hub_is_asked_shortly(monkeypatch):
     assert f"{address} cannot be reached" in ask_hub()
 
 
+@pytest.mark.slow
 def test_doctor_prints_a_page_and_json(tmp_path):
     page = run("doctor", cwd=tmp_path)
     assert page.returncode == 0, page.stderr
@@ -325,6 +332,7 @@ def test_doctor_prints_a_page_and_json(tmp_path):
     assert {r["package"] for r in told["requirements"]} >= {"torch", "trl", "verl"}
 
 
+@pytest.mark.slow
 def test_completion_is_offered(tmp_path):
     from typer.main import get_command
 

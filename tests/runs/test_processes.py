@@ -9,6 +9,8 @@ import pytest
 
 from helpers import TINY_RUN
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
 
 

@@ -126,7 +126,7 @@ def test_the_papers_data(monkeypatch):
 
     sizes = {"DAPO-Math-17k": 50, "hendrycks_math": 40, "aime_2024": 30, "aime25": 30, "amc23": 40}
 
-    def rows(source, subsets, split):
+    def rows(source, subsets, split, known):
         (name,) = [key for key in sizes if key in source]
         one = {"question": "q", "problem": "q", "prompt": "q", "answer": "1", "solution": "\\boxed{1}"}
         return [

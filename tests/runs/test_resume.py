@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 
 from helpers import TINY_RUN
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-c", "from bandpo.cli import main; main()", "train"]
 KILLS = int(os.environ.get("BANDPO_KILLS", "2"))
 

@@ -85,6 +85,7 @@ def test_weights_are_set_by_the_section():
         check_train_settings({"reward_weights": [1.0]})
 
 
+@pytest.mark.slow
 def test_training_adds_them_to_the_reward(tmp_path, tiny, monkeypatch):
     monkeypatch.setitem(REWARDS, "one", lambda completion, answer: 1.0)
     config = validate_config(

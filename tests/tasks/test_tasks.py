@@ -565,7 +565,7 @@ def test_nan_reward_stops_training():
 
     REWARDS["broken"] = lambda completion, answer: math.nan
     try:
-        with pytest.raises(ValueError, match="'broken' is nan"):
+        with pytest.raises(ValueError, match="'broken' returned nan"):
             trl_reward(Arithmetic(reward="broken"), [Problem("1", "1")])(
                 completions=["1"], problem=[0], log_metric=lambda name, value: None
             )

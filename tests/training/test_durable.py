@@ -14,6 +14,8 @@ from bandpo.training.checkpoints import find_checkpoint, list_checkpoints, seal,
 from bandpo.training.durable import CheckpointError, TrainingDivergedError
 from helpers import QUIET_ON_CPU
 
+pytestmark = pytest.mark.slow
+
 TIMES = {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
 
 

@@ -1,15 +1,19 @@
 """Dynamic sampling: groups of equal reward are replaced, up to a limit, and the rest of the rollout stays whole."""
 
 import copy
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 
+from bandpo import Band
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
 from bandpo.training.dynamic_sampling import DynamicSampling, check_dynamic_sampling
 from helpers import QUIET_ON_CPU
+
+pytestmark = pytest.mark.slow
 
 
 def reward(prompts, completions, **_):
@@ -24,7 +28,7 @@ class Kept(DynamicSampling, BandGRPOTrainer):
         return self.batch
 
 
-def trainer(path, tiny, reward=reward, **changes):
+def trainer(path, tiny, reward=reward, rule=None, **changes):
     settings = {
         "output_dir": str(path),
         "per_device_train_batch_size": 8,
@@ -44,6 +48,7 @@ def trainer(path, tiny, reward=reward, **changes):
         args=BandGRPOConfig(**settings),
         train_dataset=Dataset.from_list([{"prompt": f"{i}+{10 ** (i % 5)}="} for i in range(16)]),
         processing_class=tiny[1],
+        rule=rule,
     )
 
 
@@ -100,6 +105,36 @@ def test_a_replaced_row_is_one_rollout(tmp_path, tiny):
         torch.testing.assert_close(old, own, rtol=1e-4, atol=1e-4)
         assert int(dynamic._tokenizer.decode(prompt).partition("+")[0]) % 2 == 1
     assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Hungry(Band):
+    """Needs what the trainer adds to a rollout."""
+
+    needs = frozenset({"old_entropy", "groups"})
+
+    def radii(self, tokens):
+        assert tokens.old_entropy.shape == tokens.old_logps.shape
+        low, high = super().radii(tokens)
+        factor = 1 + tokens.old_entropy + 0 * tokens.groups
+        return factor * low, factor * high
+
+
+def test_what_a_rule_needs_is_replaced_too(tmp_path, tiny):
+    dynamic = trainer(tmp_path, tiny, dynamic_sampling=10, learning_rate=0.0, rule=Hungry())
+    dynamic.train()
+    assert first_log(dynamic)["dynamic_sampling/rounds"] >= 1
+    batch = dynamic.batch
+    assert batch["groups"].flatten().tolist() == [row // 4 for row in range(32)]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    length = batch["completion_ids"].size(1)
+    with torch.no_grad():
+        _, entropy, _ = dynamic._get_per_token_logps_and_entropies(
+            dynamic.model.eval(), ids, mask, length, compute_entropy=True
+        )
+    counts = batch["completion_mask"].bool()
+    torch.testing.assert_close(batch["old_entropy"][counts], entropy[counts], rtol=1e-4, atol=1e-4)
 
 
 def test_the_limit_holds(tmp_path, tiny):

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from bandpo import Band, Clip, policy_loss
+from bandpo.core.frameworks import clip_range
+from bandpo.models import load_model
 from bandpo.runs.build import RecipeTrainer
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
 from bandpo.training.durable import TrainingDivergedError
@@ -66,6 +69,7 @@ def run(trainer_class, config, tiny, **kwargs):
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
 @pytest.mark.parametrize("epsilons", [(0.2, 0.28), (0.03, 0.07)])
 def test_constant_bounds_equal_the_stock_trainer_bit_for_bit(tmp_path, tiny, loss_type, epsilons):
@@ -89,6 +93,7 @@ def test_constant_bounds_equal_the_stock_trainer_bit_for_bit(tmp_path, tiny, los
     ]
 
 
+@pytest.mark.slow
 def test_band_reaches_the_loss_and_the_metrics(tmp_path, tiny):
     seen = []
 
@@ -128,11 +133,13 @@ def test_band_reaches_the_loss_and_the_metrics(tmp_path, tiny):
         assert row["band/clip_fraction"] == pytest.approx(row["clip_ratio/region_mean"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_epsilons_are_restored(tmp_path, tiny):
     trainer = run(BandGRPOTrainer, BandGRPOConfig(**settings(tmp_path, max_steps=2)), tiny)
     assert (trainer.epsilon_low, trainer.epsilon_high) == (0.2, 0.2)
 
 
+@pytest.mark.slow
 def test_any_rule_object(tmp_path, tiny):
     config = BandGRPOConfig(**settings(tmp_path, max_steps=1))
     trainer = run(BandGRPOTrainer, config, tiny, rule=Clip(0.1, 0.1))
@@ -231,5 +238,74 @@ def test_nan_metrics_do_not_end_the_run_of_a_drop_in_trainer(tmp_path, tiny):
 def test_the_drop_in_trainer_replaces_the_loss_and_nothing_of_a_run():
     own = {name for name, value in vars(BandGRPOTrainer).items() if callable(value)}
     replaced = {name for name in own if hasattr(GRPOTrainer, name)} - {"__init__"}
-    assert replaced == {"_compute_loss", "_get_per_token_logps_and_entropies"}
+    assert replaced == {
+        "_compute_loss", "_get_per_token_logps_and_entropies", "_generate_and_score_completions"
+    }  # fmt: skip
     assert BandGRPOTrainer.__mro__[1] is GRPOTrainer
+
+
+@dataclass(frozen=True)
+class ByEntropy(Band):
+    needs = frozenset({"old_entropy", "groups"})
+
+    def radii(self, tokens):
+        seen.append((tokens.old_entropy, tokens.groups))
+        low, high = super().radii(tokens)
+        return low * (0.1 + tokens.old_entropy), high * (0.1 + tokens.old_entropy)
+
+
+class Mask(Band):
+    two_sided = True
+
+
+seen = []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [ByEntropy(1e-5), Mask(1e-4)], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_rules_with_needs_get_them_and_hold_as_in_our_own_loss(tmp_path, tiny, rule, beta):
+    """Entropy is the old policy's, also with a reference model; gradients are those of bandpo.policy_loss."""
+    seen.clear()
+    checked = []
+
+    class Watched(BandGRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            loss = super()._compute_loss(model, inputs)
+            if self.state.global_step % 4 == 3 and not self.beta:  # the rollout's last update, where ratios differ
+                tokens = self._context(inputs, inputs["old_per_token_logps"])
+                logps = self._logps.clone().requires_grad_()
+                ours = policy_loss(
+                    logps, tokens.old_logps, tokens.advantages, tokens.mask, rule=self.rule, aggregation="token-mean",
+                    old_entropy=tokens.old_entropy, groups=tokens.groups,
+                )  # fmt: skip
+                low, high = clip_range(self.rule, tokens, logps)
+                ratio = (logps - tokens.old_logps).exp()
+                each = -torch.minimum(ratio * tokens.advantages, ratio.clamp(1 - low, 1 + high) * tokens.advantages)
+                theirs = (each * tokens.mask).sum() / tokens.mask.sum()
+                gradients = [torch.autograd.grad(x, logps)[0] for x in (theirs, ours.loss)]
+                torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
+                checked.append(float(ours.metrics["clip_fraction"]))
+            return loss
+
+    config = BandGRPOConfig(**settings(tmp_path, max_steps=8, beta=beta))
+    tiny[0].save_pretrained(tmp_path / "model")  # TRL reads the reference model from where the model came from
+    tiny[1].save_pretrained(tmp_path / "model")
+    trainer = run(Watched, config, load_model(str(tmp_path / "model"), "float32"), rule=rule)
+    assert trainer.state.global_step == 8
+    if isinstance(rule, ByEntropy):
+        assert all(entropy is not None and float(entropy.min()) >= 0 for entropy, _ in seen)
+        assert {tuple(groups.shape[1:]) for _, groups in seen} == {(1,)}
+        for row in trainer.state.log_history[:-1]:
+            assert row["band/clip_fraction"] == pytest.approx(row["clip_ratio/region_mean"], abs=1e-6)
+    if not beta:
+        assert checked
+        assert max(checked) > 0
+
+
+def test_a_need_that_trl_cannot_meet_is_refused_at_start(tmp_path, tiny):
+    class BySampler(Band):
+        needs = frozenset({"sampling_logps"})
+
+    with pytest.raises(ValueError, match=r"BySampler needs sampling_logps: TRL's.*use_vllm=True"):
+        run(BandGRPOTrainer, BandGRPOConfig(**settings(tmp_path, max_steps=1)), tiny, rule=BySampler())

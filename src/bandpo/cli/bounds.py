@@ -32,7 +32,8 @@ def bounds(
     from rich.table import Table
 
     from bandpo.core.checks import DEFAULT_RADIUS
-    from bandpo.core.rules import Band, Clip
+    from bandpo.core.rivals import Clip
+    from bandpo.core.rules import Band
 
     rule = Band(DEFAULT_RADIUS if radius is None else radius, divergence, cap=cap, floor=floor)
     probabilities = torch.tensor(p or PROBABILITIES, dtype=torch.float64)

@@ -27,7 +27,7 @@ from .checks import (
     check_radius,
     place_radius,
 )
-from .coins import coins, divergence_of, log_rest, one_minus_exp
+from .coins import TINY, coins, divergence_of, log_rest, one_minus_exp
 from .divergences import FDivergence, get_divergence
 from .solvers import growth, solve_kl
 
@@ -129,7 +129,8 @@ class _Side(torch.autograd.Function):
     """The solve with its derivative by the implicit function theorem; built only when a gradient is asked for.
 
     On the bound b(a, radius), a = log p, g(a, b) = radius: b' = -g_a / g_b and db / dradius = 1 / g_b, in float64
-    by autograd. At the simplex edge b is -a or -inf.
+    by autograd. At the simplex edge b is -a or -inf. At log p = 0 (padding) the slope in log p, which may be
+    infinite, counts as 0.
     """
 
     @staticmethod
@@ -149,11 +150,11 @@ class _Side(torch.autograd.Function):
             value: Tensor = f.exact(coins(a + b, a))
             return value
 
-        value, pull = torch.func.vjp(g, old.double(), bound.double())[:2]
+        value, pull = torch.func.vjp(g, old.double().clamp(max=-TINY), bound.double())[:2]
         by_a, by_b = pull(torch.ones_like(value))
         at_top, at_zero = bound == -old, bound == -torch.inf
         by_radius = torch.where(at_top | at_zero, 0.0, 1.0 / by_b)
-        by_old = torch.where(at_top, -1.0, torch.where(at_zero, 0.0, -by_a / by_b))
+        by_old = torch.where(at_top, -1.0, torch.where(at_zero | (old == 0.0), 0.0, -by_a / by_b))
         for_old, for_radius = (grad * by_old).to(ctx.dtypes[0]), grad * by_radius
         return for_old, None, for_radius.sum_to_size(ctx.radius_shape).to(ctx.dtypes[1]), None, None
 
@@ -251,37 +252,16 @@ def band_side(
 
 
 def measure(
-    logps: Tensor,
-    old_logps: Tensor,
-    low: float | Tensor,
-    high: float | Tensor,
-    divergence: str | FDivergence = "kl",
+    logps: Tensor, old_logps: Tensor, low: float | Tensor, high: float | Tensor, divergence: str | FDivergence = "kl"
 ) -> tuple[Tensor, Tensor]:
-    """(g, inside) per token: g_f(p, r) and whether it is within the radius, from one evaluation.
+    """(g_f(p, r), whether it is within the radius) per token, from one evaluation: what a loss needs of a band.
 
-    p = e^old_logps and r = e^(logps - old_logps), with
-
-        g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p))            (arXiv 2603.04918)
-
-    The evaluation is in float64 whatever the input: the binary form of the divergence for float32, whose terms may
-    cancel there without harm, and the sum of two terms >= 0, exact to the last digits, for float64.
-
-    Args:
-        logps: log-probs of the new policy, any shape, e.g. (B, T).
-        old_logps: log-probs of the old one; broadcasts with `logps`.
-        low: radius > 0 of tokens that lost probability; a number, or a tensor that broadcasts.
-        high: radius > 0 of tokens that gained.
-        divergence: a name or an :class:`FDivergence`.
-
-    Returns:
-        g, float32 or float64 as the inputs, >= 0 up to rounding, no gradient; inside, bool. NaN is outside.
-
-    Raises:
-        ValueError: a log-prob above 0, a bad radius, shapes that do not broadcast (see :func:`band`).
+    In float64 whatever the input: by the short form of the divergence for float32, whose terms may cancel there
+    without harm, by the exact one for float64. `low` is the radius of tokens that lost probability, `high` of those
+    that gained; else as :func:`binary_divergence` and :func:`inside`.
 
     Example:
-        >>> new, old = torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.0])
-        >>> measure(new, old, 0.05, 0.05)
+        >>> measure(torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.0]), 0.05, 0.05)
         (tensor([0.0026, 0.1683]), tensor([ True, False]))
     """
     f = get_divergence(divergence)
@@ -294,8 +274,7 @@ def measure(
         g = f.exact(k) if short is None else divergence_of(k, short)
         return g.to(new.dtype), g <= (low if low is high else torch.where(k.moved > 0.0, high, low))
 
-    like = new if new.shape == old.shape else torch.broadcast_tensors(new, old)[0]
-    g, inside = in_blocks(block, like, (new, old, *radii), (new.dtype, torch.bool))
+    g, inside = in_blocks(block, new, (new, old, *radii), (new.dtype, torch.bool))
     return g, inside
 
 

@@ -62,17 +62,15 @@ def check_logps(x: Tensor, name: str) -> Tensor:
 
 
 def check_logps_pair(logps: Tensor, old_logps: Tensor) -> tuple[Tensor, Tensor]:
-    """Both log-probs as by `check_logps`, in one dtype; ValueError also if their shapes do not broadcast."""
+    """Both log-probs as by `check_logps`, in one shape and dtype; ValueError also if they do not broadcast."""
     new, old = check_logps(logps, "logps"), check_logps(old_logps, "old_logps")
-    if new.shape != old.shape:
-        try:
-            torch.broadcast_shapes(new.shape, old.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"logps of shape {tuple(new.shape)} and old_logps of shape {tuple(old.shape)} do not broadcast"
-            ) from None
     dtype = torch.promote_types(new.dtype, old.dtype)
-    return new.to(dtype), old.to(dtype)
+    try:
+        new, old = torch.broadcast_tensors(new.to(dtype), old.to(dtype))
+    except RuntimeError:
+        shapes = f"logps of shape {tuple(new.shape)} and old_logps of shape {tuple(old.shape)}"
+        raise ValueError(f"{shapes} do not broadcast") from None
+    return new, old
 
 
 def _check_one_radius(radius: Any) -> None:

@@ -22,18 +22,8 @@ from torch import Tensor
 
 from bandpo.words import nearest
 
+from . import solvers
 from .coins import HUGE, TINY, BinaryForm, Coins, Perspective, TensorFunction, divergence_of, excess, expm1
-from .solvers import (
-    Root,
-    Solver,
-    solve_bracket,
-    solve_chi2,
-    solve_hellinger,
-    solve_kl,
-    solve_newton,
-    solve_neyman,
-    solve_tv,
-)
 
 INF, LOG_2 = math.inf, math.log(2.0)
 FAR = 1e280  # a log-ratio beyond this is a change from or to 0
@@ -78,7 +68,7 @@ class FDivergence:
     name: str
     f: TensorFunction = field(repr=False)
     binary: BinaryForm | None = field(default=None, repr=False)
-    solve: Solver | None = field(default=None, repr=False)
+    solve: solvers.Solver | None = field(default=None, repr=False)
     float32: bool = field(default=False, repr=False)
     shape: Shape = field(default=None, repr=False)  # type: ignore[assignment]
     part: Perspective = field(init=False, repr=False, compare=False)
@@ -100,14 +90,14 @@ class FDivergence:
             g = torch.where(torch.maximum(k.s, k.t) > FAR, INF, g)
         return g
 
-    def root(self, u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> Root:
+    def root(self, u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> solvers.Root:
         """(E, D) of one side by the best solver there is; all tensors in one work dtype and shape."""
         if self.solve is not None:
             return self.solve(u, w, log_u, radius)
         if self.binary is not None and self.binary.slope is not None:
-            E, D = solve_newton(u, w, log_u, radius, self.binary, self.shape.curvature)
+            E, D = solvers.solve_newton(u, w, log_u, radius, self.binary, self.shape.curvature)
         else:
-            E, D = solve_bracket(u, w, log_u, radius, self.part)
+            E, D = solvers.solve_bracket(u, w, log_u, radius, self.part)
         # Where 0 / 0 may have led trips astray: nothing is left to lose at w = 0, and with an infinite slope of f
         # nothing can grow from u = 0.
         E, D = torch.where(w == 0.0, 1.0, E), torch.where(w == 0.0, INF, D)
@@ -200,24 +190,21 @@ def _examine(name: str, f: TensorFunction) -> tuple[Perspective, Shape]:
 
 
 def _check_values(name: str, f: TensorFunction, u: Tensor) -> Tensor:
+    must = f"divergence {name!r}: f must"
     try:
         y: Any = f(u)
     except Exception as error:
         raise ValueError(
-            f"divergence {name!r}: f must map a float64 tensor of ratios u to a tensor; calling it on one "
-            f"raised {type(error).__name__}: {error}"
+            f"{must} map a float64 tensor of ratios u to a tensor; calling it on one raised "
+            f"{type(error).__name__}: {error}"
         ) from error
     if not isinstance(y, Tensor) or y.shape != u.shape:
         got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(
-            f"divergence {name!r}: f must act elementwise on tensors; a tensor of shape {tuple(u.shape)} gave {got}"
-        )
+        raise ValueError(f"{must} act elementwise on tensors; a tensor of shape {tuple(u.shape)} gave {got}")
     y = y.detach().double()
     bad = ~torch.isfinite(y)
     if bool(bad.any()):
-        raise ValueError(
-            f"divergence {name!r}: f must be finite for u > 0, but f({float(u[bad][0]):.6g}) = {float(y[bad][0])}"
-        )
+        raise ValueError(f"{must} be finite for u > 0, but f({float(u[bad][0]):.6g}) = {float(y[bad][0])}")
     return y
 
 
@@ -244,7 +231,7 @@ _BUILT_IN = (
         "kl",
         lambda u: u - 1.0 - torch.log(u),
         BinaryForm(lambda p, q, s, moved: 0.0 - p * s, lambda p, q, s, moved: excess(p, s, moved)),
-        solve_kl,
+        solvers.solve_kl,
         float32=True,
         shape=Shape(1.0, INF, 1.0),
     ),
@@ -263,7 +250,7 @@ _BUILT_IN = (
         "tv",
         lambda u: 0.5 * (u - 1.0).abs(),
         BinaryForm(lambda p, q, s, moved: 0.5 * moved.abs()),
-        solve_tv,
+        lambda u, w, log_u, radius: solvers.from_share(radius / w),
         float32=True,
         shape=Shape(1.0, 0.5, 0.5),
     ),
@@ -271,7 +258,8 @@ _BUILT_IN = (
         "chi2",
         lambda u: (u - 1.0).square(),
         BinaryForm(lambda p, q, s, moved: moved * (moved / (p + TINY))),
-        solve_chi2,
+        # sqrt(u) from its logarithm, as u itself may underflow
+        lambda u, w, log_u, radius: solvers.from_share(torch.sqrt(radius / w) * torch.exp(0.5 * log_u)),
         float32=True,
         shape=Shape(2.0, 1.0, INF),
     ),
@@ -279,14 +267,14 @@ _BUILT_IN = (
         "neyman_chi2",
         lambda u: (u - 1.0).square() / u,
         BinaryForm(lambda p, q, s, moved: moved * (moved / (q + TINY))),
-        solve_neyman,
+        solvers.solve_neyman,
         shape=Shape(2.0, INF, 1.0),
     ),
     FDivergence(
         "hellinger2",
         lambda u: (torch.sqrt(u) - 1.0).square(),
         BinaryForm(lambda p, q, s, moved: (moved / (torch.sqrt(p) + torch.sqrt(q) + TINY)).square()),
-        solve_hellinger,
+        solvers.solve_hellinger,
         shape=Shape(0.5, 1.0, 1.0),
     ),
     FDivergence(

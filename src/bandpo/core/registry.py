@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from bandpo.core.rules import DCPO, AdaptiveBand, Band, Clip, ClipRule, NoClip
+from bandpo.core.rivals import DCPO, Clip, NoClip
+from bandpo.core.rules import AdaptiveBand, Band, ClipRule
 from bandpo.core.tokens import Tokens
 from bandpo.plugins import is_own, load_class
 from bandpo.words import nearest

@@ -99,7 +99,7 @@ class ClipRule(ABC):
     @property
     def log_limits(self) -> tuple[float, float]:
         """(log floor, log cap), infinite if there is none."""
-        return _log(self.floor or 0.0), _log(math.inf if self.cap is None else self.cap)
+        return log(self.floor or 0.0), log(math.inf if self.cap is None else self.cap)
 
     @property
     def all_needs(self) -> frozenset[str]:
@@ -120,94 +120,20 @@ class ClipRule(ABC):
         return RatioBounds(bounds.log_lower.clamp(min=log_floor), bounds.log_upper.clamp(max=log_cap))
 
 
-def _check_number(owner: str, name: str, value: float, low: float, high: float, allowed: str) -> None:
+def check_number(owner: str, name: str, value: float, low: float, high: float, allowed: str) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"{owner}: {name} is {value!r}, allowed is {allowed}")
 
 
-def _check_cap_and_floor(owner: str, cap: float | None, floor: float | None) -> None:
+def check_cap_and_floor(owner: str, cap: float | None, floor: float | None) -> None:
     if cap is not None:
-        _check_number(owner, "cap", cap, 1.0, math.inf, "None or a number >= 1")
+        check_number(owner, "cap", cap, 1.0, math.inf, "None or a number >= 1")
     if floor is not None:
-        _check_number(owner, "floor", floor, 0.0, 1.0, "None or a number from 0 to 1")
+        check_number(owner, "floor", floor, 0.0, 1.0, "None or a number from 0 to 1")
 
 
-def _interval(old_logps: Tensor, lower: float, upper: float) -> RatioBounds:
-    """The same bounds for every token; one number each, expanded."""
-    like = as_work_dtype(old_logps)
-
-    def everywhere(value: float) -> Tensor:
-        return torch.full((), value, dtype=like.dtype, device=like.device).expand(like.shape)
-
-    return RatioBounds(everywhere(_log(lower)), everywhere(_log(upper)), (everywhere(lower), everywhere(upper)))
-
-
-def _log(value: float) -> float:
+def log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
-
-
-@dataclass(frozen=True)
-class NoClip(ClipRule):
-    """No trust region: every ratio is inside. The control that shows what a rule contributes."""
-
-    def limits(self, tokens: Tokens) -> RatioBounds:
-        return _interval(tokens.old_logps, 0.0, math.inf)
-
-
-@dataclass(frozen=True)
-class Clip(ClipRule):
-    """Fixed interval [1 - low, 1 + high], whatever the probability.
-
-    PPO and GRPO use low = high = 0.2 (arXiv 1707.06347); DAPO's Clip-Higher is Clip(0.2, 0.28)
-    (arXiv 2503.14476).
-
-    Args:
-        low: Distance of the lower bound from 1, from 0 to 1.
-        high: Distance of the upper bound from 1, >= 0.
-
-    Raises:
-        ValueError: If low or high is out of range.
-    """
-
-    low: float = 0.2
-    high: float = 0.2
-
-    def __post_init__(self) -> None:
-        _check_number("Clip", "low", self.low, 0.0, 1.0, "a number from 0 to 1")
-        _check_number("Clip", "high", self.high, 0.0, math.inf, "a number >= 0")
-
-    def limits(self, tokens: Tokens) -> RatioBounds:
-        return _interval(tokens.old_logps, 1 - self.low, 1 + self.high)
-
-
-@dataclass(frozen=True)
-class DCPO(ClipRule):
-    """Dynamic adaptive clipping (arXiv 2509.02333): bounds that widen as the old probability p falls.
-
-    lower = 1/2 + 1/2 sqrt(max(1 - 4 low/p, 0)),  upper = min(1/2 + 1/2 sqrt(1 + 4 high/p), cap).
-    The lower bound never falls below 1/2, and the simplex edge r <= 1/p plays no part.
-
-    Args:
-        low, high: Budgets of the two sides, in units of p |r (r - 1)|; low from 0 to 1, high >= 0.
-        cap: Largest ratio allowed, or None.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-
-    low: float = 0.16
-    high: float = 0.20
-    cap: float | None = 10.0
-
-    def __post_init__(self) -> None:
-        _check_number("DCPO", "low", self.low, 0.0, 1.0, "a number from 0 to 1")
-        _check_number("DCPO", "high", self.high, 0.0, math.inf, "a number >= 0")
-        _check_cap_and_floor("DCPO", self.cap, None)
-
-    def limits(self, tokens: Tokens) -> RatioBounds:
-        inverse_p = (-as_work_dtype(tokens.old_logps)).exp()
-        lower = 0.5 + 0.5 * (1 - 4 * self.low * inverse_p).clamp(min=0).sqrt()
-        return RatioBounds.from_ratios(lower, 0.5 + 0.5 * (1 + 4 * self.high * inverse_p).sqrt())
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +168,7 @@ class Band(ClipRule):
             object.__setattr__(self, "radius", tuple(self.radius))
         numbers = check_radius(self.radius)
         get_divergence(self.divergence)
-        _check_cap_and_floor(type(self).__name__, self.cap, self.floor)
+        check_cap_and_floor(type(self).__name__, self.cap, self.floor)
         if self.table and (type(self).radii is not Band.radii or any(isinstance(x, Tensor) for x in numbers)):
             raise ValueError(
                 f"{type(self).__name__}: table is True, allowed is False: a table is built for one radius, and these "
@@ -332,9 +258,9 @@ class AdaptiveBand(Band):
     def __post_init__(self) -> None:
         super().__post_init__()
         tiny = sys.float_info.min
-        _check_number("AdaptiveBand", "reference", self.reference, tiny, sys.float_info.max, "a finite number > 0")
-        _check_number("AdaptiveBand", "largest", self.largest, tiny, sys.float_info.max, "a finite number > 0")
-        _check_number("AdaptiveBand", "smallest", self.smallest, tiny, self.largest, f"> 0 and <= {self.largest}")
+        check_number("AdaptiveBand", "reference", self.reference, tiny, sys.float_info.max, "a finite number > 0")
+        check_number("AdaptiveBand", "largest", self.largest, tiny, sys.float_info.max, "a finite number > 0")
+        check_number("AdaptiveBand", "smallest", self.smallest, tiny, self.largest, f"> 0 and <= {self.largest}")
 
     def radii(self, tokens: Tokens) -> Radii:
         surprisal = -as_work_dtype(tokens.old_logps.detach())

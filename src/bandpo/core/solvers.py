@@ -44,19 +44,10 @@ def growth(w: Tensor, log_u: Tensor) -> TensorFunction:
 # E and D each by the route that keeps it accurate.
 
 
-def _from_share(E: Tensor) -> Root:
+def from_share(E: Tensor) -> Root:
+    """Of an E that is known, capped at 1, where the side is saturated."""
     E = E.clamp(max=1.0)
     return E, -torch.log1p(-E)
-
-
-def solve_tv(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> Root:
-    """|q - p| = w E = radius."""
-    return _from_share(radius / w)
-
-
-def solve_chi2(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> Root:
-    """(w E)^2 / (u w) = radius; sqrt(u) from its logarithm, as u itself may underflow."""
-    return _from_share(torch.sqrt(radius / w) * torch.exp(0.5 * log_u))
 
 
 def solve_neyman(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> Root:

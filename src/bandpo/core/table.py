@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class _SideTable:
     halves of cells, distances from log p = 0 and from the kink.
     """
 
-    def __init__(self, radius: float, divergence: FDivergence, upper: bool, dtype: torch.dtype) -> None:
+    def __init__(self, radius: float, divergence: FDivergence, upper: bool, dtype: torch.dtype, device: Any) -> None:
         double = dtype == torch.float64
         self.upper, self.dtype, self.kink = upper, dtype, _kink(radius, divergence, upper, dtype)
         self.steep = divergence.shape.at_infinity == math.inf
@@ -50,7 +51,7 @@ class _SideTable:
         bound = band_side(self.places(_NODES), radius, divergence, upper)
         values = (bound if upper else torch.exp(bound)).reshape(-1, 4)
         powers = _NODES[:, None] ** torch.arange(4, dtype=torch.float64)
-        self.columns = (values @ torch.linalg.inv(powers).T).to(dtype).T.contiguous().unbind(0)
+        self.columns = (values @ torch.linalg.inv(powers).T).to(device, dtype).T.contiguous().unbind(0)
 
     def places(self, at: Tensor) -> Tensor:
         """log p at the offsets `at` of every cell, (halves * cells * len(at),), float64."""
@@ -89,11 +90,6 @@ class _SideTable:
         if self.steep:
             bound = torch.maximum(bound, a * 1e30)
         return bound if room is None else torch.where(room <= 0.0, -torch.inf, bound)
-
-    def to(self, device: torch.device | str) -> _SideTable:
-        """This table on another device."""
-        self.columns = tuple(column.to(device) for column in self.columns)
-        return self
 
 
 def _kink(radius: float, divergence: FDivergence, upper: bool, dtype: torch.dtype) -> float | None:
@@ -160,12 +156,10 @@ class BandTable:
         self._sides: list[_SideTable] = []
         if self.divergence.solve not in (None, solve_kl):
             return
-        self._sides = [
-            _SideTable(r, self.divergence, up, dtype) for r, up in zip(self.radius, (False, True), strict=True)
-        ]
+        self._sides = [_SideTable(self.radius[up], self.divergence, up, dtype, device) for up in (False, True)]
         probes = torch.cat([side.places(_PEAKS) for side in self._sides]).clamp(min=-100.0, max=0.0).to(dtype)
-        got, want = self(probes), band(probes.double(), self.radius, self.divergence)
-        errors = torch.stack([(got.lower - want.lower).abs(), (got.log_upper - want.log_upper).abs()])
+        got, want = self(probes.to(device)), band(probes.double(), self.radius, self.divergence)
+        errors = torch.stack([got.lower.cpu() - want.lower, got.log_upper.cpu() - want.log_upper]).abs()
         # The rounding is half a unit in the last place of a log bound near 100, which a probe may miss.
         self.max_error = _MARGIN * float(errors.max()) + 32.0 * torch.finfo(dtype).eps
         if not self.max_error <= tolerance:
@@ -173,7 +167,6 @@ class BandTable:
                 f"the table of {self.divergence.name!r} at radius {self.radius} has error {self.max_error:.3g}, "
                 f"above the tolerance {tolerance:g}"
             )
-        self._sides = [side.to(device) for side in self._sides]
 
     def __call__(self, old_logps: Tensor) -> RatioBounds:
         """RatioBounds for log-probs of any shape, e.g. (B, T); limits, edges and errors as in ``band``."""

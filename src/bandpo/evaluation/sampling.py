@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bandpo.tasks.base import Prompt
-
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from bandpo.tasks.base import Prompt
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from pathlib import Path
 from bandpo.lab.metrics import StudyResult
 
 result = StudyResult.load(Path("results/scratch/metrics.json"))
-result.finished[0].updates.clip_fraction_high    # the keys of the file are the names of the fields
+result.finished[0].updates.clip_fraction_high  # the keys of the file are the names of the fields
 ```
 
 `Series` is a list with one number or null per entry, `Settings` a mapping as in a recipe. This page is written by

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from bandpo.core.checks import DEFAULT_RADIUS
-from bandpo.core.rules import DCPO, Band, Clip, ClipRule, NoClip
+from bandpo.core.rivals import DCPO, Clip, NoClip
+from bandpo.core.rules import Band, ClipRule
 from bandpo.core.tokens import Tokens
 from bandpo.training.batches import TokenBatch
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -100,35 +101,42 @@ class RuleSetting:
 
     Attributes:
         settings: `name` and the options that were given; what a dump of the configuration holds.
-        clip_rule: The rule that bounds the ratio; None if TRL's own loss is left alone.
     """
 
     settings: Mapping[str, Any]
-    clip_rule: ClipRule | None = field(compare=False)
+
+    @cached_property
+    def clip_rule(self) -> ClipRule | None:
+        """The rule that bounds the ratio; None if TRL's own loss is left alone.
+
+        Raises:
+            ValueError: For an unknown name or option, or a bad value.
+        """
+        if self.settings["name"] == TRL_RULE:
+            return None
+        from bandpo.core.registry import make_rule  # PyTorch, which a list of recipes does without
+
+        return make_rule(**self.settings)
 
 
 def parse_rule(value: RuleSetting | Mapping[str, Any]) -> RuleSetting:
-    """The rule that a recipe's `rule` states.
+    """The rule that a recipe's `rule` states; its name and options are checked once it is made.
 
     Raises:
-        ValueError: If it has no name, or for an unknown name or option, or a bad value.
+        ValueError: If it is no mapping or has no name, or gives options to TRL's own loss.
     """
-    from bandpo.core.registry import make_rule  # PyTorch, which a list of recipes does without
-
     if isinstance(value, RuleSetting):
         return value
     if not isinstance(value, Mapping):
         raise ValueError(f"rule is {value!r}, allowed is a mapping such as {{name: band, radius: 0.05}}")
     if "name" not in value:
         raise ValueError("rule has no name")
-    if value["name"] != TRL_RULE:
-        return RuleSetting(dict(value), make_rule(**value))
-    if len(value) > 1:
+    if value["name"] == TRL_RULE and len(value) > 1:
         option = next(key for key in value if key != "name")
         raise ValueError(
             f"rule {TRL_RULE!r} has no option {option!r}: TRL's loss is set by train.loss_type and others"
         )
-    return RuleSetting(dict(value), None)
+    return RuleSetting(dict(value))
 
 
 def clip_rule_of(settings: Mapping[str, Any]) -> ClipRule | None:
@@ -175,6 +183,15 @@ class RunConfig(Strict):
     alarms: AlarmConfig = AlarmConfig()
     record: RecordConfig | None = None
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _valid_rule(self) -> RunConfig:
+        # After the fields, so that a misspelled key is told without importing PyTorch.
+        try:
+            self.rule.clip_rule  # noqa: B018
+        except ValueError as error:
+            raise ValueError(str(error) if str(error).startswith("rule") else f"rule: {error}") from error
+        return self
 
     @model_validator(mode="after")
     def _valid_shaping(self) -> RunConfig:

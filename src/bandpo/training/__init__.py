@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING
 from bandpo.lazy import lazy
 
 if TYPE_CHECKING:
-    from bandpo.training.trainer import BandGRPOConfig, BandGRPOTrainer
+    from bandpo.training.config import BandGRPOConfig
+    from bandpo.training.trainer import BandGRPOTrainer
 
 __all__ = ["BandGRPOConfig", "BandGRPOTrainer"]
 
 # What lies beside the trainer does without TRL, which takes seconds to import.
-__getattr__, __dir__ = lazy(__name__, {"bandpo.training.trainer": ("BandGRPOConfig", "BandGRPOTrainer")})
+__getattr__, __dir__ = lazy(
+    __name__, {"bandpo.training.config": ("BandGRPOConfig",), "bandpo.training.trainer": ("BandGRPOTrainer",)}
+)

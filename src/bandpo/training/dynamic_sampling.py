@@ -20,6 +20,7 @@ FILLED_RIGHT = {
     "completion_ids": None,
     "completion_mask": 0,
     "old_per_token_logps": 0.0,
+    "old_entropy": 0.0,
     "ref_per_token_logps": 0.0,
     "sampling_per_token_logps": 0.0,
     "importance_sampling_ratio": 1.0,
@@ -135,6 +136,9 @@ def _replace(batch: Batch, fresh: Batch, bad: Tensor, good: Tensor, size: int, p
     result = {}
     for name, values in batch.items():
         if name == "num_items_in_batch":
+            continue
+        if name == "groups":  # numbered by place, which a replaced group keeps
+            result[name] = values
             continue
         other = fresh[name]
         if name in FILLED_LEFT or name in FILLED_RIGHT:

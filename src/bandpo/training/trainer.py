@@ -15,6 +15,8 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from bandpo.core.diagnostics import ClipStatistics, clip_statistics, finish_maxima
+from bandpo.core.frameworks import clip_range
+from bandpo.core.needs import check_needs
 from bandpo.core.registry import make_rule
 from bandpo.core.rules import ClipRule
 from bandpo.core.tokens import Tokens
@@ -30,7 +32,8 @@ class BandGRPOTrainer(GRPOTrainer):
     """GRPOTrainer whose clip interval depends on each token's old probability (arXiv 2603.04918).
 
     It replaces the bounds of TRL's loss and logs `band/*` (docs/metrics.md), nothing else: checkpoints, resuming and
-    the rest of a run are TRL's. A NaN is logged as it is and does not end the run.
+    the rest of a run are TRL's. A rule that needs the old policy's entropy or the prompt's group finds it in the
+    rollout. A NaN is logged as it is and does not end the run.
 
     Args:
         rule: Any clip rule; if None, the one that `args.rule` describes. A rule given here is logged by its repr, in
@@ -42,7 +45,10 @@ class BandGRPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "grpo", "bandpo"]  # noqa: RUF012 (a list in TRL)
     args: BandGRPOConfig
-    _logps: Tensor | None = None  # of the latest forward pass over completions, (B, T), detached
+    # Of the latest forward pass over completions, (B, T), detached; and what the rule is to be asked about next.
+    _logps: Tensor | None = None
+    _entropy: Tensor | None = None
+    _tokens: Tokens | None = None
 
     def __init__(self, *args: Any, rule: ClipRule | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -55,11 +61,36 @@ class BandGRPOTrainer(GRPOTrainer):
             self.args = copy.copy(self.args)
             self.args.rule = repr(rule)
         self.rule = rule
+        supplier = "TRL's BandGRPOTrainer" + (" with use_vllm=True" if self.args.use_vllm else "")
+        check_needs(rule.all_needs, supplier, type(rule).__name__)
         _check_settings(self)
 
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        self._entropy = None
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if "old_entropy" in self.rule.needs and self._entropy is not None:
+            batch["old_entropy"] = self._entropy
+        if "groups" in self.rule.needs:
+            rows = len(batch["completion_ids"])
+            first = self.accelerator.process_index * rows
+            index = torch.arange(first, first + rows, device=self.accelerator.device)
+            assert self.num_generations is not None
+            batch["groups"] = (index // self.num_generations).unsqueeze(1)
+        return batch
+
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        # During generation the first pass is the old policy's, a later one the reference model's.
+        wanted = "old_entropy" in self.rule.needs and self._entropy is None
+        result = super()._get_per_token_logps_and_entropies(
+            *args, **(kwargs | {"compute_entropy": True} if wanted else kwargs)
+        )
         self._logps = result[0].detach()
+        if result[1] is not None:
+            self._entropy = result[1].detach()
+        if self._tokens is not None:
+            # TRL clamps to [1 - epsilon_low, 1 + epsilon_high], which is as well defined for tensors.
+            low, high = clip_range(self.rule, self._tokens, self._logps)
+            self.epsilon_low, self.epsilon_high = low, high  # type: ignore[assignment]
         return result
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -67,17 +98,16 @@ class BandGRPOTrainer(GRPOTrainer):
             inputs = {**inputs, "old_per_token_logps": _sampler_logps(inputs)}
         old_logps = inputs.get("old_per_token_logps")
         constant = self.epsilon_low, self.epsilon_high
-        if old_logps is not None:
-            bounds = self.rule.bounds(self._context(inputs, old_logps))
-            # TRL clamps to [1 - epsilon_low, 1 + epsilon_high], which is as well defined for tensors.
-            self.epsilon_low, self.epsilon_high = 1 - bounds.lower, bounds.upper - 1  # type: ignore[assignment]
+        self._tokens = None if old_logps is None else self._context(inputs, old_logps)
         try:
             loss = super()._compute_loss(model, inputs)
+            assert self._logps is not None
+            # Without old log-probs every ratio is 1: the policy is its own anchor.
+            tokens = self._context({"old_entropy": self._entropy, **inputs}, self._logps)
+            self._log_clip_statistics(self._logps, self._tokens or tokens)
         finally:
             self.epsilon_low, self.epsilon_high = constant
-        assert self._logps is not None
-        # Without old log-probs every ratio is 1: the policy is its own anchor.
-        self._log_clip_statistics(self._logps, self._context(inputs, self._logps if old_logps is None else old_logps))
+            self._tokens = None
         return loss
 
     def _context(self, inputs: dict[str, Any], old_logps: Tensor) -> Tokens:
@@ -86,7 +116,14 @@ class BandGRPOTrainer(GRPOTrainer):
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
         advantages = inputs["advantages"]
-        return Tokens(old_logps, advantages.unsqueeze(1) if advantages.dim() == 1 else advantages, mask)
+        return Tokens(
+            old_logps,
+            advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
+            mask,
+            old_entropy=inputs.get("old_entropy"),
+            sampling_logps=inputs.get("sampling_per_token_logps"),
+            groups=inputs.get("groups"),
+        )
 
     @torch.no_grad()
     def _log_clip_statistics(self, logps: Tensor, tokens: Tokens) -> dict[str, float]:
