@@ -294,7 +294,7 @@ def test_a_reward_that_is_no_number_is_named(value, tmp_path, monkeypatch):
     (tmp_path / "strange.py").write_text(f"def reward(completion, answer): return {value}", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "strange", raising=False)
-    with pytest.raises(ValueError, match=r"reward 'strange:reward' (is|returned)"):
+    with pytest.raises(ValueError, match="reward 'strange:reward' returned"):
         scores("strange:reward", ["a"], ["b"])
 
 

@@ -102,6 +102,6 @@ def scores(
         if not isinstance(value, numbers.Real):
             raise ValueError(f"reward {name!r} returned {value!r}, a {type(value).__name__}; allowed is a number")
         if not math.isfinite(value):
-            raise ValueError(f"reward {name!r} is {value}; allowed is a finite number")
+            raise ValueError(f"reward {name!r} returned {value!r}; allowed is a finite number")
         result.append(Score(float(value)))
     return result
