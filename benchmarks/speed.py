@@ -226,14 +226,23 @@ def _available_bytes(device: str) -> int:
     return 4 << 30
 
 
-def run(device: str, sizes: list[int], max_seconds: float, budget: float, resume: bool, memory: bool) -> None:
+def run(
+    device: str,
+    sizes: list[int],
+    max_seconds: float,
+    budget: float,
+    resume: bool,
+    memory: bool,
+    rows: Path = ROWS,
+    only: str | None = None,
+) -> None:
     """Measure the plan, appending a row at a time."""
     here = environment(device)
     began = time.perf_counter()
     now = datetime.now(UTC).isoformat(timespec="seconds")
     done: dict[tuple[str, str, str, int], dict[str, Any]] = {}
     if resume:
-        mine = [r for r in read_lines(ROWS) if all(r.get(k) == v for k, v in here.items())]
+        mine = [r for r in read_lines(rows) if all(r.get(k) == v for k, v in here.items())]
         if mine:
             now = mine[-1]["run"]
             done = {_key(r): r for r in mine if r["run"] == now}
@@ -242,10 +251,10 @@ def run(device: str, sizes: list[int], max_seconds: float, budget: float, resume
     copies: dict[tuple[int, int], float] = {}
     calls: dict[tuple[str, str, str], Callable[[Inputs], Any]] = {}
     inputs: tuple[int, Inputs] | None = None
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
+    rows.parent.mkdir(parents=True, exist_ok=True)
     for spec in plan(device, sizes):
         kind, name, backend, tokens = spec
-        if spec in done:
+        if spec in done or only not in (None, kind):
             continue
         # Memory comes last, in processes of its own; keep a fifth of the time for it.
         left = (0.8 if memory else 1.0) * max_seconds - (time.perf_counter() - began)
@@ -287,7 +296,7 @@ def run(device: str, sizes: list[int], max_seconds: float, budget: float, resume
             "peak_bytes": None,
             **here,
         }
-        append_line(ROWS, row)
+        append_line(rows, row)
         figures = f"{1e3 * taken:11.3f} ms {1e9 * taken / tokens:9.2f} ns/token"
         print(f"{kind:10} {name:12} {backend:8} {tokens:>11,} {figures}", flush=True)
     if memory:
@@ -509,6 +518,7 @@ def main() -> None:
     parser.add_argument("--max-seconds", type=float, default=330.0, help="stop starting rows after this time")
     parser.add_argument("--quick", action="store_true", help="up to 1e5 tokens, fewer repeats, no memory rows")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--only", choices=("loss",), help="this operation alone, at 1e6 tokens, into loss.jsonl")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--peak", nargs=4, metavar=("OPERATION", "DIVERGENCE", "BACKEND", "TOKENS"))
     options = parser.parse_args()
@@ -518,12 +528,17 @@ def main() -> None:
         kind, name, backend, tokens = options.peak
         print(peak_bytes((kind, name, backend, int(tokens)), options.device))
         return
+    rows = ROWS
     if not options.report:
         top = 5 if options.quick else 8
         sizes = [10**k for k in range(3, top + 1)]
         budget = 0.1 if options.quick else 0.4
-        run(options.device, sizes, options.max_seconds, budget, options.resume, memory=not options.quick)
-    report()
+        if options.only:
+            sizes, rows = [MAIN], RESULTS / f"{options.only}.jsonl"
+        memory = not (options.quick or options.only)
+        run(options.device, sizes, options.max_seconds, budget, options.resume, memory, rows, options.only)
+    if not options.only:
+        report()
 
 
 if __name__ == "__main__":
