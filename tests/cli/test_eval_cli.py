@@ -11,7 +11,6 @@ from typing import ClassVar
 import pytest
 import torch
 
-from bandpo.cli.app import app
 from bandpo.evaluation.backends import choose_backend, sample_vllm
 from bandpo.evaluation.identity import fingerprint
 from bandpo.evaluation.sampling import Sampling, encode
@@ -25,19 +24,6 @@ def model_path(tmp_path_factory):
     for part in scratch_model(hidden_size=32, layers=2, heads=2, positions=128, seed=0):
         part.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def bandpo(tmp_path, monkeypatch, capsys):
-    """The command line in this process, in an empty directory: arguments in, what it printed out."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        capsys.readouterr()
-        app(args=[str(a) for a in arguments], standalone_mode=False)
-        return capsys.readouterr().out
-
-    return run
 
 
 SMALL = ("--samples", "2", "--max-new-tokens", "4", "--limit", "3", "--output", "out")

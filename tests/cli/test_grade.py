@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from bandpo.cli.app import app
-
 ROWS = [
     {"completion": "So \\boxed{\\frac{1}{2}}.", "answer": "0.5", "expected": 1},
     {"completion": "The answer is 7.", "answer": 7, "expected": True},
@@ -15,19 +13,6 @@ ROWS = [
     {"completion": "I do not know", "answer": "3", "expected": 1.0},
     {"completion": "\\boxed{10^{10^{10}}}", "answer": "3", "expected": False},
 ]
-
-
-@pytest.fixture
-def bandpo(tmp_path, monkeypatch, capsys):
-    """The command line in this process, in an empty directory: arguments in, what it printed out."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        capsys.readouterr()
-        app(args=[str(a) for a in arguments], standalone_mode=False)
-        return capsys.readouterr().out
-
-    return run
 
 
 def write(path, rows):

@@ -126,3 +126,17 @@ def check_broadcast(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
         raise ValueError(
             f"{name} of shape {tuple(x.shape)} does not broadcast to {like_name} of shape {tuple(like.shape)}"
         )
+
+
+def check_number(owner: str, name: str, value: float, low: float, high: float, allowed: str) -> None:
+    """ValueError that names the option of `owner` unless its value is a number from `low` to `high`."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{owner}: {name} is {value!r}, allowed is {allowed}")
+
+
+def check_cap_and_floor(owner: str, cap: float | None, floor: float | None) -> None:
+    """ValueError unless the largest ratio allowed is >= 1 and the smallest from 0 to 1, or None."""
+    if cap is not None:
+        check_number(owner, "cap", cap, 1.0, math.inf, "None or a number >= 1")
+    if floor is not None:
+        check_number(owner, "floor", floor, 0.0, 1.0, "None or a number from 0 to 1")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+EVERYTHING = frozenset({"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "logps"})
+
 SUPPLIERS: dict[str, frozenset[str]] = {
-    "bandpo.policy_loss": frozenset(
-        {"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "logps"}
-    ),
-    "TRL's BandGRPOTrainer": frozenset({"advantages", "mask", "old_entropy", "positions", "groups", "logps"}),
-    "TRL's BandGRPOTrainer with use_vllm=True": frozenset(
-        {"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "logps"}
-    ),
+    "bandpo.policy_loss": EVERYTHING,
+    "TRL's BandGRPOTrainer": EVERYTHING - {"sampling_logps"},
+    "TRL's BandGRPOTrainer with use_vllm=True": EVERYTHING,
     "verl": frozenset({"advantages", "mask", "positions", "logps"}),
     "SkyRL": frozenset({"advantages", "mask", "positions", "logps"}),
     "prime-rl": frozenset({"advantages", "mask", "sampling_logps", "positions", "logps"}),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bandpo.core.band import RatioBounds
-from bandpo.core.checks import as_work_dtype
-from bandpo.core.rules import ClipRule, check_cap_and_floor, check_number, log
+from bandpo.core.checks import as_work_dtype, check_cap_and_floor, check_number
+from bandpo.core.rules import ClipRule, safe_log
 from bandpo.core.tokens import Tokens
 
 
@@ -21,7 +21,11 @@ def _interval(old_logps: Tensor, lower: float, upper: float) -> RatioBounds:
     def everywhere(value: float) -> Tensor:
         return torch.full((), value, dtype=like.dtype, device=like.device).expand(like.shape)
 
-    return RatioBounds(everywhere(log(lower)), everywhere(log(upper)), (everywhere(lower), everywhere(upper)))
+    return RatioBounds(
+        everywhere(safe_log(lower)),
+        everywhere(safe_log(upper)),
+        (everywhere(lower), everywhere(upper)),
+    )
 
 
 @dataclass(frozen=True)

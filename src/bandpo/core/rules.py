@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from bandpo.core.band import RatioBounds, band, band_side, binary_divergence, measure
-from bandpo.core.checks import DEFAULT_RADIUS, Radius, as_work_dtype, check_radius
+from bandpo.core.checks import (
+    DEFAULT_RADIUS,
+    Radius,
+    as_work_dtype,
+    check_cap_and_floor,
+    check_number,
+    check_radius,
+)
 from bandpo.core.divergences import FDivergence, get_divergence
 from bandpo.core.table import band_table
 from bandpo.core.tokens import Tokens
@@ -99,7 +106,7 @@ class ClipRule(ABC):
     @property
     def log_limits(self) -> tuple[float, float]:
         """(log floor, log cap), infinite if there is none."""
-        return log(self.floor or 0.0), log(math.inf if self.cap is None else self.cap)
+        return safe_log(self.floor or 0.0), safe_log(math.inf if self.cap is None else self.cap)
 
     @property
     def all_needs(self) -> frozenset[str]:
@@ -120,19 +127,8 @@ class ClipRule(ABC):
         return RatioBounds(bounds.log_lower.clamp(min=log_floor), bounds.log_upper.clamp(max=log_cap))
 
 
-def check_number(owner: str, name: str, value: float, low: float, high: float, allowed: str) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{owner}: {name} is {value!r}, allowed is {allowed}")
-
-
-def check_cap_and_floor(owner: str, cap: float | None, floor: float | None) -> None:
-    if cap is not None:
-        check_number(owner, "cap", cap, 1.0, math.inf, "None or a number >= 1")
-    if floor is not None:
-        check_number(owner, "floor", floor, 0.0, 1.0, "None or a number from 0 to 1")
-
-
-def log(value: float) -> float:
+def safe_log(value: float) -> float:
+    """log(value), -inf at 0."""
     return math.log(value) if value > 0 else -math.inf
 
 

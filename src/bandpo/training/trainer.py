@@ -103,8 +103,8 @@ class BandGRPOTrainer(GRPOTrainer):
             loss = super()._compute_loss(model, inputs)
             assert self._logps is not None
             # Without old log-probs every ratio is 1: the policy is its own anchor.
-            tokens = self._context({"old_entropy": self._entropy, **inputs}, self._logps)
-            self._log_clip_statistics(self._logps, self._tokens or tokens)
+            tokens = self._tokens or self._context({"old_entropy": self._entropy, **inputs}, self._logps)
+            self._log_clip_statistics(self._logps, tokens)
         finally:
             self.epsilon_low, self.epsilon_high = constant
             self._tokens = None
