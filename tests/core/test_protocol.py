@@ -227,7 +227,9 @@ def test_a_rule_that_is_none_is_one_line(name, words):
     assert "\n" not in str(caught.value)
 
 
-def test_clip_is_bit_for_bit_the_numbers():
-    low, high = clip_range(Clip(0.2, 0.28), torch.tensor([-1.0, -math.inf]))
-    assert torch.equal(1 - low, torch.tensor([1 - 0.2, 1 - 0.2]))
-    assert torch.equal(1 + high, torch.tensor([1 + 0.28, 1 + 0.28]))
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.28), (0.55, 0.775), (0.8, 0.8), (0.9, 0.3)])
+def test_clip_is_bit_for_bit_the_numbers(low, high):
+    """exp(log) rounds most of these to a neighbor."""
+    bounds = Clip(low, high).bounds(torch.tensor([-1.0, -math.inf]))
+    assert torch.equal(bounds.lower, torch.tensor([1 - low, 1 - low]))
+    assert torch.equal(bounds.upper, torch.tensor([1 + high, 1 + high]))
