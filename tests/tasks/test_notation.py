@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bandpo.tasks.answers import final_answer
-from bandpo.tasks.notation import MAX_LENGTH, RULES, canonical, choice, normalize, readings
+from bandpo.tasks.notation import MAX_LENGTH, RULES, canonical, choice, normalize, readings, values_in_order
 from bandpo.tasks.rewards import math_scores
 
 PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
@@ -98,3 +98,17 @@ def test_readings_and_text():
 )
 def test_choice(text, letter):
     assert choice(text) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("y = 1, x = \\frac{1}{2}", (["y", "x"], "(1, \\frac{1}{2})")),
+        ("a_1 = 3; b = 4", (["a_1", "b"], "(3, 4)")),
+        ("x = 2", None),
+        ("x = 2, 3", None),
+        ("x = 2, x = 3", None),
+    ],
+)
+def test_named_values_in_order(text, expected):
+    assert values_in_order(text) == expected
