@@ -212,6 +212,9 @@ FALSE_POSITIVES = [
     ("\\boxed{(3,8)}", "x=8, y=3"),
     ("\\boxed{2*7}", "27"),
     ("\\boxed{pots}", "stop"),
+    ("\\boxed{t>4 \\text{ and } t<6}", "(-\\infty,\\infty)"),
+    ("\\boxed{t<4 \\text{ and } t>6}", "t<4 \\text{ or } t>6"),
+    ("\\boxed{t \\ne 6, t \\ne 4}", "(-\\infty,\\infty)"),
 ]
 
 
@@ -256,6 +259,15 @@ FALSE_NEGATIVES = [
     ("The equation is y = 3x - 4.", "y=3x-4"),
     ("\\boxed{\\mathrm{e}^{3}}", "e^3"),
     ("\\boxed{3.5}", "\\frac{7\\text{ kg}}{2}"),
+    ("\\boxed{-4<t<1 \\text{ or } t\\geq 6}", "(-4,1)\\cup[6,\\infty)"),
+    ("\\boxed{t<6 \\text{ and } t>4}", "(4,6)"),
+    ("\\boxed{t \\ne 6 \\text{ and } t \\ne 4}", "(-\\infty,4)\\cup(4,6)\\cup(6,\\infty)"),
+    ("\\boxed{4<t<6}", "t>4, t<6"),
+    ("\\boxed{y \\ge 3 \\text{ and } x \\le 2}", "x \\leq 2 \\text{ and } y \\geq 3"),
+    ("\\boxed{9 \\text{平方厘米}}", "9"),
+    ("\\boxed{9^{\\text{th}}}", "9"),
+    ("\\boxed{\\approx 9}", "9"),
+    ("\\boxed{\\emptyset}", "\\varnothing"),
 ]
 
 

@@ -253,6 +253,20 @@ def _set_builder(match: re.Match[str]) -> str:
     return condition if holds else match[0]
 
 
+_JOINT = r"\s*,?\s*(?:\\text\s*\{\s*(and|or)\s*\}|(?<![A-Za-z\\])(and|or)(?![A-Za-z]))\s*"
+
+
+def _joined_inequalities(text: str) -> str:
+    """What stands between two inequalities in one variable decides between union and intersection."""
+    parts = re.split(_JOINT, text)
+    letters = set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", " ".join(parts[::3])))
+    relation = r"[<>]|\\(?:[lg]eq?|neq?)(?![A-Za-z])"
+    if len(letters) != 1 or not all(re.search(relation, part) for part in parts[::3]):
+        return text
+    signs = [r"\lor" if "or" in pair else r"\land" for pair in zip(parts[1::3], parts[2::3], strict=True)]
+    return parts[0] + "".join(f" {sign} {part}" for sign, part in zip(signs, parts[3::3], strict=True))
+
+
 def _imaginary(text: str) -> str:
     r"""i as \sqrt{-1}, which SymPy can reckon with, unless it counts: x_i, \sum_{i=1}."""
     if re.search(r"_\s*\{?[^{}]*(?<![A-Za-z\\])i(?![A-Za-z])|\\(?:sum|prod|in\b)|\bi\s*=", text):
@@ -349,7 +363,12 @@ RULES: tuple[Rule, ...] = (
         "Chinese units",
         "5厘米",
         "5",
-        _replace("(?<=[\\d}])\\s*(?!\\s|[十百](?!分点))(?!千(?![克米瓦]))[\u4e00-\u9fff]+(?=\\s*(?:$|[,;.]))", ""),
+        _replace(
+            "(?<=[\\d}])\\s*"
+            "(?P<wrapped>\\\\(?:text|mathrm)\\s*\\{)?\\s*(?!\\s|[十百](?!分点))(?!千(?![克米瓦]))[\u4e00-\u9fff]+"
+            "(?(wrapped)\\s*\\})(?=\\s*(?:$|[,;.]))",
+            "",
+        ),
     ),
     Rule(
         "percent",
@@ -375,7 +394,15 @@ RULES: tuple[Rule, ...] = (
         "90",
         _replace(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))\s*[CF]?(?![A-Za-z])|\\degree(?![A-Za-z])", ""),
     ),
+    Rule(
+        "ordinals",
+        r"7^{\text{th}}",
+        "7",
+        _replace(r"(?<=\d)\s*\^\s*\{\s*(?:\\(?:text|mathrm)\s*\{\s*)?(?:st|nd|rd|th)\s*\}(?:\s*\})?", ""),
+    ),
+    Rule("empty set", r"\varnothing", r"\emptyset", _replace(r"\\varnothing(?![A-Za-z])", r"\\emptyset")),
     Rule("fonts", r"\mathrm{e}^{2}+\mathbf{x}", "e ^{2}+x ", _fonts),
+    Rule("joined inequalities", "x < 1 or x > 3", r"x < 1 \lor x > 3", _joined_inequalities),
     Rule(
         "and, or",
         r"1, 2, \text{ and } 3",
@@ -473,7 +500,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("imaginary unit", "3+2i", r"3+2\sqrt{-1}", _imaginary),
     Rule("bare words", "stop, even", r"\text{stop}, \text{even}", _bare_words),
-    Rule("end of sentence", "= 5.", "5", _replace(r"^\s*=\s*|[\s.,;:]+$", "")),
+    Rule("end of sentence", "= 5.", "5", _replace(r"^\s*(?:=|\\approx(?![A-Za-z]))\s*|[\s.,;:]+$", "")),
 )
 
 
@@ -519,7 +546,7 @@ def is_readable(text: str) -> bool:
 
 
 _BOUND = r"((?:[^<>=,A-Za-z\\]|\\(?:frac|sqrt|pi|infty|cdot)(?![A-Za-z]))+)"
-_SIGN = r"(<|>|\\le|\\ge|\\ne)(?![A-Za-z])"
+_SIGN = r"(<|>|\\(?:le|ge|ne)(?![A-Za-z]))"
 _CHAIN = re.compile(rf"^\s*{_BOUND}{_SIGN}\s*([A-Za-z])\s*{_SIGN}{_BOUND}$")
 _ONE_SIDED = re.compile(rf"^\s*([A-Za-z])\s*{_SIGN}{_BOUND}$")
 _TURNED = re.compile(rf"^\s*{_BOUND}{_SIGN}\s*([A-Za-z])\s*$")
@@ -550,12 +577,38 @@ def _interval(inequality: str) -> tuple[str, str] | None:
     return None
 
 
+_BELOW = re.compile(r"\(-\\infty, ([^,]+)([)\]])$")
+_ABOVE = re.compile(r"([(\[])([^,]+), \\infty\)$")
+
+
+def _condition(text: str) -> tuple[str, str] | None:
+    """A variable and its set, for inequalities between it and numbers, joined or alone."""
+    for joints, sign in ((r"\\cup|\\lor|\\vee", r"\cup"), (r"\\cap|\\land|\\wedge", r"\cap")):
+        if len(parts := re.split(joints, text)) > 1:
+            found = [one for one in map(_condition, parts) if one]
+            if len(found) < len(parts) or len({variable for variable, _ in found}) > 1:
+                return None
+            sets = [one for _, one in found]
+            if sign == r"\cap":
+                ends = sorted(sets, key=lambda one: _ABOVE.match(one) is None)
+                if len(ends) == 2 and (low := _ABOVE.match(ends[0])) and (high := _BELOW.match(ends[1])):
+                    return found[0][0], f"{low[1]}{low[2]}, {high[1]}{high[2]}"
+                sets = [f"({one})" for one in sets]
+            return found[0][0], f" {sign} ".join(sets)
+    return _interval(text)
+
+
 def _as_intervals(text: str) -> Iterator[str]:
-    r"""x < -1 or x > 3 as x \in (-\infty, -1) \cup (3, \infty)."""
-    parts = [_interval(part) for part in re.split(r",|\\cup|\\lor|\\vee", text)]
-    if all(parts) and len({part[0] for part in parts if part}) == 1:
-        variable = next(part[0] for part in parts if part)
-        yield rf"{variable} \in " + r" \cup ".join(part[1] for part in parts if part)
+    r"""x < -1 or x > 3 as x \in (-\infty, -1) \cup (3, \infty).
+
+    A comma joins like 'and', save in x < a, x > b, which would seldom be written of what lies between.
+    """
+    parts = text.split(",")
+    if all(map(_interval, parts)):
+        outward = len(parts) == 2 and all(map(re.search, (r"[A-Za-z]\s*(?:<|\\le)", r"[A-Za-z]\s*(?:>|\\ge)"), parts))
+        text = (r" \lor " if outward else r" \land ").join(parts)
+    if found := _condition(text):
+        yield rf"{found[0]} \in {found[1]}"
 
 
 def _decimal_comma(text: str) -> Iterator[str]:
