@@ -215,6 +215,8 @@ FALSE_POSITIVES = [
     ("\\boxed{t>4 \\text{ and } t<6}", "(-\\infty,\\infty)"),
     ("\\boxed{t<4 \\text{ and } t>6}", "t<4 \\text{ or } t>6"),
     ("\\boxed{t \\ne 6, t \\ne 4}", "(-\\infty,\\infty)"),
+    ("\\boxed{4, 6, 6}", "4, 6"),
+    ("\\boxed{4, 6}", "4, 4, 6"),
 ]
 
 
@@ -268,6 +270,10 @@ FALSE_NEGATIVES = [
     ("\\boxed{9^{\\text{th}}}", "9"),
     ("\\boxed{\\approx 9}", "9"),
     ("\\boxed{\\emptyset}", "\\varnothing"),
+    ("\\boxed{9€}", "9"),
+    ("\\boxed{9^\\circ \\mathrm{C}}", "9"),
+    ("\\boxed{ \\ 9 \\ }", "9"),
+    ("\\boxed{x=\\pm 4, 6}", "-4, 4, 6"),
 ]
 
 

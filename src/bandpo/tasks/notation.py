@@ -292,7 +292,7 @@ RULES: tuple[Rule, ...] = (
             lambda m: re.sub(r"\\\\(?=[A-Za-z])", r"\\", m[0]),
         ),
     ),
-    Rule("currency", "£5", "5", _replace("[€£¥￥₹](?=\\s*[\\d.])", "")),
+    Rule("currency", "£5", "5", _replace("[€£¥￥₹](?=\\s*[\\d.])|(?<=\\d)\\s*[€£¥￥₹]", "")),
     Rule(
         "layout",
         r"\left( 1,2\right)",
@@ -304,7 +304,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("narrow space", r"1\,000", "1000", _replace(r"(?<=\d)(?:\\[,;: ]|~|\{,\}|\{ \})(?=\d{3}(?!\d))", "")),
     Rule("comma in braces", "1{,}000", "1,000", _replace(r"\{\s*,\s*\}", ",")),
-    Rule("spaces", r"5\, 6~7", "5  6 7", _replace(r"(?<!\\)\\(?:[,;: >]|q?quad(?![A-Za-z]))|~", " ")),
+    Rule("spaces", r"5\, 6~7", "5  6 7", _replace(r"(?<!\\)\\(?:[,;: >]|$|q?quad(?![A-Za-z]))|~", " ")),
     Rule(
         "color",
         r"\color{red}6",
@@ -392,7 +392,10 @@ RULES: tuple[Rule, ...] = (
         "degrees",
         r"90^{\circ}",
         "90",
-        _replace(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))\s*[CF]?(?![A-Za-z])|\\degree(?![A-Za-z])", ""),
+        _replace(
+            r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))\s*(?:[CF](?![A-Za-z])|\\(?:mathrm|text)\s*\{\s*[CF]\s*\})?|\\degree(?![A-Za-z])",
+            "",
+        ),
     ),
     Rule(
         "ordinals",
@@ -632,6 +635,16 @@ def readings(text: str) -> list[str]:
     """What an answer may mean, the likeliest first; each is in the common notation."""
     first = normalize(text)
     return [first, *(one for other in READINGS for one in other(first))]
+
+
+def listed(text: str) -> int:
+    """How many values a plain list holds, or 0 for anything else; a set would take a repeated one for one."""
+    depth = 0
+    commas = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        commas += character in ",;" and depth == 0
+    return commas + 1 if commas and not re.search(r"\\pm|\\mp", text) else 0
 
 
 def base(text: str) -> str | None:
