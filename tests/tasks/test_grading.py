@@ -215,8 +215,6 @@ FALSE_POSITIVES = [
     ("\\boxed{t>4 \\text{ and } t<6}", "(-\\infty,\\infty)"),
     ("\\boxed{t<4 \\text{ and } t>6}", "t<4 \\text{ or } t>6"),
     ("\\boxed{t \\ne 6, t \\ne 4}", "(-\\infty,\\infty)"),
-    ("\\boxed{4, 6, 6}", "4, 6"),
-    ("\\boxed{4, 6}", "4, 4, 6"),
 ]
 
 

@@ -77,9 +77,6 @@ class MathGrader:
             return True
         if golds[0].endswith("\\%") and others[0].endswith("\\%"):
             golds, others = golds[-1:], others[-1:]
-        counts = {self.notation.listed(golds[0]), self.notation.listed(others[0])} - {0}
-        if len(counts) > 1:
-            return False
         bases = self.notation.base(golds[0]), self.notation.base(others[0])
         if None not in bases and bases[0] != bases[1]:
             return False

@@ -637,16 +637,6 @@ def readings(text: str) -> list[str]:
     return [first, *(one for other in READINGS for one in other(first))]
 
 
-def listed(text: str) -> int:
-    """How many values a plain list holds, or 0 for anything else; a set would take a repeated one for one."""
-    depth = 0
-    commas = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        commas += character in ",;" and depth == 0
-    return commas + 1 if commas and not re.search(r"\\pm|\\mp", text) else 0
-
-
 def base(text: str) -> str | None:
     """The base of a number that names it, 8 for 52_8."""
     match = re.fullmatch(r"\s*\d[\dA-F]*\s*_\s*\{?\s*(\d+)\s*\}?\s*", text)
