@@ -47,6 +47,8 @@ def test_final_answers_stand_where_the_page_says():
     ("text", "expected"),
     [
         ("－5", "-5"),
+        ("x₁₂", "x_{12}"),
+        ("\\mathrm x+1", "x +1"),
         ("\\textcolor{red}{\\mathbf{6}}", "{6 }"),
         ("0.\\dot{3}", "\\frac{3}{9}"),
         ("2.(45)", "\\frac{243}{99}"),
@@ -112,3 +114,7 @@ def test_choice(text, letter):
 )
 def test_named_values_in_order(text, expected):
     assert values_in_order(text) == expected
+
+
+def test_dollars_in_prose_are_money():
+    assert final_answer("He pays $5 and then $13 more, so $18 in all.") == "18"
