@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bandpo.core.checks import is_traced
 from bandpo.words import nearest
 
 if TYPE_CHECKING:
@@ -54,8 +55,10 @@ def triton_refusal(logps: Tensor, rule: ClipRule) -> str | None:
         return "Triton is not installed"
     if logps.dtype == torch.float64:
         return "the kernel computes in float32, and logps is float64"
-    if not logps.dim() or not logps.numel():
-        return "logps is empty or a single number"
+    if not logps.dim():
+        return "logps is a single number"
+    if is_traced(logps):
+        return "logps is inside a transform of torch.func or a FakeTensor, which have no values"
     if logps.device.type not in ("cuda", "cpu"):
         return f"logps is on {logps.device.type}, and the kernel runs on CUDA"
     if logps.device.type == "cpu" and not triton_kernels().INTERPRETED:
@@ -104,8 +107,8 @@ def pick_backend(requested: str | None, logps: Tensor, rule: ClipRule) -> tuple[
     if requested is None:
         requested, source = os.environ.get(VARIABLE) or None, VARIABLE
     if requested is not None:
-        return _forced(requested, source, logps, rule), True
-    if logps.numel() < COMPILE_FROM or isinstance(logps, torch._subclasses.FakeTensor):
+        return _forced(requested, source, logps, rule) if logps.numel() else "eager", True
+    if logps.numel() < COMPILE_FROM or is_traced(logps):
         return "eager", False
     why = compile_refusal(logps)
     if why is None:

@@ -26,6 +26,7 @@ from .checks import (
     check_logps_pair,
     check_radius,
     place_radius,
+    settle,
 )
 from .coins import TINY, coins, divergence_of, log_rest, one_minus_exp
 from .divergences import FDivergence, get_divergence
@@ -257,8 +258,8 @@ def measure(
     """(g_f(p, r), whether it is within the radius) per token, from one evaluation: what a loss needs of a band.
 
     In float64 whatever the input: by the short form of the divergence for float32, whose terms may cancel there
-    without harm, by the exact one for float64. `low` is the radius of tokens that lost probability, `high` of those
-    that gained; else as :func:`binary_divergence` and :func:`inside`.
+    without harm, by the exact one for float64. A log-prob of 0 counts as far as its dtype can tell (`settle`).
+    `low` is the radius of tokens that lost probability, `high` of those that gained; else as :func:`binary_divergence` and :func:`inside`.
 
     Example:
         >>> measure(torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.0]), 0.05, 0.05)
@@ -266,11 +267,12 @@ def measure(
     """
     f = get_divergence(divergence)
     new, old = check_logps_pair(logps, old_logps)
+    dtypes = logps.dtype, old_logps.dtype
     radii = place_radius((low, high), old)
     short = None if f.binary is None or new.dtype == torch.float64 else f.binary.value
 
     def block(new: Tensor, old: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        k = coins(new.double(), old.double())
+        k = coins(*(x.double() for x in settle(new, old, dtypes)))
         g = f.exact(k) if short is None else divergence_of(k, short)
         return g.to(new.dtype), g <= (low if low is high else torch.where(k.moved > 0.0, high, low))
 

@@ -20,17 +20,29 @@ POSITIVE_TOLERANCE = 1e-3
 Radius = float | Tensor | tuple[float | Tensor, float | Tensor]
 
 
+def is_traced(x: Tensor) -> bool:
+    """Whether `x` stands for values that are not there: under torch.compile, torch.func or FakeTensorMode."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return isinstance(x, torch._subclasses.FakeTensor)
+
+
 def can_look(x: Tensor) -> bool:
     """Whether reading the values of `x` is free: on the CPU and outside a trace."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not is_traced(x)
 
 
 def as_work_dtype(x: Tensor) -> Tensor:
     """The tensor in the dtype of the results: float64 stays, any other float becomes float32.
 
     Raises:
-        ValueError: the tensor is not floating point.
+        ValueError: the tensor is not floating point, or a DTensor.
     """
+    if hasattr(x, "full_tensor"):
+        raise ValueError(
+            "log-probabilities must be plain tensors, got a DTensor: pass its to_local() where each process has "
+            "tokens of its own, else its full_tensor()"
+        )
     if not x.dtype.is_floating_point:
         raise ValueError(
             f"log-probabilities must be floating point (float16, bfloat16, float32, float64), got {x.dtype}"
@@ -59,6 +71,17 @@ def check_logps(x: Tensor, name: str) -> Tensor:
             f"(up to {POSITIVE_TOLERANCE:g} is taken for rounding), got {top:.6g}"
         )
     return work.clamp(max=0.0) if top > 0.0 else work
+
+
+def settle(new: Tensor, old: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[Tensor, Tensor]:
+    """Both log-probs (<= 0, in one work dtype), each 0 as near to the other as its rounding allows.
+
+    Arithmetic in `dtypes` makes 0 of a log-prob down to -u, half their eps, so 0 stands for max(other, -u): the
+    smallest change that agrees with what is known. Both 0 stay 0, a NaN stays one, anything else is exact.
+    """
+    new_unit, old_unit = (torch.finfo(dtype).eps / 2 for dtype in dtypes)
+    near = torch.where(new == 0.0, old.clamp(-new_unit, 0.0), new)
+    return near, torch.where(old == 0.0, new.clamp(-old_unit, 0.0), old)
 
 
 def check_logps_pair(logps: Tensor, old_logps: Tensor) -> tuple[Tensor, Tensor]:

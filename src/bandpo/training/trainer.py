@@ -141,7 +141,7 @@ class BandGRPOTrainer(GRPOTrainer):
         packed = torch.stack([statistics.tokens.to(statistics.sums[names[0]].dtype), *statistics.sums.values()])
         tokens, *sums = self.accelerator.reduce(packed, reduction="sum").tolist()
         extremes = self.accelerator.gather(torch.stack(list(statistics.maxima.values())).unsqueeze(0)).amax(0)
-        maxima = finish_maxima(dict(zip(statistics.maxima, extremes.unbind(), strict=True)))
+        maxima = finish_maxima(dict(zip(statistics.maxima, extremes.unbind(), strict=True)), tokens)
         values = torch.stack(list(maxima.values())).tolist()
         return {
             **{name: value / max(tokens, 1) for name, value in zip(names, sums, strict=True)},
