@@ -26,7 +26,6 @@ from .checks import (
     check_logps_pair,
     check_radius,
     place_radius,
-    settle,
 )
 from .coins import TINY, coins, divergence_of, log_rest, one_minus_exp
 from .divergences import FDivergence, get_divergence
@@ -134,12 +133,17 @@ class _Side(torch.autograd.Function):
     infinite, counts as 0.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, logps: Tensor, old: Tensor, radius: Tensor, f: FDivergence, upper: Any) -> Tensor:
-        (bound,) = _solve(old, [(radius, upper)], f)
-        ctx.save_for_backward(bound, old)
-        ctx.f, ctx.dtypes, ctx.radius_shape = f, (logps.dtype, radius.dtype), radius.shape
-        return bound
+    def forward(logps: Tensor, old: Tensor, radius: Tensor, f: FDivergence, upper: Any) -> Tensor:
+        return _solve(old, [(radius, upper)], f)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        logps, old, radius, ctx.f, _ = inputs
+        ctx.save_for_backward(output, old)
+        ctx.dtypes, ctx.radius_shape = (logps.dtype, radius.dtype), radius.shape
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -162,7 +166,8 @@ class _Side(torch.autograd.Function):
 
 def _bounds(logps: Tensor, old: Tensor, sides: Sequence[tuple[Tensor, Side]], f: FDivergence) -> Sequence[Tensor]:
     wanted = logps.requires_grad or any(radius.requires_grad for radius, _ in sides)
-    if torch.is_grad_enabled() and wanted:
+    # Inside torch.func's transforms tensors do not say whether somebody outside wants a gradient.
+    if torch.is_grad_enabled() and (wanted or torch._C._are_functorch_transforms_active()):
         return [_Side.apply(logps, old, radius, f, upper) for radius, upper in sides]
     return _solve(old, sides, f)
 
@@ -258,8 +263,8 @@ def measure(
     """(g_f(p, r), whether it is within the radius) per token, from one evaluation: what a loss needs of a band.
 
     In float64 whatever the input: by the short form of the divergence for float32, whose terms may cancel there
-    without harm, by the exact one for float64. A log-prob of 0 counts as far as its dtype can tell (`settle`).
-    `low` is the radius of tokens that lost probability, `high` of those that gained; else as :func:`binary_divergence` and :func:`inside`.
+    without harm, by the exact one for float64. `low` is the radius of tokens that lost probability, `high` of those
+    that gained; else as :func:`binary_divergence` and :func:`inside`.
 
     Example:
         >>> measure(torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.0]), 0.05, 0.05)
@@ -267,12 +272,11 @@ def measure(
     """
     f = get_divergence(divergence)
     new, old = check_logps_pair(logps, old_logps)
-    dtypes = logps.dtype, old_logps.dtype
     radii = place_radius((low, high), old)
     short = None if f.binary is None or new.dtype == torch.float64 else f.binary.value
 
     def block(new: Tensor, old: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        k = coins(*(x.double() for x in settle(new, old, dtypes)))
+        k = coins(new.double(), old.double())
         g = f.exact(k) if short is None else divergence_of(k, short)
         return g.to(new.dtype), g <= (low if low is high else torch.where(k.moved > 0.0, high, low))
 

@@ -32,17 +32,22 @@ def can_look(x: Tensor) -> bool:
     return x.device.type == "cpu" and not is_traced(x)
 
 
+def check_plain(x: Tensor, name: str) -> None:
+    """ValueError if `x` is a DTensor."""
+    if hasattr(x, "full_tensor"):
+        raise ValueError(
+            f"{name}: got a DTensor, allowed is a plain tensor; pass its to_local() where each process holds tokens "
+            "of its own, else its full_tensor()"
+        )
+
+
 def as_work_dtype(x: Tensor) -> Tensor:
     """The tensor in the dtype of the results: float64 stays, any other float becomes float32.
 
     Raises:
         ValueError: the tensor is not floating point, or a DTensor.
     """
-    if hasattr(x, "full_tensor"):
-        raise ValueError(
-            "log-probabilities must be plain tensors, got a DTensor: pass its to_local() where each process has "
-            "tokens of its own, else its full_tensor()"
-        )
+    check_plain(x, "log-probabilities")
     if not x.dtype.is_floating_point:
         raise ValueError(
             f"log-probabilities must be floating point (float16, bfloat16, float32, float64), got {x.dtype}"
@@ -141,6 +146,7 @@ def place_radius(radius: Radius, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_broadcast(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
     """ValueError with both shapes unless `x` broadcasts to the shape of `like`."""
+    check_plain(x, name)
     try:
         fits = torch.broadcast_shapes(x.shape, like.shape) == like.shape
     except RuntimeError:

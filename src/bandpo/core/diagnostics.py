@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bandpo.core.checks import as_work_dtype, settle
+from bandpo.core.checks import as_work_dtype
 from bandpo.core.rules import ClipRule
 from bandpo.core.tokens import Tokens
 
@@ -47,14 +47,6 @@ def finish_maxima(maxima: dict[str, Tensor], tokens: Tensor | float) -> dict[str
     }
 
 
-def measure_settled(
-    rule: ClipRule, logps: Tensor, tokens: Tokens, dtypes: tuple[torch.dtype, torch.dtype]
-) -> tuple[Tensor, Tensor]:
-    """`rule.measure` of clean tokens whose log-probs came in these dtypes, which say what a log-prob of 0 means."""
-    new, old = settle(logps, tokens.old_logps, dtypes)
-    return rule.measure(new, replace(tokens, old_logps=old))
-
-
 @torch.no_grad()
 def clip_statistics(
     logps: Tensor,
@@ -70,7 +62,7 @@ def clip_statistics(
         tokens: The batch under the anchor policy, with `advantages` of shape (B, T) or (B, 1) and `mask`.
         rule: The clip rule.
         entropy: Entropy of the policy being trained at each position in nats, shape (B, T), if known.
-        measured: `rule.measure(logps, tokens)`, if the caller has it already; the tokens are clean then.
+        measured: `rule.judge(logps, tokens)`, if the caller has it already; the tokens are clean then.
 
     Returns:
         ClipStatistics: No value is read back to the host.
@@ -81,7 +73,7 @@ def clip_statistics(
     if measured is None:
         dtypes = logps.dtype, tokens.old_logps.dtype
         logps, tokens = torch.where(keep, as_work_dtype(logps), zero), tokens.clean(keep)
-        measured = measure_settled(rule, logps, tokens, dtypes)
+        measured = rule.judge(logps, tokens, dtypes)
     assert tokens.advantages is not None
     log_ratio = logps - tokens.old_logps
     realized, inside = torch.where(keep, measured[0], zero), measured[1]
@@ -110,7 +102,5 @@ def clip_statistics(
         sums["entropy"] = as_work_dtype(entropy).masked_fill(~keep, 0).sum()
     extremes = {"log_ratio_max": log_ratio, "negative_log_ratio_max": -log_ratio, "divergence_max": realized}
     nothing = torch.full_like(zero, -math.inf)
-    maxima = {
-        name: torch.where(keep, x, nothing).amax() if x.numel() else nothing for name, x in extremes.items()
-    }
+    maxima = {name: torch.where(keep, x, nothing).amax() if x.numel() else nothing for name, x in extremes.items()}
     return ClipStatistics(keep.sum(), sums, maxima)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bandpo.core import backends
 from bandpo.core.checks import POSITIVE_TOLERANCE, as_work_dtype, can_look, check_broadcast, check_logps
-from bandpo.core.diagnostics import clip_statistics, measure_settled
+from bandpo.core.diagnostics import clip_statistics
 from bandpo.core.rules import Band, ClipRule
 from bandpo.core.tokens import Tokens
 from bandpo.words import nearest
@@ -178,7 +178,7 @@ def _surrogate(
         _check_values(logps, given)
 
     with torch.no_grad():
-        measured = measure_settled(rule, new, tokens, (logps.dtype, given.old_logps.dtype))
+        measured = rule.judge(new, tokens, (logps.dtype, given.old_logps.dtype))
         unsolved = constant = rule.clipped(measured[1], log_ratio, advantages)
         held = zero if sparse else rule.held(tokens, log_ratio > 0)
         dual = torch.zeros_like(constant)

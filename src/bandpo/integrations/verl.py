@@ -81,9 +81,10 @@ def compute_policy_loss_bandpo(
     if config is None:
         raise ValueError("config is None, allowed is verl's ActorConfig")
     rule = read_rule(config.policy_loss.get("rule"), "verl")
+    # The rule sees the dtypes that the log-probs came in, which say what a log-prob of 0 means.
+    tokens, given = Tokens(old_log_prob, advantages, response_mask), log_prob
+    low, high = clip_range(rule, tokens, given)
     old_log_prob, log_prob = as_work_dtype(old_log_prob), as_work_dtype(log_prob)
-    tokens = Tokens(old_log_prob, advantages, response_mask)
-    low, high = clip_range(rule, tokens, log_prob)
     # A shallow copy: verl fills `global_batch_info`, which both share, and freezes the other fields.
     config = copy.copy(config)
     object.__setattr__(config, "clip_ratio_low", low)
@@ -97,4 +98,4 @@ def compute_policy_loss_bandpo(
         config=config,
         rollout_is_weights=rollout_is_weights,
     )
-    return loss, metrics | clip_metrics(log_prob, tokens, rule, METRIC_PREFIX)
+    return loss, metrics | clip_metrics(given, tokens, rule, METRIC_PREFIX)
