@@ -60,6 +60,7 @@ def test_lazy_packages_name_what_they_have(package):
         module.bnd  # noqa: B018
 
 
+@pytest.mark.slow
 def test_names_arrive_when_they_are_used():
     code = """
 import sys, bandpo, bandpo.evaluation, bandpo.training

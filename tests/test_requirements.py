@@ -34,6 +34,7 @@ def imported(path):
             yield node.module.partition(".")[0]
 
 
+@pytest.mark.slow
 def test_every_import_is_declared():
     missing = {}
     for path in (ROOT / "src" / "bandpo").rglob("*.py"):

@@ -29,6 +29,7 @@ def model_path(tmp_path_factory):
 SMALL = ("--samples", "2", "--max-new-tokens", "4", "--limit", "3", "--output", "out")
 
 
+@pytest.mark.slow
 def test_two_data_sets_of_one_name(bandpo, tmp_path, model_path, questions):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

@@ -26,6 +26,7 @@ def figures(printed):
     return {name.strip(): value for name, value in lines}
 
 
+@pytest.mark.slow
 def test_agreement_and_errors_are_counted(bandpo, tmp_path):
     write(tmp_path / "rows.jsonl", ROWS)
     printed = bandpo("grade", "rows.jsonl", "--time-limit", "2", "--output", "verdicts.jsonl")

@@ -37,6 +37,7 @@ def run_all(commands, cwd):
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_help_and_lists_do_without_torch(tmp_path):
     names = [
         "train",
@@ -107,6 +108,7 @@ def mistakes(tmp_path_factory):
     return {tuple(arguments): rest for arguments, *rest in report}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES)
 def test_mistakes_in_arguments_do_without_torch(mistakes, arguments, words):
     code, slow, said = mistakes[tuple(arguments)]

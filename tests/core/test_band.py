@@ -168,6 +168,7 @@ def test_one_side_is_the_same_as_both(name):
     assert torch.equal(band_side(old, pair, name, upper=False), both.log_lower)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, CUBIC], ids=str)
 def test_gradients_by_the_implicit_function_theorem(name):
     old = torch.tensor([-0.02, -0.7, -2.0, -4.0, -9.0], dtype=torch.float64, requires_grad=True)

@@ -338,6 +338,7 @@ def _elementary(x_ptr, out_ptr, n, WHICH: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out_ptr + i, y, mask=i < n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "function"), list(enumerate([torch.exp, torch.expm1, torch.log, torch.log1p])))
 def test_elementary_functions_are_within_2_5_ulp(which, function):
     generator = torch.Generator().manual_seed(which)

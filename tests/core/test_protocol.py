@@ -159,6 +159,7 @@ def test_a_tensor_radius_is_a_value():
     assert Band() != EntropyBand()
 
 
+@pytest.mark.slow
 def test_a_table_answers_for_a_band():
     old = -torch.linspace(0.01, 12, 500)
     exact, table = Band(0.05, "js").bounds(old), Band(0.05, "js", cap=3.0, table=True).bounds(old)

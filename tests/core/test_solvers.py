@@ -82,6 +82,7 @@ def test_the_fixed_trips_suffice(name, monkeypatch):
     assert seen.sum() > 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_certificate_holds(name, dtype):

@@ -32,6 +32,7 @@ def test_the_table_is_within_its_stated_error(name, radius, n):
     assert (got.log_upper <= -old).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_edges_limits_and_nan(name):
     old = torch.tensor([0.0, -math.inf, math.nan, -0.0001, -50.0, -1e4])
@@ -65,6 +66,7 @@ def test_a_users_divergence_and_double_precision():
     assert table(old).lower.dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_compiles_whole_and_is_cached():
     table = band_table(0.05, "kl")
     assert band_table(0.05, "kl") is table

@@ -88,6 +88,7 @@ def test_intervals_cover_the_truth_and_identical_methods_are_rarely_called_diffe
     assert 20 <= wrong <= 70
 
 
+@pytest.mark.slow
 def test_many_seeds_are_resampled_and_cover_too():
     dice = np.random.default_rng(2)
     truth = math.exp(0.5)  # a skewed distribution, in which t errs to one side

@@ -171,6 +171,7 @@ def test_a_run_that_is_not_finished_has_a_report_too(run, tmp_path):
     Page(write_report([early]).read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_bounds_are_drawn(tmp_path):
     for name in ("bounds.png", "bounds.svg"):
         plot_bounds({"Clip": Clip(), "Band": Band()}, tmp_path / name)
@@ -295,6 +296,7 @@ def test_a_study_needs_its_metrics_alone(tmp_path):
     assert {p.name for p in tmp_path.glob("*.png")} == {"bounds.png", "curves.png", "differences.png", "regions.png"}
 
 
+@pytest.mark.slow
 def test_a_study_that_has_not_begun_has_a_report(tmp_path):
     metrics = a_study()
     metrics["environment"] = {}
@@ -464,6 +466,7 @@ def test_text_that_hides_is_shown():
     assert visible("x" * 10, 4) == "xxxx… (6 more characters)"
 
 
+@pytest.mark.slow
 def test_names_with_markup_stay_text():
     from bandpo.report.drawing import Line, Panel, svg
 

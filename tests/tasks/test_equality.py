@@ -4,6 +4,7 @@ import random
 import re
 from fractions import Fraction
 
+import pytest
 import sympy
 from sympy import I, Integer, Rational, latex, pi, sqrt
 
@@ -73,6 +74,7 @@ def other(rng, value):
     return rng.choice([change for change in changes if sympy.expand(change - value) != 0])
 
 
+@pytest.mark.slow
 def test_equal_and_unequal_values_in_many_writings():
     rng = random.Random(20240817)
     equal, unequal = [], []

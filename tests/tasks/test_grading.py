@@ -136,6 +136,7 @@ def test_every_answer_equals_itself(form):
     assert [g for g, s in zip(GOLD, math_scores([form % g for g in GOLD], GOLD), strict=True) if s.value != 1] == []
 
 
+@pytest.mark.slow
 def test_math_verify_finds_every_answer_equal_to_itself(grader):
     scores = grader.grade([ask(f"So it is $\\boxed{{{gold}}}$.", gold) for gold in GOLD])
     assert [gold for gold, score in zip(GOLD, scores, strict=True) if score != (1.0, False)] == []
@@ -315,6 +316,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 def test_hostile_answers_are_wrong_and_harmless(grader):
     scores = math_scores(HOSTILE, ["7"] * len(HOSTILE), time_limit=0.5)
     assert [score.value for score in scores] == [0.0] * len(HOSTILE)
@@ -323,6 +325,7 @@ def test_hostile_answers_are_wrong_and_harmless(grader):
     assert math_reward("\\boxed{\\frac12}", "0.5") == 1.0
 
 
+@pytest.mark.slow
 def test_order_and_values_do_not_depend_on_the_number_of_workers(grader, single):
     requests = [
         ask("\\boxed{10^{10^{10}}}"),
@@ -336,6 +339,7 @@ def test_order_and_values_do_not_depend_on_the_number_of_workers(grader, single)
     assert single.grade([]) == []
 
 
+@pytest.mark.slow
 def test_a_worker_outlives_an_answer_that_it_gives_up_itself(single, monkeypatch):
     monkeypatch.setattr(grading, "_GRACE", 60.0)
     nested = "\\boxed{" + "\\frac{1}{" * 300 + "2" + "}" * 300 + "}"
@@ -345,6 +349,7 @@ def test_a_worker_outlives_an_answer_that_it_gives_up_itself(single, monkeypatch
     assert single._every[0].process is process
 
 
+@pytest.mark.slow
 def test_a_worker_that_falls_silent_is_replaced(single):
     assert single.grade([ask("\\boxed{7}")]) == [(1.0, False)]
     stopped = single._every[0].process
@@ -354,6 +359,7 @@ def test_a_worker_that_falls_silent_is_replaced(single):
     assert single.grade([ask("\\boxed{7}")]) == [(1.0, False)]
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_in_its_sleep_costs_no_answer(single):
     single.grade([ask("\\boxed{7}")])
     process = single._every[0].process
@@ -362,6 +368,7 @@ def test_a_worker_that_died_in_its_sleep_costs_no_answer(single):
     assert single.grade([ask("\\boxed{7}")]) == [(1.0, False)]
 
 
+@pytest.mark.slow
 def test_closing_ends_the_workers(single):
     single.grade([ask("\\boxed{7}")])
     process = single._every[0].process
@@ -392,6 +399,7 @@ def test_a_worker_that_cannot_start_is_an_error(tmp_path, monkeypatch):
         Grader("math", workers=1).grade([ask("\\boxed{7}")])
 
 
+@pytest.mark.slow
 def test_the_worker_does_without_torch():
     command = [sys.executable, "-X", "importtime", "-P", str(grading._WORKER), "math", str(grading.MEMORY_LIMIT)]
     imported = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stderr
@@ -405,6 +413,7 @@ def test_the_worker_limits_its_memory():
     assert "MemoryError" in ended.stderr
 
 
+@pytest.mark.slow
 def test_scripts_without_a_main_guard_forks_and_the_end(tmp_path):
     """A plain script grades, its forked child grades with workers of its own, and no worker outlives it."""
     script = tmp_path / "script.py"
@@ -456,6 +465,7 @@ def test_last_boxed(text, found):
     assert last_boxed(text) == found
 
 
+@pytest.mark.slow
 def test_long_texts_are_read_in_time():
     """What runs in the training process must not be slow, whatever the text."""
     for part in (

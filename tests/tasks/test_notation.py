@@ -30,6 +30,7 @@ def test_every_rule_does_what_its_example_says(rule):
     assert rule.rewrite(rule.before) == rule.after
 
 
+@pytest.mark.slow
 def test_every_convention_holds_as_documented():
     rows = table("convention", "reference", "completion", "reward")
     assert len(rows) > 30

@@ -391,6 +391,7 @@ def test_wrong_rewards_are_named(own_rewards, reward, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.slow
 def test_time_limit_of_a_task(monkeypatch):
     from bandpo.tasks.grading import DEFAULT_TIME_LIMIT, Grader
 
@@ -404,6 +405,7 @@ def test_time_limit_of_a_task(monkeypatch):
     assert limits == [0.3, DEFAULT_TIME_LIMIT, 2.5]
 
 
+@pytest.mark.slow
 def test_reasoning_gym():
     task = ReasoningGym(dataset="chain_sum", options={"max_terms": 3}, size=30, heldout=10, seed=1)
     train, heldout = task.problems()

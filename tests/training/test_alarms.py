@@ -248,6 +248,7 @@ def test_a_resumed_run_neither_repeats_nor_forgets():
     assert [r["alarm"] for r in records] == ["entropy_collapse"]
 
 
+@pytest.mark.slow
 def test_in_a_real_run(tmp_path, tiny):
     """All rewards equal: the alarm fires in the first run, stays quiet after the resume, and stops a third."""
     rows = Dataset.from_list([{"prompt": f"{i}+{i}="} for i in range(8)])

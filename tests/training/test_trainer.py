@@ -217,6 +217,7 @@ class Poisoned:
         return loss
 
 
+@pytest.mark.slow
 def test_nan_log_probs_stop_the_run_of_a_recipe(tmp_path, tiny):
     class Guarded(Poisoned, RecipeTrainer):
         pass

@@ -108,12 +108,10 @@ def coins(logps: Tensor, old_logps: Tensor) -> Coins:
     p, q = torch.exp(old), torch.exp(new)
     c, d = one_minus_exp(old), one_minus_exp(new)
     s = new - old
-    moved = torch.copysign(torch.maximum(p, q) * one_minus_exp(0.0 - s.abs()), s)
-    # log(d / c): from the relative change where it is small, with the rounding of 1 + change added back.
-    change = moved / (0.0 - c)
-    far = change.abs() > 0.5
-    ratio = torch.where(far, d / c, 1.0 + change)
-    t = torch.log(ratio) + torch.where(far, 0.0, (change - (ratio - 1.0)) / ratio)
-    # nan_to_num is SIMD on the CPU where `where` is a loop of branches.
-    t = torch.nan_to_num(t, nan=0.0, posinf=HUGE, neginf=-HUGE)
+    moved = torch.copysign(torch.maximum(p, q) * one_minus_exp(-s.abs()), s)
+    # log(d / c) with the rounding of the quotient added back, which is all of it where little has moved. nan_to_num
+    # and clamp are SIMD on the CPU, where `where` is a loop of branches.
+    ratio = d / c
+    rounding = torch.nan_to_num(moved / -c - (ratio - 1.0), nan=0.0) / ratio.clamp(min=1.0)
+    t = torch.nan_to_num(torch.log(ratio) + rounding, nan=0.0, posinf=HUGE, neginf=-HUGE)
     return Coins(p, c, q, d, s, t, moved)
