@@ -1,6 +1,7 @@
 """The policy loss against independent computations."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -286,8 +287,8 @@ def test_minus_infinity_in_both_log_probs_is_refused_unless_masked(backend):
 def test_the_loss_under_vmap_is_that_of_each_row():
     new, old, advantages, mask = (t.detach() for t in batch(rows=5))
 
-    def loss(*row):
-        return policy_loss(*(x[None] for x in row), rule=Band(0.01)).loss
+    def loss(*row, backend=None):
+        return policy_loss(*(x[None] for x in row), rule=Band(0.01), backend=backend).loss
 
     rows = [torch.stack([x[i] for x in (new, old, advantages, mask)]) for i in range(5)]
     one = torch.stack([loss(*row) for row in rows])
@@ -297,9 +298,7 @@ def test_the_loss_under_vmap_is_that_of_each_row():
     torch.testing.assert_close(slopes, expected, rtol=1e-12, atol=0)
     for backend in ("compile", "triton"):
         with pytest.raises(RuntimeError, match=r"torch\.func.*can run here: eager"):
-            torch.func.vmap(lambda *row: policy_loss(*(x[None] for x in row), backend=backend).loss)(
-                new, old, advantages, mask
-            )
+            torch.func.vmap(partial(loss, backend=backend))(new, old, advantages, mask)
 
 
 def test_the_loss_of_fake_tensors_has_shape_and_gradient():

@@ -85,7 +85,7 @@ class ClipRule(ABC):
         return self.measure(new, replace(tokens, old_logps=old))
 
     def measure(self, logps: Tensor, old_logps: Tensor | Tokens) -> tuple[Tensor, Tensor]:
-        """(realized binary divergence, membership) of each token to the letter, from one evaluation of the divergence."""
+        """(realized binary divergence, membership) of each token, taken to the letter, from one evaluation."""
         tokens = self._context(old_logps)
         bounds = self.bounds(tokens)
         ratio = (as_work_dtype(logps) - as_work_dtype(tokens.old_logps)).exp()
