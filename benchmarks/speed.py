@@ -532,7 +532,7 @@ def main() -> None:
     if not options.report:
         top = 5 if options.quick else 8
         sizes = [10**k for k in range(3, top + 1)]
-        budget = 0.1 if options.quick else 0.4
+        budget = 3.0 if options.only else 0.1 if options.quick else 0.4
         if options.only:
             sizes, rows = [MAIN], RESULTS / f"{options.only}.jsonl"
         memory = not (options.quick or options.only)
