@@ -50,7 +50,7 @@ SICK = {
         "band__ratio_min": 1.0,
         "sampling__sampling_logp_difference__mean": 0.05,
     },
-    "first_update_moved": {"band__first_distance": 0.04},
+    "first_update_moved": {"band__first_distance": 0.03},
     "cap_binds": {"band__cap_fraction": 0.015},
     "sampler_drift": {"sampling__sampling_logp_difference__mean": 0.15},
     "zero_variance": {"frac_reward_zero_std": 1.0},
@@ -101,7 +101,7 @@ def test_a_healthy_run_is_quiet():
         ("entropy_explosion", {"entropy": 1.45}),  # above 1.0 but not thrice 0.5
         ("nothing_clips", {"band__ratio_max": 1.0, "band__ratio_min": 0.9999}),
         ("off_policy_unseen", {"band__ratio_max": 1.01, "sampling__sampling_logp_difference__mean": 0.09}),
-        ("first_update_moved", {"band__first_distance": 0.029}),
+        ("first_update_moved", {"band__first_distance": 0.019}),
         ("cap_binds", {"band__cap_fraction": 0.0099}),
         ("sampler_drift", {"sampling__sampling_logp_difference__mean": 0.099}),
         ("zero_variance", {"frac_reward_zero_std": 0.98}),

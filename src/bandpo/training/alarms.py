@@ -51,7 +51,7 @@ class AlarmConfig(Strict):
     entropy_high: float = Field(default=1.0, gt=0)
     entropy_high_factor: float = Field(default=3.0, gt=0)
     cap_fraction: float = Field(default=0.01, gt=0)
-    first_distance: float = Field(default=0.03, gt=0)
+    first_distance: float = Field(default=0.02, gt=0)
     sampler_difference: float = Field(default=0.1, gt=0)
     sampler_unseen: float = Field(default=0.03, gt=0)
     zero_variance: float = Field(default=0.99, gt=0)
