@@ -39,7 +39,8 @@ def finish_maxima(maxima: dict[str, Tensor], tokens: Tensor | float) -> dict[str
 
     Those of no token at all are those of a token that has not moved.
     """
-    named = {name: torch.where(torch.as_tensor(tokens) > 0, value, 0.0) for name, value in maxima.items()}
+    some = torch.as_tensor(tokens, device=maxima["divergence_max"].device) > 0
+    named = {name: torch.where(some, value, 0.0) for name, value in maxima.items()}
     return {
         "ratio_max": named.pop("log_ratio_max").exp(),
         "ratio_min": named.pop("negative_log_ratio_max").neg().exp(),
