@@ -69,7 +69,8 @@ class BandGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         self._entropy = None
-        self._sampled_at = self.state.global_step
+        if self.model.training:  # type: ignore[union-attr]
+            self._sampled_at = self.state.global_step
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if "old_entropy" in self.rule.needs and self._entropy is not None:
             batch["old_entropy"] = self._entropy
