@@ -14,7 +14,6 @@ A row with the ratios, hardware, versions and commit is appended to benchmarks/r
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 import warnings
@@ -32,7 +31,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from bandpo.files import append_line, write_atomic
+from bandpo.files import append_line, write_json
 from bandpo.models import load_model, scratch_model
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
 
@@ -206,7 +205,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     append_line(RESULTS / "step_time.jsonl", row)
     if options.json:
-        write_atomic(options.json, json.dumps({**row, "times": repeats}, indent=2) + "\n")
+        write_json(options.json, {**row, "times": repeats})
     for name, ratio in ratios.items():
         print(f"{name:16} {ratio['median']:.4f}  [{ratio['low']:.4f}, {ratio['high']:.4f}]")
 

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import json
 from pathlib import Path
 
 from bandpo.core.divergences import DIVERGENCE_NAMES
@@ -9,6 +10,17 @@ ROOT = Path(__file__).parent.parent
 # Every named divergence, and members of the alpha family on both sides of its special cases.
 ALPHAS = ["alpha:-1", "alpha:0.5", "alpha:1.01", "alpha:0.99", "alpha:2", "alpha:3"]
 NAMES = [name for name in DIVERGENCE_NAMES if name != "alpha:<a>"] + ALPHAS
+
+
+def strict_json(path):
+    """The objects of a .json or .jsonl file, by a parser that knows no Infinity and no NaN."""
+
+    def refuse(constant):
+        raise ValueError(f"{path} holds {constant}, which is not JSON")
+
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(x, parse_constant=refuse) for x in (text.splitlines() if path.suffix == ".jsonl" else [text])]
+
 
 # Settings of a GRPOConfig for tests.
 QUIET_ON_CPU = {

@@ -60,14 +60,15 @@ def test_several_nodes_join_a_running_cluster():
     assert (config.trainer.nnodes, config.ray_kwargs.ray_init.address) == (2, "auto")
     facts = dict(launch.needs(config))
     assert facts["GPUs"] == "2 x 8"
-    assert facts["a rollout"] == "256 prompts x 16 responses of at most 4096 tokens, then 4 updates"
+    assert facts["a rollout"] == "256 prompts x 16 responses of at most 4096 tokens"
+    assert facts["updates"].startswith("4 updates follow each rollout: ")
     assert facts["memory a GPU"].startswith("7.1 GiB for weights, gradients and optimiser, 7.1 GiB")
 
 
 def test_the_plan_names_the_anchor_and_warns_where_nothing_can_clip():
     config = compose("actor_rollout_ref.actor.ppo_mini_batch_size=256")
     facts = dict(launch.needs(config))
-    assert "no rule can act" in facts["warning"]
+    assert "no clip rule can act; lower actor.ppo_mini_batch_size" in facts["warning"]
     assert facts["anchor"] == "the trainer's recomputed log-probs"
     config = compose(
         "algorithm.rollout_correction.bypass_mode=true", "actor_rollout_ref.actor.ppo_mini_batch_size=256"
@@ -75,6 +76,28 @@ def test_the_plan_names_the_anchor_and_warns_where_nothing_can_clip():
     facts = dict(launch.needs(config))
     assert "warning" not in facts
     assert facts["anchor"] == "the rollout engine's log-probs"
+    assert facts["updates"] == (
+        "1 update follows each rollout, with ratios to the sampler's log-probs: the clip rule can act in each of them"
+    )
+
+
+def test_truncated_sampling_is_a_warning_and_refused_where_the_anchor_is_the_sampler():
+    facts = dict(launch.needs(compose("actor_rollout_ref.rollout.top_p=0.8")))
+    assert "truncated or reweighed (top_p=0.8)" in facts["warning"]
+    with pytest.raises(ValueError, match=r"reweighed \(top_k=20\).*allowed is sampling from the policy itself"):
+        compose("actor_rollout_ref.rollout.top_k=20", "algorithm.rollout_correction.bypass_mode=true")
+
+
+def test_verls_own_entry_point_says_whether_a_rule_can_act_before_ray_starts(tmp_path):
+    # Ray refuses this number of CPUs, so the run ends where Ray would start.
+    broken = "ray_kwargs.ray_init.num_cpus=none"
+    many = run_command(tmp_path, broken)
+    assert "bandpo: 4 updates follow each rollout: once the weights have moved" in many.stdout
+    one = run_command(
+        tmp_path, "actor_rollout_ref.actor.ppo_mini_batch_size=256", "ray_kwargs.ray_init.num_cpus=none"
+    )
+    assert "bandpo: 1 update follows each rollout: every ratio is 1 and no clip rule can act" in one.stdout
+    assert "ray init kwargs" not in one.stdout.partition("bandpo: ")[0]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""Files that are never seen half-written."""
+"""Files that are never seen half-written, and JSON that every parser reads."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,17 +20,47 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     partial.replace(path)
 
 
+def to_json(value: Any, **options: Any) -> str:
+    """Strict JSON, as RFC 8259 has it: null for each number that is not finite.
+
+    Args:
+        options: Those of `json.dumps`.
+    """
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_json(path: Path, value: Any, indent: int = 2) -> None:
+    """Write a file of strict JSON."""
+    write_atomic(path, to_json(value, indent=indent) + "\n")
+
+
+def to_line(record: dict[str, Any]) -> str:
+    """One line of a .jsonl file."""
+    return to_json(record, ensure_ascii=False) + "\n"
+
+
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object as a line."""
     with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+        stream.write(to_line(record))
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a .jsonl file; a last line cut off by a crash is passed over."""
+    """The JSON objects of a .jsonl file; a last line cut off by a crash is passed over.
+
+    Infinity and NaN, which older versions wrote, are read as the null that `append_line` writes for them.
+    """
     if not path.exists():
         return
     with path.open(encoding="utf-8") as stream:
         for line in stream:
             if line.endswith("\n") and line.strip():
-                yield json.loads(line)
+                yield json.loads(line, parse_constant=lambda _: None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from bandpo.files import write_json
 
 PACKAGE_PREFIX = "package:"
 # How to get a package that carries a model.
@@ -111,7 +112,7 @@ def convert_gguf(file: Path) -> Path:
     try:
         clean.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(scratch)
-        (scratch / "source.json").write_text(json.dumps({"file": file.name, "sha256": digest.hexdigest()}))
+        write_json(scratch / "source.json", {"file": file.name, "sha256": digest.hexdigest()})
         try:
             scratch.rename(target)
         except OSError:

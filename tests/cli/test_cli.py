@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from helpers import TINY
+from helpers import TINY, strict_json
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +25,22 @@ def bandpo(*arguments, cwd):
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     return folder, bandpo("train", *RUN, cwd=folder)
+
+
+def test_every_json_file_is_strict_json(finished):
+    folder, _ = finished
+    overrides = ["train.mask_truncated_completions=true", "train.max_completion_length=1", "record.batches=1"]
+    masked = bandpo("train", "scratch", *TINY, *overrides, "--output", "masked", cwd=folder)
+    assert masked.returncode == 0, masked.stderr
+    for run in ("out", "masked"):
+        files = [file for kind in ("*.json", "*.jsonl") for file in (folder / run).rglob(kind)]
+        assert {"metrics.jsonl", "samples.jsonl", "summary.json", "result.json"} <= {file.name for file in files}
+        for file in files:
+            assert strict_json(file)
+    rows = strict_json(folder / "masked" / "metrics.jsonl")
+    assert all(row["completions/clipped_ratio"] == 1 for row in rows if "reward" in row)
+    assert [row["band/ratio_min"] for row in rows] == [1] * 4
+    assert [row["band/divergence_max"] for row in rows] == [0] * 4
 
 
 def test_train_leaves_a_complete_run_directory(finished):

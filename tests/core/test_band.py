@@ -2,11 +2,13 @@
 
 import math
 import sys
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 from bandpo.core.band import band, band_side, binary_divergence, inside, measure
 from bandpo.core.checks import DEFAULT_RADIUS, POSITIVE_TOLERANCE
@@ -299,3 +301,30 @@ def test_rounding_above_zero_counts_as_zero():
 def test_errors_name_the_value(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.full((3,), -1.0))
+
+
+@pytest.mark.slow
+def test_bounds_under_vmap_are_those_of_the_whole():
+    def bound(name, side, x):
+        return getattr(band(x, 0.05, name), side)
+
+    old = -torch.logspace(-6, 1.5, 40).reshape(5, 8)
+    new, weight = old * 0.9, torch.arange(40.0).reshape(5, 8)
+    for name in ("kl", "js", "tv"):
+        for side in ("log_lower", "log_upper"):
+            leaves = [old.clone().requires_grad_() for _ in range(2)]
+            rows = torch.func.vmap(partial(bound, name, side))(leaves[0])
+            whole = bound(name, side, leaves[1])
+            assert torch.equal(rows, whole)
+            slopes = [
+                torch.autograd.grad((x * weight).sum(), y)[0] for x, y in zip((rows, whole), leaves, strict=True)
+            ]
+            torch.testing.assert_close(*slopes)
+        member = partial(inside, radius=1e-4, divergence=name)
+        assert torch.equal(torch.func.vmap(member)(new, old), member(new, old))
+
+
+def test_bounds_of_fake_tensors_have_a_shape():
+    with FakeTensorMode() as mode:
+        old = mode.from_tensor(-torch.ones(2, 3))
+        assert band(old, 0.05).upper.shape == inside(old, old).shape == (2, 3)

@@ -220,6 +220,44 @@ def test_triton_at_the_limits(divergence):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", [Band(0.05), Band(0.05, "chi2"), TwoSided(0.05, "tv"), Clip(0.001, 0.001)], ids=repr)
+def test_triton_measures_a_probability_rounded_to_one_as_eager_does(rule, dtype):
+    half = torch.finfo(dtype).eps / 2
+    new = torch.tensor([[0.0, 0.0, -half / 2, -0.1, 0.0, 1e-6, 0.0]])
+    old = torch.tensor([[-half / 2, -20 * half, 0.0, 0.0, 0.0, -1e-3, -0.4]])
+    for sign in (1.0, -1.0):
+        batch = [t.to(dtype).to(DEVICE) for t in (new, old, sign * torch.ones_like(new))]
+        batch += [torch.ones_like(new, device=DEVICE)] * 3
+        eager, ours = run(batch, "eager", rule=rule), run(batch, "triton", rule=rule)
+        assert ours[0] == pytest.approx(eager[0], rel=2e-6)
+        assert torch.equal(ours[1] == 0, eager[1] == 0)
+        for name, value in eager[2].items():
+            assert math.isfinite(value)
+            assert ours[2][name] == pytest.approx(value, rel=2e-4, abs=1e-7), name
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (2, 4)], ids=["no sequence", "no token", "all masked"])
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_triton_gives_zero_without_a_token(shape, aggregation):
+    ones = torch.ones(shape, device=DEVICE)
+    batch = [-ones, -2 * ones, ones, 0 * ones, ones, ones]
+    loss, grad, metrics = run(batch, "triton", rule=Band(cap=3.0), aggregation=aggregation, dual_clip=2.0)
+    assert loss == 0
+    assert torch.equal(grad, torch.zeros(shape, dtype=torch.float64, device=DEVICE))
+    assert metrics == run(batch, "eager", rule=Band(cap=3.0), aggregation=aggregation, dual_clip=2.0)[2]
+
+
+def test_triton_refuses_minus_infinity_in_both_log_probs():
+    one = torch.full((1, 1), -math.inf, device=DEVICE)
+    if DEVICE == "cpu":
+        with pytest.raises(ValueError, match="both -inf at 1 unmasked token"):
+            policy_loss(one, one, torch.ones_like(one), torch.ones_like(one), backend="triton")
+    else:  # where looking would cost a synchronization, it is loud
+        assert torch.isnan(policy_loss(one, one, torch.ones_like(one), torch.ones_like(one), backend="triton").loss)
+
+
+@pytest.mark.slow
 def test_backward_twice_and_no_gradient():
     batch = tokens()
     new = batch[0].clone().requires_grad_()

@@ -1,11 +1,15 @@
 """The policy loss against independent computations."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch._subclasses import FakeTensorMode
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
-from bandpo import DCPO, Band, Clip, NoClip, policy_loss
+from bandpo import DCPO, Band, Clip, NoClip, band, binary_divergence, inside, policy_loss
 from bandpo.core.losses import AGGREGATIONS, token_weights
 
 
@@ -212,3 +216,112 @@ def test_a_horizon_divides_the_sums():
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
     weights = token_weights(mask, "seq-mean-token-sum-norm", 10, torch.float32)
     assert float((mask * weights).sum()) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rest"), [(torch.float32, 2.0**-24), (torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)]
+)
+@pytest.mark.parametrize("divergence", ["kl", "reverse_kl", "chi2", "neyman_chi2"])
+def test_a_probability_rounded_to_one_is_measured_as_far_as_the_dtype_can_tell(dtype, rest, divergence):
+    def run(new, old, advantage):
+        new, old = (torch.tensor([[x]], dtype=dtype) for x in (new, old))
+        return policy_loss(
+            new.requires_grad_(), old, torch.tensor([advantage]), torch.ones(1, 1), rule=Band(0.05, divergence)
+        ).metrics
+
+    far = -8 * rest
+    known = binary_divergence(torch.tensor(-rest).double(), torch.tensor(far, dtype=dtype).double(), divergence)
+    for new, old in ((0.0, far), (far, 0.0)):
+        found = run(new, old, 1.0 if new == 0 else -1.0)
+        if new == 0:
+            assert found["divergence"].item() == pytest.approx(known.item(), rel=1e-4)
+        assert all(torch.isfinite(value) for value in found.values()), found
+        assert found["saturated_fraction"] == 1
+    # A change that is within the rounding is none, and no rule clips it.
+    for new, old, advantage in ((0.0, -rest / 2, 1.0), (-rest / 2, 0.0, -1.0), (0.0, 0.0, 1.0)):
+        found = run(new, old, advantage)
+        assert found["divergence"] == found["out_of_band_fraction"] == found["clip_fraction"] == 0
+    assert run(-1.0, -1.1, 1.0)["saturated_fraction"] == 0
+    with pytest.raises(ValueError, match="NaN"):
+        run(math.nan, 0.0, 1.0)
+
+
+def test_a_real_move_to_one_is_still_clipped():
+    old = torch.tensor([[-0.5, -0.5]])
+    new = torch.tensor([[0.0, -1e-3]])
+    found = policy_loss(new, old, torch.ones(1), torch.ones(1, 2), rule=Band(0.05)).metrics
+    assert found["clip_fraction_high"] == 1
+    assert found["saturated_fraction"] == 0.5
+    assert found["divergence_max"] > 1  # and finite: a rest of 6e-8 is left
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("compile", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (2, 4)], ids=["no sequence", "no token", "all masked"])
+def test_metrics_of_no_token_are_those_of_one_that_has_not_moved(shape, backend):
+    for aggregation in AGGREGATIONS if backend == "eager" else AGGREGATIONS[:1]:
+        new = torch.full(shape, -1.0, requires_grad=True)
+        result = policy_loss(
+            new, torch.full(shape, -2.0), torch.ones(shape[0]), torch.zeros(shape), aggregation=aggregation,
+            dual_clip=2.0, entropy=torch.ones(shape), rule=Band(cap=3.0, floor=0.1), backend=backend,
+        )  # fmt: skip
+        result.loss.backward()
+        assert result.loss == 0
+        assert torch.equal(new.grad, torch.zeros(shape))
+        extremes = {"ratio_max": 1, "ratio_min": 1, "divergence_max": 0}
+        assert {name: value.item() for name, value in result.metrics.items()} == {
+            **dict.fromkeys(result.metrics, 0), **extremes
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("compile", marks=pytest.mark.slow)])
+def test_minus_infinity_in_both_log_probs_is_refused_unless_masked(backend):
+    one = torch.tensor([[-math.inf, -1.0]])
+    with pytest.raises(ValueError, match="both -inf at 1 unmasked token"):
+        policy_loss(one, one, torch.ones(1), torch.ones(1, 2), backend=backend)
+    masked = policy_loss(one, one, torch.ones(1), torch.tensor([[0.0, 1.0]]), backend=backend)
+    assert masked.loss == -1
+    vanished = policy_loss(one, torch.tensor([[-2.0, -1.0]]), -torch.ones(1), torch.ones(1, 2), backend=backend)
+    assert vanished.metrics["ratio_min"] == 0
+
+
+def test_the_loss_under_vmap_is_that_of_each_row():
+    new, old, advantages, mask = (t.detach() for t in batch(rows=5))
+
+    def loss(*row, backend=None):
+        return policy_loss(*(x[None] for x in row), rule=Band(0.01), backend=backend).loss
+
+    rows = [torch.stack([x[i] for x in (new, old, advantages, mask)]) for i in range(5)]
+    one = torch.stack([loss(*row) for row in rows])
+    torch.testing.assert_close(torch.func.vmap(loss)(new, old, advantages, mask), one, rtol=1e-12, atol=0)
+    slopes = torch.func.vmap(torch.func.grad(loss))(new, old, advantages, mask)
+    expected = torch.stack([torch.func.grad(loss)(*row) for row in rows])
+    torch.testing.assert_close(slopes, expected, rtol=1e-12, atol=0)
+    for backend in ("compile", "triton"):
+        with pytest.raises(RuntimeError, match=r"torch\.func.*can run here: eager"):
+            torch.func.vmap(partial(loss, backend=backend))(new, old, advantages, mask)
+
+
+def test_the_loss_of_fake_tensors_has_shape_and_gradient():
+    with FakeTensorMode() as mode:
+        new, old, advantages, mask = (mode.from_tensor(t.detach()) for t in batch())
+        result = policy_loss(new.requires_grad_(), old, advantages, mask, dual_clip=3.0)
+        result.loss.backward()
+    assert result.loss.shape == ()
+    assert new.grad.shape == new.shape
+
+
+def test_a_distributed_tensor_is_refused_in_a_sentence():
+    new, old, advantages, mask = (t.detach() for t in batch())
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        given = {"logps": new, "old_logps": old, "advantages": advantages, "mask": mask, "weights": mask}
+        for name, tensor in given.items():
+            with pytest.raises(ValueError, match=r"got a DTensor.*to_local\(\).*full_tensor\(\)"):
+                policy_loss(**{**given, name: distribute_tensor(tensor, mesh, [Shard(0)])})
+        spread = distribute_tensor(old, mesh, [Shard(0)])
+        for call in (lambda: band(spread, 0.05), lambda: inside(spread, old), lambda: Clip().bounds(spread)):
+            with pytest.raises(ValueError, match="got a DTensor"):
+                call()
+    finally:
+        dist.destroy_process_group()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import math
 import pickle
 import sys
 from argparse import Namespace
@@ -26,6 +27,7 @@ from typer.testing import CliRunner
 import bandpo
 from bandpo.cli.launch import app
 from bandpo.core.frameworks import clip_range
+from bandpo.core.registry import RULES
 from bandpo.core.tokens import Tokens
 from bandpo.integrations import verl_data, verl_launch
 from bandpo.integrations.common import clip_metrics, read_rule
@@ -410,3 +412,31 @@ def test_verl_data_reads_the_split_to_train_on_where_there_is_one(monkeypatch, n
     problems = verl_data.read_problems(name)
     assert asked == [split]
     assert [problem.answer for problem in problems] == ["2"] * (1 if name == "math" else 2)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (2, 4)], ids=["no sequence", "no token", "all masked"])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_bounds_and_metrics_without_a_token(rule, shape):
+    def full(value: float) -> Tensor:
+        return torch.full(shape, value)
+
+    tokens = Tokens(
+        full(-1.0), full(1.0), full(0.0), old_entropy=full(1.0), sampling_logps=full(-1.0),
+        positions=full(0.0), groups=torch.zeros(shape[0], 1),
+    )  # fmt: skip
+    one = rule()
+    low, high = clip_range(one, tokens, full(-1.1))
+    assert low.shape == high.shape == shape
+    found = clip_metrics(full(-1.1), tokens, one, "")
+    assert {name: value for name, value in found.items() if value} == {"ratio_max": 1.0, "ratio_min": 1.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_probability_rounded_to_one_leaves_the_metrics_finite(dtype):
+    step = torch.finfo(dtype).eps / 4
+    new, old = torch.tensor([[0.0, -step, 0.0]], dtype=dtype), torch.tensor([[-step, 0.0, -0.7]], dtype=dtype)
+    tokens = Tokens(old, torch.tensor([[1.0, -1.0, -1.0]]), torch.ones(1, 3))
+    found = clip_metrics(new, tokens, OURS, "")
+    assert all(math.isfinite(value) for value in found.values())
+    assert found["saturated_fraction"] == 1
+    assert found["clip_fraction"] == 0

@@ -4,8 +4,10 @@ import copy
 import io
 import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
+import torch
 from datasets import Dataset
 from rich.console import Console
 
@@ -13,7 +15,8 @@ from bandpo import Band, Clip
 from bandpo.runs.callbacks import Alarms
 from bandpo.runs.config import ModelConfig, load_config
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
-from bandpo.training.alarms import ALARMS, AlarmConfig, Watch
+from bandpo.training.alarms import ALARMS, AlarmConfig, Watch, known_causes
+from helpers import QUIET_ON_CPU
 
 CONFIG = AlarmConfig(window=2, rollouts=2)
 NAMES = [alarm.name for alarm in ALARMS]
@@ -28,6 +31,7 @@ def update(**changes):
         "band/ratio_max": 1.5,
         "band/ratio_min": 0.6,
         "band/cap_fraction": 0.0,
+        "band/first_distance": 0.001,
         "reward": 0.3,
         "frac_reward_zero_std": 0.3,
         "completions/clipped_ratio": 0.1,
@@ -41,6 +45,12 @@ SICK = {
     "entropy_collapse": {"entropy": 0.05},
     "entropy_explosion": {"entropy": 1.6},
     "nothing_clips": {"band__ratio_max": 1.0, "band__ratio_min": 1.0},
+    "off_policy_unseen": {
+        "band__ratio_max": 1.0,
+        "band__ratio_min": 1.0,
+        "sampling__sampling_logp_difference__mean": 0.05,
+    },
+    "first_update_moved": {"band__first_distance": 0.03},
     "cap_binds": {"band__cap_fraction": 0.015},
     "sampler_drift": {"sampling__sampling_logp_difference__mean": 0.15},
     "zero_variance": {"frac_reward_zero_std": 1.0},
@@ -90,6 +100,8 @@ def test_a_healthy_run_is_quiet():
         ("entropy_collapse", {"entropy": 0.11}),  # below the share of 0.5 but not below 0.1
         ("entropy_explosion", {"entropy": 1.45}),  # above 1.0 but not thrice 0.5
         ("nothing_clips", {"band__ratio_max": 1.0, "band__ratio_min": 0.9999}),
+        ("off_policy_unseen", {"band__ratio_max": 1.01, "sampling__sampling_logp_difference__mean": 0.09}),
+        ("first_update_moved", {"band__first_distance": 0.019}),
         ("cap_binds", {"band__cap_fraction": 0.0099}),
         ("sampler_drift", {"sampling__sampling_logp_difference__mean": 0.099}),
         ("zero_variance", {"frac_reward_zero_std": 0.98}),
@@ -145,6 +157,76 @@ def test_truncation_that_the_reward_does_not_suffer_from_is_quiet():
     start = [update(reward=-1.0)] * 2
     assert events(start + [update(reward=-0.5, **SICK["truncated"])] * 6) == []
     assert [e[1] for e in events(start + [update(reward=-0.99, **SICK["truncated"])] * 6)] == ["truncated"]
+
+
+def test_a_run_with_every_completion_truncated_keeps_its_alarm():
+    sick = {"completions__clipped_ratio": 1.0}
+    rewards = [0.0, 0.0, 0.0, 0.0, 0.03125, 0.5, 0.9]
+    assert events([update(reward=r, **sick) for r in rewards]) == [(2, "truncated", "fired")]
+    healed = [update(reward=r, **sick) for r in rewards] + [update()] * 2
+    assert [e[1:] for e in events(healed)] == [("truncated", "fired"), ("truncated", "cleared")]
+    # A rise from 0 by one answer in a hundred is none.
+    sick = {"completions__clipped_ratio": 0.99}
+    assert events([update(reward=r, **sick) for r in (0.0, 0.0, 0.01, 0.01)]) == [(2, "truncated", "fired")]
+
+
+def test_the_gap_to_the_sampler_counts_in_the_lines_between_rollouts_too():
+    ones = {"band__ratio_max": 1.0, "band__ratio_min": 1.0}
+    first = update(**ones, sampling__sampling_logp_difference__mean=0.05)
+    later = {k: v for k, v in update(**ones).items() if not k.startswith("sampling/")}
+    assert events([first, later] * 4) == [(2, "off_policy_unseen", "fired")]
+    assert events([later] * 8) == [(2, "nothing_clips", "fired")]
+
+
+def test_the_first_update_names_what_fits_the_run(tiny):
+    def causes(model=tiny[0], **settings):
+        return known_causes(SimpleNamespace(**{"anchor": "old", "disable_dropout": False, **settings}), model)[
+            "first_update_moved"
+        ]
+
+    assert "attention kernel" in causes()[0]
+    assert "train.anchor=sampler" in causes(anchor="sampler")[0]
+    sick = copy.deepcopy(tiny[0])
+    sick.config.attention_dropout = 0.1
+    assert causes(sick) == (
+        "fits this run: dropout is on (attention_dropout=0.1), so each forward pass has other log-probs",
+    )
+    assert "attention kernel" in causes(sick, disable_dropout=True)[0]
+    sick.add_module("extra", torch.nn.Dropout(0.25))
+    assert "p=0.25" in causes(sick)[0]
+    event = Watch(AlarmConfig(rollouts=1), {"first_update_moved": ("because",)}).add(
+        {"step": 1, "band/first_distance": 0.5}
+    )[0]
+    assert event.advice[0] == "because"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_dropout_is_noticed_in_the_first_update_of_a_rollout(tmp_path, tiny, dropout):
+    model = copy.deepcopy(tiny[0])
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = dropout
+    model.config.attention_dropout = dropout
+    args = BandGRPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, generation_batch_size=8, num_generations=4,
+        max_completion_length=4, max_steps=8, learning_rate=1e-5, logging_steps=1, save_strategy="no",
+        **QUIET_ON_CPU,
+    )  # fmt: skip
+    records = []
+    trainer = BandGRPOTrainer(
+        model=model,
+        reward_funcs=lambda completions, **_: [float(len(set(text))) for text in completions],
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": f"{i}+{i}="} for i in range(8)]),
+        processing_class=tiny[1],
+    )
+    trainer.add_callback(Alarms(AlarmConfig(rollouts=3), Console(file=io.StringIO()), records.append))
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "band/ratio" in row]
+    assert ["band/first_distance" in row for row in rows] == [True, False] * 4
+    fired = [r for r in records if r["alarm"] == "first_update_moved"]
+    assert bool(fired) == (dropout > 0)
+    assert dropout == 0 or f"attention_dropout={dropout}" in fired[0]["advice"][0]
 
 
 def test_groups_that_dynamic_sampling_replaced_do_not_count():

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from bandpo.core.frameworks import clip_range
 from bandpo.models import load_model
 from bandpo.runs.build import RecipeTrainer
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
+from bandpo.training.config import can_clip, clip_outlook
 from bandpo.training.durable import TrainingDivergedError
+from bandpo.training.trainer import _check_settings
 from helpers import QUIET_ON_CPU
 
 
@@ -189,11 +192,61 @@ def test_warns_where_nothing_can_clip(tmp_path, tiny):
             processing_class=tiny[1],
         )
 
-    with pytest.warns(UserWarning, match="every ratio is 1"):
+    with pytest.warns(UserWarning, match="^1 update follows each rollout: every ratio is 1 and no clip rule can act"):
         build(gradient_accumulation_steps=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         build()
+
+
+def test_what_can_clip_and_how_it_is_said():
+    def args(**changes):
+        settings = {"gradient_accumulation_steps": 4, "steps_per_generation": 4, "num_iterations": 1, "anchor": "old"}
+        return SimpleNamespace(
+            **{**settings, "use_vllm": True, "vllm_importance_sampling_correction": True, **changes}
+        )
+
+    # vLLM's correction multiplies the loss; the ratio that is clipped is still to the policy's own log-probs.
+    assert not can_clip(args())
+    assert clip_outlook(args()) == "1 update follows each rollout: every ratio is 1 and no clip rule can act"
+    assert clip_outlook(args(num_iterations=2)).startswith(
+        "2 updates follow each rollout: once the weights have moved"
+    )
+    assert can_clip(args(anchor="sampler"))
+    assert "with ratios to the sampler's log-probs: the clip rule can act" in clip_outlook(args(anchor="sampler"))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"top_p": 0.8}, "top_p=0.8"),
+        ({"top_k": 20, "min_p": 0.05}, "top_k=20, min_p=0.05"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty=1.1"),
+        ({"generation_kwargs": {"top_p": 0.9}}, "top_p=0.9"),
+        ({"generation_kwargs": {"temperature": 0.5}}, "temperature=0.5"),
+    ],
+)
+def test_sampling_that_is_not_the_policys_is_said_before_training(tmp_path, tiny, options, named):
+    def build(**changes):
+        return BandGRPOTrainer(
+            model=tiny[0],
+            reward_funcs=reward,
+            args=BandGRPOConfig(**settings(tmp_path, **changes)),
+            train_dataset=DATA,
+            processing_class=tiny[1],
+        )
+
+    with pytest.warns(UserWarning, match=f"truncated or reweighed \\({named}\\).*leave these options out"):
+        trainer = build(**options)
+    trainer.args.anchor, trainer.args.use_vllm = "sampler", True
+    trainer.args.vllm_importance_sampling_correction = False
+    with pytest.raises(
+        ValueError, match=f"truncated or reweighed \\({named}\\).*allowed is sampling from the policy"
+    ):
+        _check_settings(trainer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        build(top_p=1.0, top_k=0, temperature=0.7, generation_kwargs={"temperature": 0.7})
 
 
 def test_anchor_sampler_centres_the_region_on_the_samplers_log_probs():

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bandpo.core.checks import is_traced
 from bandpo.words import nearest
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ COMPILE_FROM = 2**18
 """Tokens from which the automatic choice is worth the tens of seconds that a first compilation takes."""
 
 
+TRACED = "logps is inside a transform of torch.func, or a FakeTensor"
+
+
 class _State:
     compile_failure: str | None = None
     told = False
@@ -50,12 +54,14 @@ def triton_kernels() -> ModuleType:
 
 def triton_refusal(logps: Tensor, rule: ClipRule) -> str | None:
     """Why the Triton kernels cannot do this call, or None if they can."""
+    if is_traced(logps):
+        return TRACED
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if logps.dtype == torch.float64:
         return "the kernel computes in float32, and logps is float64"
-    if not logps.dim() or not logps.numel():
-        return "logps is empty or a single number"
+    if not logps.dim():
+        return "logps is a single number"
     if logps.device.type not in ("cuda", "cpu"):
         return f"logps is on {logps.device.type}, and the kernel runs on CUDA"
     if logps.device.type == "cpu" and not triton_kernels().INTERPRETED:
@@ -66,6 +72,8 @@ def triton_refusal(logps: Tensor, rule: ClipRule) -> str | None:
 
 def compile_refusal(logps: Tensor) -> str | None:
     """Why torch.compile cannot work for tensors like this, or None; says what is known without compiling."""
+    if is_traced(logps):
+        return TRACED
     if logps.device.type == "meta":
         return "logps is on the meta device"
     if logps.device.type == "cpu" and not _has_cpp_compiler():
@@ -104,8 +112,8 @@ def pick_backend(requested: str | None, logps: Tensor, rule: ClipRule) -> tuple[
     if requested is None:
         requested, source = os.environ.get(VARIABLE) or None, VARIABLE
     if requested is not None:
-        return _forced(requested, source, logps, rule), True
-    if logps.numel() < COMPILE_FROM or isinstance(logps, torch._subclasses.FakeTensor):
+        return _forced(requested, source, logps, rule) if logps.numel() else "eager", True
+    if logps.numel() < COMPILE_FROM or is_traced(logps):
         return "eager", False
     why = compile_refusal(logps)
     if why is None:

@@ -133,12 +133,17 @@ class _Side(torch.autograd.Function):
     infinite, counts as 0.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, logps: Tensor, old: Tensor, radius: Tensor, f: FDivergence, upper: Any) -> Tensor:
-        (bound,) = _solve(old, [(radius, upper)], f)
-        ctx.save_for_backward(bound, old)
-        ctx.f, ctx.dtypes, ctx.radius_shape = f, (logps.dtype, radius.dtype), radius.shape
-        return bound
+    def forward(logps: Tensor, old: Tensor, radius: Tensor, f: FDivergence, upper: Any) -> Tensor:
+        return _solve(old, [(radius, upper)], f)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        logps, old, radius, ctx.f, _ = inputs
+        ctx.save_for_backward(output, old)
+        ctx.dtypes, ctx.radius_shape = (logps.dtype, radius.dtype), radius.shape
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -161,7 +166,8 @@ class _Side(torch.autograd.Function):
 
 def _bounds(logps: Tensor, old: Tensor, sides: Sequence[tuple[Tensor, Side]], f: FDivergence) -> Sequence[Tensor]:
     wanted = logps.requires_grad or any(radius.requires_grad for radius, _ in sides)
-    if torch.is_grad_enabled() and wanted:
+    # Inside torch.func's transforms tensors do not say whether somebody outside wants a gradient.
+    if torch.is_grad_enabled() and (wanted or torch._C._are_functorch_transforms_active()):
         return [_Side.apply(logps, old, radius, f, upper) for radius, upper in sides]
     return _solve(old, sides, f)
 

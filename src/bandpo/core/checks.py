@@ -20,17 +20,34 @@ POSITIVE_TOLERANCE = 1e-3
 Radius = float | Tensor | tuple[float | Tensor, float | Tensor]
 
 
+def is_traced(x: Tensor) -> bool:
+    """Whether `x` stands for values that are not there: under torch.compile, torch.func or FakeTensorMode."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return isinstance(x, torch._subclasses.FakeTensor)
+
+
 def can_look(x: Tensor) -> bool:
     """Whether reading the values of `x` is free: on the CPU and outside a trace."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not is_traced(x)
+
+
+def check_plain(x: Tensor, name: str) -> None:
+    """ValueError if `x` is a DTensor."""
+    if hasattr(x, "full_tensor"):
+        raise ValueError(
+            f"{name}: got a DTensor, allowed is a plain tensor; pass its to_local() where each process holds tokens "
+            "of its own, else its full_tensor()"
+        )
 
 
 def as_work_dtype(x: Tensor) -> Tensor:
     """The tensor in the dtype of the results: float64 stays, any other float becomes float32.
 
     Raises:
-        ValueError: the tensor is not floating point.
+        ValueError: the tensor is not floating point, or a DTensor.
     """
+    check_plain(x, "log-probabilities")
     if not x.dtype.is_floating_point:
         raise ValueError(
             f"log-probabilities must be floating point (float16, bfloat16, float32, float64), got {x.dtype}"
@@ -59,6 +76,17 @@ def check_logps(x: Tensor, name: str) -> Tensor:
             f"(up to {POSITIVE_TOLERANCE:g} is taken for rounding), got {top:.6g}"
         )
     return work.clamp(max=0.0) if top > 0.0 else work
+
+
+def settle(new: Tensor, old: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[Tensor, Tensor]:
+    """Both log-probs (<= 0, in one work dtype), each 0 as near to the other as its rounding allows.
+
+    Arithmetic in `dtypes` makes 0 of a log-prob down to -u, half their eps, so 0 stands for max(other, -u): the
+    smallest change that agrees with what is known. Both 0 stay 0, a NaN stays one, anything else is exact.
+    """
+    new_unit, old_unit = (torch.finfo(dtype).eps / 2 for dtype in dtypes)
+    near = torch.where(new == 0.0, old.clamp(-new_unit, 0.0), new)
+    return near, torch.where(old == 0.0, new.clamp(-old_unit, 0.0), old)
 
 
 def check_logps_pair(logps: Tensor, old_logps: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,6 +146,7 @@ def place_radius(radius: Radius, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_broadcast(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
     """ValueError with both shapes unless `x` broadcasts to the shape of `like`."""
+    check_plain(x, name)
     try:
         fits = torch.broadcast_shapes(x.shape, like.shape) == like.shape
     except RuntimeError:

@@ -31,12 +31,16 @@ class ClipStatistics:
         """Name -> scalar tensor, as docs/metrics.md explains them."""
         tokens = self.tokens.clamp(min=1)
         means = {name: value / tokens for name, value in self.sums.items()}
-        return {**means, **finish_maxima(self.maxima)}
+        return {**means, **finish_maxima(self.maxima, self.tokens)}
 
 
-def finish_maxima(maxima: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The smallest ratio travels as the maximum of -log r, so that one reduction serves all extremes."""
-    named = dict(maxima)
+def finish_maxima(maxima: dict[str, Tensor], tokens: Tensor | float) -> dict[str, Tensor]:
+    """The smallest ratio travels as the maximum of -log r, so that one reduction serves all extremes.
+
+    Those of no token at all are those of a token that has not moved.
+    """
+    some = torch.as_tensor(tokens, device=maxima["divergence_max"].device) > 0
+    named = {name: torch.where(some, value, 0.0) for name, value in maxima.items()}
     return {
         "ratio_max": named.pop("log_ratio_max").exp(),
         "ratio_min": named.pop("negative_log_ratio_max").neg().exp(),
@@ -59,7 +63,7 @@ def clip_statistics(
         tokens: The batch under the anchor policy, with `advantages` of shape (B, T) or (B, 1) and `mask`.
         rule: The clip rule.
         entropy: Entropy of the policy being trained at each position in nats, shape (B, T), if known.
-        measured: `rule.measure(logps, tokens)`, if the caller has it already; the tokens are clean then.
+        measured: `rule.judge(logps, tokens)`, if the caller has it already; the tokens are clean then.
 
     Returns:
         ClipStatistics: No value is read back to the host.
@@ -68,12 +72,14 @@ def clip_statistics(
     keep = tokens.mask.bool().expand_as(logps)
     zero = torch.zeros((), dtype=as_work_dtype(logps).dtype, device=logps.device)
     if measured is None:
+        dtypes = logps.dtype, tokens.old_logps.dtype
         logps, tokens = torch.where(keep, as_work_dtype(logps), zero), tokens.clean(keep)
-        measured = rule.measure(logps, tokens)
+        measured = rule.judge(logps, tokens, dtypes)
     assert tokens.advantages is not None
     log_ratio = logps - tokens.old_logps
     realized, inside = torch.where(keep, measured[0], zero), measured[1]
     rising = log_ratio > 0
+    saturated = keep & (torch.maximum(logps, tokens.old_logps) >= 0)
     outside = keep & ~inside
     clipped = keep & rule.clipped(inside, log_ratio, tokens.advantages)
     flags = {
@@ -81,6 +87,7 @@ def clip_statistics(
         "clip_fraction_high": clipped & rising,
         "out_of_band_fraction_low": outside & ~rising,
         "out_of_band_fraction_high": outside & rising,
+        "saturated_fraction": saturated,
     }
     log_floor, log_cap = rule.log_limits
     if rule.cap is not None:
@@ -94,10 +101,7 @@ def clip_statistics(
     sums["ratio"] = log_ratio.exp().masked_fill(~keep, 0).sum()
     if entropy is not None:
         sums["entropy"] = as_work_dtype(entropy).masked_fill(~keep, 0).sum()
-    infinity = torch.full_like(zero, -math.inf)
-    maxima = {
-        "log_ratio_max": torch.where(keep, log_ratio, infinity).amax(),
-        "negative_log_ratio_max": torch.where(keep, -log_ratio, infinity).amax(),
-        "divergence_max": torch.where(keep, realized, infinity).amax(),
-    }
+    extremes = {"log_ratio_max": log_ratio, "negative_log_ratio_max": -log_ratio, "divergence_max": realized}
+    nothing = torch.full_like(zero, -math.inf)
+    maxima = {name: torch.where(keep, x, nothing).amax() if x.numel() else nothing for name, x in extremes.items()}
     return ClipStatistics(keep.sum(), sums, maxima)

@@ -28,18 +28,19 @@ def clip_range(rule: ClipRule, old_logps: Tensor | Tokens, logps: Tensor | None 
     Returns:
         (low, high), each of the shape of `old_logps`, float32 (float64 for float64 input).
     """
-    tokens = Tokens.of(old_logps)
-    mask = tokens.mask if tokens.mask is not None else torch.ones_like(tokens.old_logps)
-    keep = mask.bool().expand_as(tokens.old_logps)
-    tokens = tokens.clean(keep)
+    given = Tokens.of(old_logps)
+    mask = given.mask if given.mask is not None else torch.ones_like(given.old_logps)
+    keep = mask.bool().expand_as(given.old_logps)
+    tokens = given.clean(keep)
     bounds = rule.bounds(tokens)
     low, high = 1 - bounds.lower, bounds.upper - 1
     if rule.two_sided:
         if logps is None or tokens.advantages is None:
             raise ValueError(f"clip rule {type(rule).__name__} is two-sided: it needs logps and advantages")
+        dtypes = logps.dtype, given.old_logps.dtype
         logps = torch.where(keep, as_work_dtype(logps.detach()), 0.0)
         ratio = (logps - tokens.old_logps).exp()
-        inward = ~rule.inside(logps, tokens) & (tokens.advantages * (ratio - 1) < 0)
+        inward = ~rule.judge(logps, tokens, dtypes)[1] & (tokens.advantages * (ratio - 1) < 0)
         point = torch.where(ratio < 1, (ratio - 2.0**-20).clamp(min=0), ratio * (1 + 2.0**-16))
         low, high = torch.where(inward, 1 - point, low), torch.where(inward, point - 1, high)
     return low, high

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bandpo.core import backends
-from bandpo.core.checks import POSITIVE_TOLERANCE, as_work_dtype, check_broadcast, check_logps
+from bandpo.core.checks import POSITIVE_TOLERANCE, as_work_dtype, can_look, check_broadcast, check_logps
 from bandpo.core.diagnostics import clip_statistics
 from bandpo.core.rules import Band, ClipRule
 from bandpo.core.tokens import Tokens
@@ -82,7 +82,8 @@ def policy_loss(
 
     Raises:
         ValueError: If shapes do not broadcast to that of `logps`, an option is unknown, log-probs are
-            positive, or (on the CPU, where looking costs no synchronisation) an unmasked value is NaN.
+            positive, or (on the CPU, where looking costs no synchronisation) an unmasked value is NaN or both
+            log-probs of an unmasked token are -inf.
         RuntimeError: If the backend asked for cannot run.
     """
     rule = Band() if rule is None else rule
@@ -108,11 +109,11 @@ def policy_loss(
     chosen, forced = backends.pick_backend(backend, logps, rule)
     options = (aggregation, dual_clip, horizon)
     if chosen == "triton":
-        if logps.device.type == "cpu":
+        if can_look(logps):
             _check_values(logps, tokens)
         return PolicyLoss(*backends.triton_kernels().fused_loss(logps, tokens, weights, entropy, rule, *options))
     # If counting is free, only the clipped tokens are solved, commonly a few in ten thousand.
-    sparse = logps.device.type == "cpu" and not torch.compiler.is_compiling()
+    sparse = can_look(logps)
     found = None
     if chosen == "compile":
         found = _compiled(logps, tokens, weights, entropy, rule.traced(logps), *options, sparse, forced=forced)
@@ -142,14 +143,14 @@ def _compiled(logps: Tensor, tokens: Tokens, *arguments: Any, forced: bool) -> _
             raise
         backends.note_compile_failure(error)
         return None
-    if logps.device.type == "cpu" and bool(found.bad):
+    if can_look(logps) and bool(found.bad):
         _check_values(logps, tokens)
     return found
 
 
 def _surrogate(
     logps: Tensor,
-    tokens: Tokens,
+    given: Tokens,
     weights: Tensor | None,
     entropy: Tensor | None,
     rule: ClipRule,
@@ -159,26 +160,25 @@ def _surrogate(
     sparse: bool,
 ) -> _Surrogate:
     """The PyTorch operations behind "eager" and "compile"."""
-    assert tokens.mask is not None
-    keep = tokens.mask.bool().expand_as(logps)
+    assert given.mask is not None
+    keep = given.mask.bool().expand_as(logps)
     work = as_work_dtype(logps)
     zero = torch.zeros((), dtype=work.dtype, device=work.device)
     work = torch.where(keep, work, zero)
-    tokens = tokens.clean(keep)
+    tokens = given.clean(keep)
     assert tokens.advantages is not None
     old, advantages = tokens.old_logps.to(work.dtype), tokens.advantages.to(work.dtype)
     tokens = replace(tokens, old_logps=old, advantages=advantages)
-    bad = torch.zeros((), dtype=torch.bool, device=work.device)
-    if torch.compiler.is_compiling():
-        # The caller looks at this where it is free to look; one fused reduction instead of one pass per check.
-        bad = ~((work <= POSITIVE_TOLERANCE) & (old <= POSITIVE_TOLERANCE) & (advantages == advantages)).all()
-    else:
-        check_not_nan(logps=work.detach(), old_logps=old, advantages=advantages)
+    new = work.detach()
+    log_ratio = new - old  # NaN where both are -inf
+    fine = (new <= POSITIVE_TOLERANCE) & (old <= POSITIVE_TOLERANCE)
+    # Of a compiled graph the caller looks at this, where it is free to look.
+    bad = ~(fine & (advantages == advantages) & (log_ratio == log_ratio)).all()
+    if can_look(bad) and bool(bad):
+        _check_values(logps, given)
 
     with torch.no_grad():
-        new = work.detach()
-        log_ratio = new - old
-        measured = rule.measure(new, tokens)
+        measured = rule.judge(new, tokens, (logps.dtype, given.old_logps.dtype))
         unsolved = constant = rule.clipped(measured[1], log_ratio, advantages)
         held = zero if sparse else rule.held(tokens, log_ratio > 0)
         dual = torch.zeros_like(constant)
@@ -218,16 +218,23 @@ def _held_loss(found: _Surrogate, logps: Tensor, tokens: Tokens, weights: Tensor
 
 
 def _check_values(logps: Tensor, tokens: Tokens) -> None:
-    """The checks of the eager path on the CPU, for the paths that cannot make them: ValueError naming the value."""
+    """Raise ValueError naming the tensor, if an unmasked value is not allowed; reads the values."""
     assert tokens.mask is not None
     assert tokens.advantages is not None
     keep = tokens.mask.bool().expand_as(logps)
     dtype = as_work_dtype(logps.detach()).dtype
     named = {"logps": logps, "old_logps": tokens.old_logps, "advantages": tokens.advantages}
     kept = {name: torch.where(keep, tensor.detach().to(dtype), 0.0) for name, tensor in named.items()}
-    check_not_nan(**kept)
+    for name, tensor in kept.items():
+        if count := int(torch.isnan(tensor).sum()):
+            raise ValueError(f"{name} holds {count} NaN among its unmasked values; allowed are numbers")
     for name in ("logps", "old_logps"):
         check_logps(kept[name], name)
+    if count := int(torch.isnan(kept["logps"] - kept["old_logps"]).sum()):
+        raise ValueError(
+            f"logps and old_logps are both -inf at {count} unmasked tokens, which have no ratio; allowed is -inf in "
+            "one of them, or a mask of 0"
+        )
 
 
 def _check_aggregation(aggregation: str, horizon: int | None) -> None:
@@ -259,13 +266,3 @@ def token_weights(mask: Tensor, aggregation: str, horizon: int | None, dtype: to
         return 1 / (sequences * per_sequence.clamp(min=1))
     length = mask.shape[-1] if horizon is None else horizon
     return 1 / (sequences * (length if aggregation == "seq-mean-token-sum-norm" else 1))
-
-
-def check_not_nan(**tensors: Tensor) -> None:
-    """Raise ValueError naming the tensor that holds a NaN; only where looking costs no device sync."""
-    if torch.compiler.is_compiling():
-        return
-    for name, tensor in tensors.items():
-        if tensor.device.type == "cpu" and bool(torch.isnan(tensor).any()):
-            count = int(torch.isnan(tensor).sum())
-            raise ValueError(f"{name} holds {count} NaN among its unmasked values; allowed are numbers")

@@ -22,8 +22,10 @@ from bandpo.core.checks import (
     Radius,
     as_work_dtype,
     check_cap_and_floor,
+    check_logps_pair,
     check_number,
     check_radius,
+    settle,
 )
 from bandpo.core.divergences import FDivergence, get_divergence
 from bandpo.core.table import band_table
@@ -71,10 +73,19 @@ class ClipRule(ABC):
 
     def inside(self, logps: Tensor, old_logps: Tensor | Tokens) -> Tensor:
         """Whether exp(logps - old_logps) lies within the bounds, edges included: a bool tensor."""
-        return self.measure(logps, old_logps)[1]
+        return self.judge(logps, old_logps)[1]
+
+    def judge(
+        self, logps: Tensor, old_logps: Tensor | Tokens, dtypes: tuple[torch.dtype, torch.dtype] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`measure` of log-probs computed in `dtypes` (else their own), where a 0 is a p rounded to 1 (`settle`)."""
+        tokens = self._context(old_logps)
+        new, old = check_logps_pair(logps, tokens.old_logps)
+        new, old = settle(new, old, dtypes or (logps.dtype, tokens.old_logps.dtype))
+        return self.measure(new, replace(tokens, old_logps=old))
 
     def measure(self, logps: Tensor, old_logps: Tensor | Tokens) -> tuple[Tensor, Tensor]:
-        """(realized binary divergence, `inside`) of each token, from one evaluation of the divergence."""
+        """(realized binary divergence, membership) of each token, taken to the letter, from one evaluation."""
         tokens = self._context(old_logps)
         bounds = self.bounds(tokens)
         ratio = (as_work_dtype(logps) - as_work_dtype(tokens.old_logps)).exp()

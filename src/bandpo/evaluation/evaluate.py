@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ from bandpo.evaluation.sampling import Progress, Sampler, Sampling, sample
 from bandpo.evaluation.statistics import Estimate, bootstrap_mean, pass_at_k
 from bandpo.evaluation.store import GREEDY, RESULT, SAMPLES, Grade, append, claim, restore
 from bandpo.evaluation.voting import extractor, majority
-from bandpo.files import write_atomic
+from bandpo.files import write_json
 from bandpo.tasks.base import Problem, Task
 
 
@@ -89,7 +88,7 @@ def evaluate_into(
         metrics["greedy"] = bootstrap_mean([g.rewards[0] for g in best])
     timeouts = sum(sum(g.timed_out) for g in (*grades, *best))
     result = EvaluationResult(len(problems), sampling.samples, sampling.temperature, timeouts, metrics)
-    write_atomic(directory / RESULT, json.dumps({**settings, **result.dump()}, indent=2) + "\n")
+    write_json(directory / RESULT, {**settings, **result.dump()})
     return Evaluation(result, grades, best)
 
 

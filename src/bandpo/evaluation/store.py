@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bandpo.evaluation.sampling import Completion
-from bandpo.files import append_line, write_atomic
+from bandpo.files import append_line, to_json, write_atomic, write_json
 from bandpo.tasks.base import Problem
 
 SETTINGS = "settings.json"
@@ -66,7 +66,7 @@ def claim(directory: Path, settings: dict[str, Any]) -> None:
             read; nothing is changed then.
     """
     path = directory / SETTINGS
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(to_json(settings))
     if path.exists():
         found = _parse(path.read_bytes(), str(path))
         different = [key for key in {**settings, **found} if found.get(key) != settings.get(key)]
@@ -80,7 +80,7 @@ def claim(directory: Path, settings: dict[str, Any]) -> None:
     ):
         raise ValueError(f"{str(directory)!r} already exists and is not an evaluation; choose another --output")
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(settings, indent=2) + "\n")
+    write_json(path, settings)
 
 
 def append(log: Path, grades: list[Grade]) -> None:

@@ -7,15 +7,18 @@ verl finds this module through the entry point `verl.plugins`, and imports it wh
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 from verl.trainer.ppo.core_algos import get_policy_loss_fn, register_policy_loss
+from verl.utils import config as verl_config
 from verl.workers.config import PolicyLossConfig
 
 from bandpo.core.checks import as_work_dtype
 from bandpo.core.frameworks import clip_range
+from bandpo.core.rollouts import RESHAPING, check_sampling, outlook
 from bandpo.core.tokens import Tokens
 from bandpo.integrations.common import clip_metrics, read_rule
 
@@ -50,6 +53,40 @@ class BandPolicyLossConfig(PolicyLossConfig):
         read_rule(self.rule, "verl")
 
 
+def outlook_of(config: Any) -> list[str]:
+    """What to know before training under verl's full configuration: updates a rollout, and what truncates sampling.
+
+    Raises:
+        ValueError: If the trust region is around the rollout engine's log-probs and sampling is truncated.
+    """
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    updates = config.data.train_batch_size / actor.ppo_mini_batch_size * actor.ppo_epochs
+    bypass = bool((config.algorithm.get("rollout_correction") or {}).get("bypass_mode", False))
+    sampling = {name: rollout.get(name) for name in RESHAPING if name != "temperature"}
+    advice = check_sampling(sampling, by_sampler=bypass)
+    return [outlook(updates, updates > 1, by_sampler=bypass), *([] if advice is None else [advice])]
+
+
+def _say_on_the_driver() -> None:
+    """Have verl's validation, which runs on the driver before Ray starts, say what a rule can do in this run."""
+    validate = verl_config.validate_config
+    if hasattr(validate, "__wrapped__"):
+        return
+
+    @functools.wraps(validate)
+    def validate_config(config: Any, *args: Any, **kwargs: Any) -> Any:
+        result = validate(config, *args, **kwargs)
+        if config.actor_rollout_ref.actor.policy_loss.get("loss_mode") == LOSS_MODE:
+            for sentence in outlook_of(config):
+                print(f"bandpo: {sentence}", flush=True)
+        return result
+
+    verl_config.validate_config = validate_config
+
+
+_say_on_the_driver()
+
+
 @register_policy_loss(LOSS_MODE)  # type: ignore[untyped-decorator, unused-ignore]
 def compute_policy_loss_bandpo(
     old_log_prob: Tensor,
@@ -81,9 +118,10 @@ def compute_policy_loss_bandpo(
     if config is None:
         raise ValueError("config is None, allowed is verl's ActorConfig")
     rule = read_rule(config.policy_loss.get("rule"), "verl")
+    # The rule sees the dtypes that the log-probs came in, which say what a log-prob of 0 means.
+    tokens, given = Tokens(old_log_prob, advantages, response_mask), log_prob
+    low, high = clip_range(rule, tokens, given)
     old_log_prob, log_prob = as_work_dtype(old_log_prob), as_work_dtype(log_prob)
-    tokens = Tokens(old_log_prob, advantages, response_mask)
-    low, high = clip_range(rule, tokens, log_prob)
     # A shallow copy: verl fills `global_batch_info`, which both share, and freezes the other fields.
     config = copy.copy(config)
     object.__setattr__(config, "clip_ratio_low", low)
@@ -97,4 +135,4 @@ def compute_policy_loss_bandpo(
         config=config,
         rollout_is_weights=rollout_is_weights,
     )
-    return loss, metrics | clip_metrics(log_prob, tokens, rule, METRIC_PREFIX)
+    return loss, metrics | clip_metrics(given, tokens, rule, METRIC_PREFIX)

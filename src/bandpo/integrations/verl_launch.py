@@ -98,7 +98,7 @@ def compose(overrides: Sequence[str]) -> Any:
         with contextlib.redirect_stdout(sys.stderr):
             validate_config(config, need_reference_policy(config), need_critic(config))
         rule_of(config)
-        updates_per_rollout(config)
+        check_minibatches(config)
     except (HydraException, OmegaConfBaseException, AssertionError, TypeError) as error:
         raise ValueError(_reason(error)) from error
     return config
@@ -126,16 +126,11 @@ def rule_of(config: Any) -> Any:
     return policy_loss.rule
 
 
-def updates_per_rollout(config: Any) -> int:
-    """Updates that follow each rollout.
-
-    Raises:
-        ValueError: If the prompts of a rollout do not divide into minibatches, which verl finds at the first update.
-    """
+def check_minibatches(config: Any) -> None:
+    """Raise ValueError if a rollout does not divide into minibatches, which verl finds at the first update."""
     prompts, size = config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size
     if prompts % size:
         raise ValueError(f"data.train_batch_size is {prompts}, allowed is a multiple of ppo_mini_batch_size, {size}")
-    return int(prompts // size * config.actor_rollout_ref.actor.ppo_epochs)
 
 
 def missing_packages() -> list[str]:
@@ -151,9 +146,11 @@ def missing_data(config: Any) -> list[str]:
 
 def needs(config: Any) -> Iterator[tuple[str, str]]:
     """(what, how much) for each thing that a run of this configuration needs or does."""
+    from bandpo.integrations.verl import outlook_of
+
     actor, rollout, trainer = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.trainer
     gpus = trainer.nnodes * trainer.n_gpus_per_node
-    prompts, updates = config.data.train_batch_size, updates_per_rollout(config)
+    prompts = config.data.train_batch_size
     parameters = config.get("bandpo", {}).get("parameters")
     rule = dict(rule_of(config))
     yield "model", str(config.actor_rollout_ref.model.path)
@@ -174,13 +171,14 @@ def needs(config: Any) -> Iterator[tuple[str, str]]:
         )
     yield (
         "a rollout",
-        (
-            f"{prompts} prompts x {rollout.n} responses of at most {config.data.max_response_length} tokens, "
-            f"then {updates} update{'s' * (updates != 1)}"
-        ),
+        (f"{prompts} prompts x {rollout.n} responses of at most {config.data.max_response_length} tokens"),
     )
-    if updates == 1 and not bypass:
-        yield "warning", "one update a rollout: every ratio is 1 and no rule can act; lower actor.ppo_mini_batch_size"
+    updates, *advice = outlook_of(config)
+    yield "updates", updates
+    if "no clip rule can act" in updates:
+        advice = [f"{updates}; lower actor.ppo_mini_batch_size", *advice]
+    for sentence in advice:
+        yield "warning", sentence
     yield "data", ", ".join([*config.data.train_files, *config.data.val_files])
     yield "checkpoints", str(trainer.default_local_dir)
 

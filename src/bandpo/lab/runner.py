@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from bandpo.files import write_atomic
+from bandpo.files import write_atomic, write_json
 from bandpo.lab.calibration import conclude, next_values
 from bandpo.lab.collect import collect_run, mean_of, read_environment
 from bandpo.lab.metrics import (
@@ -312,8 +312,7 @@ class StudyRunner:
                 else:
                     waiting.append((pilot, extra))
         self.calibration[label] = conclude(match, target, trials, over=not waiting)
-        text = json.dumps(dump_calibration(self.calibration), indent=1)
-        write_atomic(self.directory / "calibration.json", text + "\n")
+        write_json(self.directory / "calibration.json", dump_calibration(self.calibration), indent=1)
         return waiting
 
     def _measure(self, pilot: Run, metric: str) -> float:

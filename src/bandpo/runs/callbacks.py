@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from bandpo.files import append_line
 from bandpo.runs.run_dir import RunDirectory
-from bandpo.training.alarms import AlarmConfig, Event, Watch
+from bandpo.training.alarms import AlarmConfig, Event, Watch, known_causes
 from bandpo.training.batches import BYTES_A_RUN, TokenBatch, steps_to_record
 from bandpo.training.config import micro_batches_per_rollout
 
@@ -93,8 +93,8 @@ class Alarms(TrainerCallback):
         self.stopped_by: Event | None = None
         self._watch = Watch(config)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._watch = Watch(self.config)
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self._watch = Watch(self.config, known_causes(args, model))
         for row in state.log_history:
             self._watch.add(row)
 

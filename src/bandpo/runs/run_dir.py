@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from bandpo.files import append_line, read_lines, write_atomic
+from bandpo.files import append_line, read_lines, to_line, write_atomic, write_json
 from bandpo.settings import flatten
 
 PACKAGES = ("bandpo", "torch", "trl", "transformers", "peft", "datasets", "accelerate", "math-verify", "vllm")
@@ -61,7 +61,7 @@ class RunDirectory:
         new = cls(path.with_name(f".{path.name}-{secrets.token_hex(4)}"))
         new.path.mkdir()
         write_atomic(new.config, yaml.safe_dump(config, sort_keys=False))
-        write_atomic(new.environment, json.dumps(describe_environment(command), indent=2) + "\n")
+        write_json(new.environment, describe_environment(command))
         new.set_status("running")
         try:
             new.path.rename(path)  # replaces an empty directory, fails on one that another run has just made
@@ -112,7 +112,7 @@ class RunDirectory:
         for file in (self.metrics, self.samples, self.alarms):
             if file.exists():
                 kept = [line for line in read_lines(file) if line["step"] <= step]
-                write_atomic(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+                write_atomic(file, "".join(map(to_line, kept)))
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         append_line(self.resumes, {"time": now, "step": step, **describe_environment(command)})
         self.set_status("running")
@@ -123,7 +123,7 @@ class RunDirectory:
             "time": datetime.now().astimezone().isoformat(timespec="seconds"),
             **details,
         }
-        write_atomic(self.status, json.dumps(record, indent=2) + "\n")
+        write_json(self.status, record)
 
 
 def rewards_of(row: dict[str, Any]) -> dict[str, float]:

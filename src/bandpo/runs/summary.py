@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bandpo.evaluation.result import EvaluationResult, metric_rows
-from bandpo.files import write_atomic
+from bandpo.files import write_json
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RunSummary:
 
     def dump(self, path: Path) -> None:
         """Write summary.json."""
-        write_atomic(path, json.dumps(asdict(self), indent=2) + "\n")
+        write_json(path, asdict(self))
 
 
 def print_summary(summary: RunSummary, output: Path, console: Console) -> None:

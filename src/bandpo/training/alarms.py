@@ -17,6 +17,11 @@ from bandpo.words import nearest
 
 Row = Mapping[str, Any]  # one log line of the trainer
 
+SAMPLER_GAP = "sampling/sampling_logp_difference/mean"
+FIRST_DISTANCE = "band/first_distance"
+LEAST_REWARD = 0.1
+"""A rise of the reward is compared with its first values, but with no less than this."""
+
 
 class AlarmConfig(Strict):
     """When the alarms of docs/alarms.md fire, and which of them stop the run.
@@ -30,7 +35,9 @@ class AlarmConfig(Strict):
         entropy_high: Entropy explodes above this many nats per token and this multiple of the baseline.
         entropy_high_factor: See `entropy_high`.
         cap_fraction: Share of tokens beyond the rule's cap.
+        first_distance: Mean |log-ratio| in nats of a rollout's first update, when no weight has moved yet.
         sampler_difference: Mean |log-prob of the trainer - log-prob of the sampler| in nats.
+        sampler_unseen: The same, where every ratio is 1, so that no rule sees it.
         zero_variance: Share of groups whose rewards are all equal, in each of the rollouts.
         truncated: Share of completions that ran into the length limit, in each of the rollouts.
         stop: Whether an alarm stops the run, or the names of those that do.
@@ -44,7 +51,9 @@ class AlarmConfig(Strict):
     entropy_high: float = Field(default=1.0, gt=0)
     entropy_high_factor: float = Field(default=3.0, gt=0)
     cap_fraction: float = Field(default=0.01, gt=0)
+    first_distance: float = Field(default=0.02, gt=0)
     sampler_difference: float = Field(default=0.1, gt=0)
+    sampler_unseen: float = Field(default=0.03, gt=0)
     zero_variance: float = Field(default=0.99, gt=0)
     truncated: float = Field(default=0.95, gt=0)
     stop: bool | list[str] = False
@@ -142,15 +151,48 @@ def entropy_explosion(rows: Sequence[Row], config: AlarmConfig) -> Reading | Non
     return Reading(now / limit, {"entropy": now, "at the start": start})
 
 
-def nothing_clips(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
-    """Share of log lines whose ratios are all exactly 1, once the weights were updated in half of them."""
+def _still(rows: Sequence[Row], config: AlarmConfig) -> tuple[float, float | None] | None:
+    """(share of log lines with every ratio 1, mean gap to the sampler), once the weights moved in half of them."""
     last = rows[-config.window :]
     # Where no group has a gradient, or the learning rate is still 0, a ratio of 1 says nothing.
     moved = sum(row.get("grad_norm", 1.0) != 0 and row.get("learning_rate", 1.0) != 0 for row in last)
     if len(last) < config.window or 2 * moved < len(last):
         return None
     still = sum(row["band/ratio_max"] == row["band/ratio_min"] == 1 for row in last)
-    return Reading(still / len(last), {"log lines with every ratio 1": still, "of": len(last)})
+    sampled = [row for row in last if row.get(SAMPLER_GAP) is not None]  # the first update of each rollout
+    return still / len(last), _mean(sampled, SAMPLER_GAP) if sampled else None
+
+
+def nothing_clips(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
+    """Share of log lines whose ratios are all exactly 1, if `off_policy_unseen` has nothing to say of them."""
+    found = _still(rows, config)
+    if found is None:
+        return None
+    share, gap = found
+    if gap is not None and gap >= config.sampler_unseen:
+        share = 0.0
+    return Reading(share, {"share of log lines with every ratio 1": share})
+
+
+def off_policy_unseen(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
+    """Gap between trainer and sampler, if every ratio is 1 all the same."""
+    found = _still(rows, config)
+    if found is None:
+        return None
+    share, gap = found
+    if gap is None:
+        return None
+    figures = {"share of log lines with every ratio 1": share, "mean gap to the sampler in nats": gap}
+    return Reading(min(share, gap / config.sampler_unseen), figures)
+
+
+def first_update_moved(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
+    """Smallest mean |log-ratio|, among the last rollouts, of the first update, before any weight has moved."""
+    last = rows[-config.rollouts :]
+    if len(last) < config.rollouts:
+        return None
+    distance = min(row[FIRST_DISTANCE] for row in last)
+    return Reading(distance / config.first_distance, {"mean |log-ratio| in nats": distance})
 
 
 def cap_binds(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
@@ -166,7 +208,7 @@ def sampler_drift(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
     last = rows[-config.rollouts :]
     if len(last) < config.rollouts:
         return None
-    difference = _mean(last, "sampling/sampling_logp_difference/mean")
+    difference = _mean(last, SAMPLER_GAP)
     figures = {"mean difference in nats": difference}
     if last[-1].get("sampling/importance_sampling_ratio/mean") is not None:
         figures["mean importance weight"] = last[-1]["sampling/importance_sampling_ratio/mean"]
@@ -186,16 +228,17 @@ def zero_variance(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
 def truncated(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
     """Smallest share, among the last rollouts, of truncated completions, less what the reward has gained.
 
-    A reward well above its first values shows that being cut off does no harm.
+    A reward well above its first values shows that being cut off does no harm. Where every completion is cut off, a
+    rise keeps the alarm from firing, but does not clear it: the next ones are cut off as well.
     """
     last = rows[-config.rollouts :]
     if len(last) < config.rollouts:
         return None
     share = min(row["completions/clipped_ratio"] for row in last)
     start, now = _mean(rows[: config.rollouts], "reward"), _mean(last, "reward")
-    gain = max(0.0, now - start) / max(abs(start), 1e-12)
+    gain = max(0.0, now - start) / max(abs(start), LEAST_REWARD)
     figures = {"share of completions": share, "reward": now, "at the start": start}
-    return Reading(max(0.0, share / config.truncated - gain), figures)
+    return Reading(max(config.clear if share == 1 else 0.0, share / config.truncated - gain), figures)
 
 
 ALARMS: tuple[Alarm, ...] = (
@@ -234,6 +277,31 @@ ALARMS: tuple[Alarm, ...] = (
         ),
     ),
     Alarm(
+        "off_policy_unseen",
+        ("band/ratio_max", "band/ratio_min"),
+        off_policy_unseen,
+        "trainer and sampler disagree about the sampled tokens, but the trust region is centered on the policy that "
+        "is being updated, so every ratio is 1 and the clip rule sees none of it",
+        (
+            "the trust region around the sampler: train.anchor=sampler with "
+            "train.vllm_importance_sampling_correction=false",
+            "several updates a rollout: train.steps_per_generation or train.num_iterations above "
+            "train.gradient_accumulation_steps",
+        ),
+    ),
+    Alarm(
+        "first_update_moved",
+        (FIRST_DISTANCE,),
+        first_update_moved,
+        "the first update of each rollout finds ratios other than 1 although no weight has moved, so the clip rule "
+        "acts on noise",
+        (
+            "dropout off in training: train.disable_dropout=true",
+            "one kernel, dtype and padding for the old log-probs and the update, and model.dtype=float32 to see "
+            "whether rounding is the cause",
+        ),
+    ),
+    Alarm(
         "cap_binds",
         ("band/cap_fraction",),
         cap_binds,
@@ -245,7 +313,7 @@ ALARMS: tuple[Alarm, ...] = (
     ),
     Alarm(
         "sampler_drift",
-        ("sampling/sampling_logp_difference/mean",),
+        (SAMPLER_GAP,),
         sampler_drift,
         "trainer and sampler disagree about the probability of the sampled tokens, so the data are off-policy "
         "before the first update",
@@ -279,15 +347,42 @@ ALARMS: tuple[Alarm, ...] = (
 )
 
 
+def known_causes(args: Any, model: Any) -> dict[str, tuple[str, ...]]:
+    """What the settings and the model of a run say about why an alarm might fire: name of the alarm -> sentences."""
+    if args is None or model is None:
+        return {}
+    found = []
+    if getattr(args, "anchor", "old") == "sampler":
+        found.append(
+            "fits this run: train.anchor=sampler takes ratios to the sampler's log-probs, so this is the gap between "
+            "two engines, not a move of the policy"
+        )
+    dropout = sorted({module.p for module in model.modules() if type(module).__name__ == "Dropout" and module.p > 0})
+    settings: dict[str, Any] = model.config.to_dict() if hasattr(model, "config") else {}
+    named = {name: value for name, value in settings.items() if "drop" in name and isinstance(value, float) and value}
+    if (dropout or named) and not getattr(args, "disable_dropout", False):
+        shown = ", ".join([*(f"{name}={value:g}" for name, value in named.items()), *(f"p={p:g}" for p in dropout)])
+        found.append(f"fits this run: dropout is on ({shown}), so each forward pass has other log-probs")
+    if not found:
+        kernel = getattr(getattr(model, "config", None), "_attn_implementation", "unknown")
+        found.append(
+            "of this run neither dropout nor the sampler's anchor fits, which leaves what differs between the two "
+            f"passes: attention kernel ({kernel}), dtype ({next(model.parameters()).dtype}), padding"
+        )
+    return {"first_update_moved": tuple(found)}
+
+
 class Watch:
     """Follows the log lines of one run and says which alarms fire and clear.
 
     Args:
         config: Limits.
+        causes: Name of an alarm -> what is known of this run that would explain it (`known_causes`), said first.
     """
 
-    def __init__(self, config: AlarmConfig) -> None:
+    def __init__(self, config: AlarmConfig, causes: Mapping[str, tuple[str, ...]] | None = None) -> None:
         self.config = config
+        self.causes = causes or {}
         self.firing: set[str] = set()
         self._ends = max(config.window, config.rollouts)  # the first and the last so many rows are ever looked at
         self._rows: dict[str, list[Row]] = {alarm.name: [] for alarm in ALARMS}
@@ -307,7 +402,8 @@ class Watch:
             step = int(row.get("step", 0))
             if alarm.name not in self.firing and reading.severity >= 1:
                 self.firing.add(alarm.name)
-                events.append(Event(step, alarm.name, "fired", reading.figures, alarm.meaning, alarm.advice))
+                advice = (*self.causes.get(alarm.name, ()), *alarm.advice)
+                events.append(Event(step, alarm.name, "fired", reading.figures, alarm.meaning, advice))
             elif alarm.name in self.firing and reading.severity < self.config.clear:
                 self.firing.remove(alarm.name)
                 events.append(Event(step, alarm.name, "cleared", reading.figures))

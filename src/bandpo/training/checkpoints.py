@@ -9,7 +9,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from bandpo.files import write_atomic
+from bandpo.files import write_json
 
 SEAL = "seal.json"
 
@@ -40,7 +40,7 @@ def seal(checkpoint: Path) -> None:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
         record[str(file.relative_to(checkpoint))] = _fingerprint(file)
-    write_atomic(checkpoint / SEAL, json.dumps(record, indent=1) + "\n")
+    write_json(checkpoint / SEAL, record, indent=1)
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from bandpo.core.registry import make_rule
+from bandpo.core.rollouts import outlook
 from bandpo.settings import parse_value, read_numbers
 from bandpo.words import nearest
 
@@ -138,5 +139,10 @@ def micro_batches_per_rollout(args: GRPOConfig) -> int:
 def can_clip(args: GRPOConfig) -> bool:
     """Whether this batch layout lets a ratio leave 1 at all."""
     updates_apart = args.gradient_accumulation_steps % micro_batches_per_rollout(args) != 0
-    corrected = args.use_vllm and args.vllm_importance_sampling_correction
-    return updates_apart or corrected or getattr(args, "anchor", "old") == "sampler"
+    return updates_apart or getattr(args, "anchor", "old") == "sampler"
+
+
+def clip_outlook(args: GRPOConfig) -> str:
+    """How many updates follow each rollout, and whether a clip rule can act on them, as one sentence."""
+    updates = micro_batches_per_rollout(args) / args.gradient_accumulation_steps
+    return outlook(updates, can_clip(args), getattr(args, "anchor", "old") == "sampler")

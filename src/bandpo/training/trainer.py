@@ -18,9 +18,10 @@ from bandpo.core.diagnostics import ClipStatistics, clip_statistics, finish_maxi
 from bandpo.core.frameworks import clip_range
 from bandpo.core.needs import check_needs
 from bandpo.core.registry import make_rule
+from bandpo.core.rollouts import RESHAPING, check_sampling
 from bandpo.core.rules import ClipRule
 from bandpo.core.tokens import Tokens
-from bandpo.training.config import BandGRPOConfig, can_clip
+from bandpo.training.config import BandGRPOConfig, can_clip, clip_outlook
 from bandpo.training.dynamic_sampling import DynamicSampling, check_dynamic_sampling
 
 __all__ = ["BandGRPOConfig", "BandGRPOTrainer"]
@@ -49,6 +50,7 @@ class BandGRPOTrainer(GRPOTrainer):
     _logps: Tensor | None = None
     _entropy: Tensor | None = None
     _tokens: Tokens | None = None
+    _sampled_at: int | None = None  # updates made when the rollout in use was sampled
 
     def __init__(self, *args: Any, rule: ClipRule | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -67,6 +69,8 @@ class BandGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         self._entropy = None
+        if self.model.training:  # type: ignore[union-attr]
+            self._sampled_at = self.state.global_step
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if "old_entropy" in self.rule.needs and self._entropy is not None:
             batch["old_entropy"] = self._entropy
@@ -129,6 +133,11 @@ class BandGRPOTrainer(GRPOTrainer):
     def _log_clip_statistics(self, logps: Tensor, tokens: Tokens) -> dict[str, float]:
         """Log `band/*` of this micro-batch over all processes, and return it without the prefix."""
         statistics = clip_statistics(logps, tokens, self.rule)
+        if self._sampled_at == self.state.global_step:
+            # No update has moved the weights since the rollout, so all of this is noise (docs/alarms.md).
+            assert tokens.mask is not None
+            distance = (logps - tokens.old_logps).abs().masked_fill(tokens.mask == 0, 0).sum()
+            statistics.sums["first_distance"] = distance.to(statistics.sums["ratio"].dtype)
         metrics = self._reduce(statistics)
         mode = "train" if self.model.training else "eval"  # type: ignore[union-attr]
         for name, value in metrics.items():
@@ -141,7 +150,7 @@ class BandGRPOTrainer(GRPOTrainer):
         packed = torch.stack([statistics.tokens.to(statistics.sums[names[0]].dtype), *statistics.sums.values()])
         tokens, *sums = self.accelerator.reduce(packed, reduction="sum").tolist()
         extremes = self.accelerator.gather(torch.stack(list(statistics.maxima.values())).unsqueeze(0)).amax(0)
-        maxima = finish_maxima(dict(zip(statistics.maxima, extremes.unbind(), strict=True)))
+        maxima = finish_maxima(dict(zip(statistics.maxima, extremes.unbind(), strict=True)), tokens)
         values = torch.stack(list(maxima.values())).tolist()
         return {
             **{name: value / max(tokens, 1) for name, value in zip(names, sums, strict=True)},
@@ -192,11 +201,16 @@ def _check_settings(trainer: BandGRPOTrainer) -> None:
                 "anchor='sampler' already measures the ratio against the sampler; set "
                 "vllm_importance_sampling_correction=False, or the correction would count twice"
             )
+    sampling = {name: getattr(args, name) for name in RESHAPING if hasattr(args, name)}
+    sampling |= dict(args.generation_kwargs or {})  # type: ignore[arg-type]
+    if sampling["temperature"] == args.temperature:  # of the log-probs too
+        del sampling["temperature"]
+    if advice := check_sampling(sampling, args.anchor == "sampler"):
+        warnings.warn(advice, stacklevel=3)
     if not can_clip(args):
         warnings.warn(
-            f"one update follows each rollout (gradient_accumulation_steps={args.gradient_accumulation_steps} "
-            f"is a multiple of steps_per_generation={args.steps_per_generation} x "
-            f"num_iterations={args.num_iterations}): every ratio is 1 and no clip rule can act. Raise "
-            "steps_per_generation or num_iterations.",
+            f"{clip_outlook(args)}. gradient_accumulation_steps={args.gradient_accumulation_steps} is a multiple of "
+            f"steps_per_generation={args.steps_per_generation} x num_iterations={args.num_iterations}; raise one of "
+            "these two.",
             stacklevel=3,
         )

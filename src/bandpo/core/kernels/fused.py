@@ -35,13 +35,13 @@ LOSS_WARPS = 8
 """Warps of a forward tile: 4 tokens a thread keep the kernel below 128 registers, without spills (sm_90)."""
 
 SLOTS = 16
-"""Partial sums (LOSS to DUAL) and maxima (from RATIO_MAX on) that each program stores."""
+"""Partial sums (LOSS to SATURATED) and maxima (from RATIO_MAX on) that each program stores."""
 
 LOSS, TOKENS = tl.constexpr(0), tl.constexpr(1)
 CLIPPED_LOW, CLIPPED_HIGH, OUTSIDE_LOW, OUTSIDE_HIGH = (tl.constexpr(k) for k in (2, 3, 4, 5))
 CAPPED, FLOORED, DIVERGENCE_SUM, RATIO_SUM = (tl.constexpr(k) for k in (6, 7, 8, 9))
-ENTROPY, DUAL = tl.constexpr(10), tl.constexpr(11)
-RATIO_MAX, RATIO_MIN, DIVERGENCE_MAX = (tl.constexpr(k) for k in (12, 13, 14))
+ENTROPY, DUAL, SATURATED = (tl.constexpr(k) for k in (10, 11, 12))
+RATIO_MAX, RATIO_MIN, DIVERGENCE_MAX = (tl.constexpr(k) for k in (13, 14, 15))
 NO_SLOT = tl.constexpr(16)
 
 # Where finished metrics lie in the vector that _finish_kernel writes; the first two replace LOSS and TOKENS.
@@ -50,6 +50,7 @@ METRIC_SLOTS = {
     "clip_fraction_high": CLIPPED_HIGH.value,
     "out_of_band_fraction_low": OUTSIDE_LOW.value,
     "out_of_band_fraction_high": OUTSIDE_HIGH.value,
+    "saturated_fraction": SATURATED.value,
     "cap_fraction": CAPPED.value,
     "floor_fraction": FLOORED.value,
     "clip_fraction": LOSS.value,
@@ -155,6 +156,12 @@ def _clean(x):
     return tl.where(x > 1e-3, float("nan"), tl.where(x > 0.0, 0.0, x))
 
 
+@triton.jit
+def _settled(x, other, unit):
+    # bandpo.core.checks.settle: a 0 is as near to the other log-prob as its rounding allows.
+    return tl.where(x == 0.0, tl.where(other < -unit, -unit, other), x)
+
+
 # --- the band -----------------------------------------------------------------------------------------------
 
 
@@ -258,13 +265,14 @@ def _load(ptr, row, col, by_row, by_col, keep):
 
 
 @triton.jit
-def _held(old, p, c, rising, low, high, log_floor, log_cap, clipped, BALL: tl.constexpr, DIVERGENCE: tl.constexpr):
+def _held(old, rising, low, high, log_floor, log_cap, clipped, BALL: tl.constexpr, DIVERGENCE: tl.constexpr):
     """The ratio at which a clipped token is held: the bound that it has crossed."""
     held = tl.where(rising, high, low)
     if BALL:  # noqa: SIM102 (decided when the kernel is compiled)
         # Few tiles hold a clipped token, so most skip the solve.
         if tl.max(tl.max(clipped.to(tl.int32), 1), 0) > 0:
-            bound = _log_bound(old, p, c, rising, held, DIVERGENCE)
+            p = _exp(old)
+            bound = _log_bound(old, p, _rest(old, p), rising, held, DIVERGENCE)
             bound = tl.where(rising & (bound > log_cap), log_cap, bound)
             bound = tl.where((rising == 0) & (bound < log_floor), log_floor, bound)
             held = _exp(bound)
@@ -278,7 +286,7 @@ def _loss_kernel(
     rows, cols, col_tiles, tiles,
     new_row, new_col, old_row, old_col, advantage_row, advantage_col, mask_row, mask_col,
     weight_row, weight_col, entropy_row, entropy_col, low_row, low_col, high_row, high_col,
-    log_floor, log_cap, dual_clip,
+    new_unit, old_unit, log_floor, log_cap, dual_clip,
     BALL: tl.constexpr, DIVERGENCE: tl.constexpr, TWO_SIDED: tl.constexpr,
     HAS_DUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_ENTROPY: tl.constexpr,
     STORE_SLOPE: tl.constexpr, STORE_ROWS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -308,21 +316,22 @@ def _loss_kernel(
         ratio = _exp(log_ratio)
         rising = log_ratio > 0.0
         clean_new, clean_old = _clean(new), _clean(old)
-        p = _exp(clean_old)
-        c = _rest(clean_old, p)
-        g = _divergence(clean_new, clean_old, p, c, DIVERGENCE)
+        near_new, near_old = _settled(clean_new, clean_old, new_unit), _settled(clean_old, clean_new, old_unit)
+        p = _exp(near_old)
+        g = _divergence(near_new, near_old, p, _rest(near_old, p), DIVERGENCE)
         if BALL:
-            member = (g <= tl.where(clean_new > clean_old, high, low)) & (log_ratio <= log_cap)
+            member = (g <= tl.where(near_new > near_old, high, low)) & (log_ratio <= log_cap)
             member = member & (log_ratio >= log_floor)
         else:
-            member = (ratio >= low) & (ratio <= high)
+            near_ratio = _exp(near_new - near_old)
+            member = (near_ratio >= low) & (near_ratio <= high)
         outside = keep & (member == 0)
 
         # The surrogate: what the rule clips is held at the bound that it has crossed.
         clipped = outside & (advantage != 0.0)
         if TWO_SIDED == 0:
             clipped = clipped & (((advantage > 0.0) & rising) | ((advantage < 0.0) & (log_ratio < 0.0)))
-        held = _held(clean_old, p, c, rising, low, high, log_floor, log_cap, clipped, BALL, DIVERGENCE)
+        held = _held(clean_old, rising, low, high, log_floor, log_cap, clipped, BALL, DIVERGENCE)
         constant = clipped
         if HAS_DUAL:
             dual = keep & (advantage < 0.0) & (ratio > dual_clip)
@@ -355,6 +364,8 @@ def _loss_kernel(
         part = tl.where(slot == OUTSIDE_HIGH, _count(outside & rising), part)
         part = tl.where(slot == CAPPED, _count(keep & (log_ratio > log_cap)), part)
         part = tl.where(slot == FLOORED, _count(keep & (log_ratio < log_floor)), part)
+        saturated = keep & ((new >= 0.0) | (old >= 0.0))
+        part = tl.where(slot == SATURATED, _count(saturated), part)
         part = tl.where(slot == DIVERGENCE_SUM, _total(tl.where(keep, g, 0.0)), part)
         part = tl.where(slot == RATIO_SUM, _total(tl.where(keep, ratio, 0.0)), part)
         if HAS_ENTROPY:
@@ -435,6 +446,7 @@ def _finish_kernel(
     divergence, ratio = _at(sums, slot, DIVERGENCE_SUM), _at(sums, slot, RATIO_SUM)
     tops = tl.where(slot == DIVERGENCE_MAX, tl.where(divergence == divergence, tops, float("nan")), tops)
     tops = tl.where(slot < DIVERGENCE_MAX, tl.where(ratio == ratio, tops, float("nan")), tops)
+    tops = tl.where(_at(sums, slot, TOKENS) > 0.0, tops, 0.0)  # no token at all: none has moved
     out = tl.where(slot == RATIO_MAX, _exp(tops), out)
     out = tl.where(slot == RATIO_MIN, _exp(0.0 - tops), out)
     out = tl.where(slot == DIVERGENCE_MAX, tops, out)
@@ -575,6 +587,7 @@ def fused_loss(
     else:
         low, high = (torch.as_tensor(x, dtype=torch.float32).to(logps.device, non_blocking=True) for x in radii)
     log_floor, log_cap = rule.log_limits
+    units = (torch.finfo(x.dtype).eps / 2 for x in (logps, tokens.old_logps))
     given: dict[str, Any] = {
         "old_logps": tokens.old_logps,
         "advantages": tokens.advantages,
@@ -585,7 +598,7 @@ def fused_loss(
         "high": high,
         "mode": AGGREGATION_CODES[aggregation],
         "divisor": 1.0,
-        "numbers": (log_floor, log_cap, 1.0 if dual_clip is None else float(dual_clip)),
+        "numbers": (*units, log_floor, log_cap, 1.0 if dual_clip is None else float(dual_clip)),
         "switches": {
             "BALL": radii is not None,
             "DIVERGENCE": DIVERGENCES[get_divergence(rule.divergence).name],
