@@ -74,7 +74,11 @@ def evaluate(
     identity = {"model": path, "weights": weights, "dtype": dtype, **engine.identity}
     output = output or Path("eval") / f"{datetime.now():%Y%m%d-%H%M%S}"
     loaded = engine.load(path, dtype, seed)
-    _evaluate_all(loaded, data, output, sampling, greedy, identity, engine.sample)
+    try:
+        _evaluate_all(loaded, data, output, sampling, greedy, identity, engine.sample)
+    except (KeyboardInterrupt, SystemExit):
+        typer.echo(f"interrupted; the same command with --output {output} goes on", err=True)
+        raise
 
 
 def _check(sampling: Sampling, dtype: str) -> None:

@@ -60,7 +60,7 @@ def samples(
     )
     shown = list(islice(chosen, limit))
     if not shown:
-        typer.echo("no completion matches", err=True)
+        typer.echo("no completion matches, or none was written yet", err=True)
         return
     print_samples(shown)
     if next(chosen, None) is not None:

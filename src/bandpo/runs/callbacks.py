@@ -11,6 +11,7 @@ from rich.progress import Progress
 from transformers import TrainerCallback
 
 from bandpo.files import append_line
+from bandpo.interrupts import Request
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.training.alarms import AlarmConfig, Event, Watch
 from bandpo.training.batches import BYTES_A_RUN, TokenBatch, steps_to_record
@@ -109,6 +110,21 @@ class Alarms(TrainerCallback):
                 text = event.text() + "\n  The run stops here." * stops
                 self.console.print(text, style="yellow", markup=False, highlight=False)
                 self.record({**asdict(event), "stops": stops})
+
+
+class StopsOnRequest(TrainerCallback):
+    """After the update in which a signal came, saves a checkpoint and ends training, on all processes together."""
+
+    def __init__(self, request: Request, accelerator: Any) -> None:
+        self.request = request
+        self.accelerator = accelerator
+        self.stopped = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.request.signal is not None:
+            self.accelerator.set_trigger()
+        if self.accelerator.check_trigger():
+            self.stopped = control.should_save = control.should_training_stop = True
 
 
 class ProgressDisplay(TrainerCallback):

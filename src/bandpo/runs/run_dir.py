@@ -104,8 +104,14 @@ class RunDirectory:
                 "its own settings, another --output starts a new one"
             )
 
+    def state(self) -> str:
+        """running (or killed), interrupted, failed or finished; 'unknown' without status.json."""
+        if not self.status.is_file():
+            return "unknown"
+        return str(json.loads(self.status.read_text(encoding="utf-8"))["status"])
+
     def finished(self) -> bool:
-        return json.loads(self.status.read_text(encoding="utf-8"))["status"] == "finished"
+        return self.state() == "finished"
 
     def rewind(self, step: int, command: list[str]) -> None:
         """Get ready to resume after update `step`: what was recorded later is going to happen again."""
