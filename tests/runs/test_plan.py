@@ -12,12 +12,13 @@ import torch
 from rich.console import Console
 
 from bandpo.cli.plan import print_plan
-from bandpo.runs.build import build_args, build_model, build_trainer, check_train_settings
+from bandpo.runs.build import build_args, build_model, build_trainer
 from bandpo.runs.config import load_config
 from bandpo.runs.memory import Architecture, estimate_memory
 from bandpo.runs.plan import make_plan
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.steps import plan_steps, planned_rollouts
+from bandpo.runs.train_settings import check_train_settings
 from helpers import TINY
 
 SMALL = [

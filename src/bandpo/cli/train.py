@@ -44,8 +44,10 @@ def train(
     An interrupted run resumes from its last good checkpoint by `bandpo train RUN --resume`, and ends like one that
     was never interrupted. The same command line with --output and --resume starts a run or resumes it.
     """
+    from bandpo.cli.quiet import quiet_libraries
     from bandpo.runs.config import load_config
 
+    quiet_libraries()
     if (Path(recipe) / "config.yaml").is_file():
         recipe, output = _run_to_resume(recipe, overrides, output, resume)
     elif resume and output is None:
@@ -56,13 +58,13 @@ def train(
     if show:
         import yaml
 
+        from bandpo.runs.build import check_args
+
+        check_args(config)
         typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
         return
     from rich.console import Console
 
-    from bandpo.cli.quiet import quiet_libraries
-
-    quiet_libraries()
     if dry_run:
         _print_plan(config, Console())
         return

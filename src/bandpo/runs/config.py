@@ -194,6 +194,14 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _valid_train(self) -> RunConfig:
+        if self.train:
+            from bandpo.runs.train_settings import check_train_settings, config_class  # TRL, which takes seconds
+
+            self.train.update(check_train_settings(self.train, config_class(self)))
+        return self
+
+    @model_validator(mode="after")
     def _valid_shaping(self) -> RunConfig:
         if self.shaping:  # no limit given: only TRL knows its default, and the job checks again
             self.shaping_rewards(self.train.get("max_completion_length") or sys.maxsize)
@@ -218,7 +226,7 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
         ValueError: For an unknown recipe, key or value; the message names the key and the nearest valid one.
     """
     data = read_recipe(recipe)
-    apply_overrides(data, overrides or [])
+    apply_overrides(data, overrides or [], RunConfig)
     return validate_config(data)
 
 
@@ -252,6 +260,6 @@ def read_recipe(recipe: str, _heirs: tuple[str, ...] = ()) -> dict[str, Any]:
 def validate_config(data: dict[str, Any]) -> RunConfig:
     """Validate, turning the first problem into one sentence."""
     try:
-        return RunConfig.model_validate(read_numbers(data))
+        return RunConfig.model_validate(read_numbers(data, RunConfig))
     except ValidationError as error:
         raise ValueError(explain(error, RunConfig, hint=True)) from error

@@ -22,7 +22,7 @@ from bandpo.files import append_line, write_atomic
 from bandpo.interrupts import Request, ends_on_sigterm, signal_of, tell
 from bandpo.models import load_model
 from bandpo.progress import make_progress
-from bandpo.runs.build import build_args, build_model, build_trainer, check_train_settings, config_class
+from bandpo.runs.build import build_args, build_model, build_trainer
 from bandpo.runs.callbacks import Alarms, BatchRecorder, ProgressDisplay, RunRecorder, StopsOnRequest
 from bandpo.runs.card import write_card
 from bandpo.runs.config import EvalConfig, RunConfig
@@ -73,7 +73,6 @@ def run_training(
     train, heldout = draw_problems(config.task)
     if config.warmup is not None and not any(p.solution for p in train):
         raise ValueError("warmup needs problems with a solution; this task has none")
-    train_settings = check_train_settings(config.train, config_class(config))
     settings = config.model_dump(mode="json")
     resuming = resume and output.exists() and any(output.iterdir())
     run = RunDirectory(output)
@@ -94,7 +93,7 @@ def run_training(
     try:
         with ends_on_sigterm():
             model, tokenizer = _prepare_initial(config, run, model, tokenizer, train, processes)
-            args = build_args(config, train_settings, run)
+            args = build_args(config, config.train, run)
             loaded = Loaded(model, tokenizer, train, heldout)
             summary = _train(config, run, args, loaded, checkpoint, console, started)
     except BaseException as error:

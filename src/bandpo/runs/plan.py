@@ -25,8 +25,6 @@ from bandpo.runs.build import (
     build_args,
     build_model,
     build_trainer,
-    check_train_settings,
-    config_class,
     peft_config,
 )
 from bandpo.runs.config import RunConfig
@@ -111,13 +109,12 @@ def make_plan(config: RunConfig) -> Plan:
         ValueError: For settings that no machine could run. What only this machine lacks (a hub that cannot be
             reached) is an obstacle in the plan instead.
     """
-    settings = check_train_settings(config.train, config_class(config))
     libraries = resident_memory()
     obstacles: list[str] = []
     problems = _attempt(lambda: draw_problems(config.task), obstacles)
     train, heldout = problems or ([], [])
     with tempfile.TemporaryDirectory(prefix="bandpo-plan-") as folder:  # the trainer makes its directory at once
-        args = build_args(config, settings, RunDirectory(Path(folder)))
+        args = build_args(config, config.train, RunDirectory(Path(folder)))
         assert args.max_completion_length is not None
         steps = plan_steps(args, len(train) or None)
         if args.use_vllm and importlib.util.find_spec("vllm") is None:
