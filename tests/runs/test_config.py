@@ -409,3 +409,45 @@ def test_show_does_not_ask_for_the_machine_of_the_run(capsys):
 
     app(args=["train", "qwen2.5-3b", "--show"], standalone_mode=False)
     assert validate_config(yaml.safe_load(capsys.readouterr().out)) == load_config("qwen2.5-3b")
+
+
+# What a run stored
+
+
+def stored_run(folder, monkeypatch):
+    """A run of a file beside it, and its configuration."""
+    monkeypatch.chdir(folder)
+    (folder / "a.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    (folder / "m").mkdir()
+    config = load_config("word-problems", ["task.data=a.jsonl", "model.path=./m"])
+    return RunDirectory.create(folder / "run", config.model_dump(mode="json"), []), config
+
+
+def test_a_local_model_is_stored_with_its_full_path(tmp_path, monkeypatch):
+    _, config = stored_run(tmp_path, monkeypatch)
+    assert config.model.path == str(tmp_path / "m")
+    for elsewhere in ("me/mine", "package:a/b.gguf", "./nowhere"):
+        assert load_config("scratch", [f"model={{path: {elsewhere}}}"]).model.path == elsewhere
+
+
+def test_a_run_of_an_older_version_is_compared_as_it_is_read_today(tmp_path, monkeypatch):
+    run, config = stored_run(tmp_path, monkeypatch)
+    older = yaml.safe_load(run.config.read_text())
+    older["task"]["data"], older["model"]["path"] = "a.jsonl", "./m"
+    del older["record"], older["task"]["subset"]
+    run.config.write_text(yaml.safe_dump(older))
+    given = config.model_dump(mode="json")
+    run.check_config(given)
+    with pytest.raises(ValueError, match=r"was started with seed=0, not 1;"):
+        run.check_config({**given, "seed": 1})
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(ValueError, match=r"was started with model.path='./m', not .* \(and 1 more settings differ\)"):
+        run.check_config(given)
+
+
+def test_a_run_whose_settings_are_no_longer_allowed_is_compared_as_it_stands(tmp_path, monkeypatch):
+    run, config = stored_run(tmp_path, monkeypatch)
+    given = config.model_dump(mode="json")
+    run.config.write_text(yaml.safe_dump({**given, "gone": 1}))
+    with pytest.raises(ValueError, match="was started with gone=1, not None;"):
+        run.check_config(given)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bandpo.evaluation.sampling import Completion
 from bandpo.files import append_line, write_atomic
-from bandpo.tasks.base import Problem
+from bandpo.tasks.base import Problem, Task
+from bandpo.tasks.reading import absolute
 
 SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"
@@ -58,8 +60,13 @@ def identify(problem: Problem) -> dict[str, str]:
     return {"question": problem.question, "answer": problem.answer, "origin": problem.origin}
 
 
-def claim(directory: Path, settings: dict[str, Any]) -> None:
+def claim(directory: Path, settings: dict[str, Any], task: Task) -> None:
     """Make `directory` an evaluation with these settings, or check that it already is one.
+
+    What it stored of the task, and a model's path, is read as today: an older one may have relative paths.
+
+    Args:
+        task: The task that `settings["task"]` describes.
 
     Raises:
         ValueError: If it holds something else, or an evaluation with other settings, or settings.json cannot be
@@ -68,7 +75,7 @@ def claim(directory: Path, settings: dict[str, Any]) -> None:
     path = directory / SETTINGS
     settings = json.loads(json.dumps(settings))
     if path.exists():
-        found = _parse(path.read_bytes(), str(path))
+        found = _as_today(_parse(path.read_bytes(), str(path)), task)
         different = [key for key in {**settings, **found} if found.get(key) != settings.get(key)]
         if different:
             raise ValueError(
@@ -81,6 +88,14 @@ def claim(directory: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"{str(directory)!r} already exists and is not an evaluation; choose another --output")
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(settings, indent=2) + "\n")
+
+
+def _as_today(found: dict[str, Any], task: Task) -> dict[str, Any]:
+    if isinstance(found.get("model"), str):
+        found = {**found, "model": absolute(found["model"])}
+    with suppress(ValueError):
+        found = {**found, "task": type(task).model_validate(found.get("task")).model_dump(mode="json")}
+    return found
 
 
 def append(log: Path, grades: list[Grade]) -> None:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, field_validator, model_validator
 
 from bandpo.settings import (
     Strict,
@@ -23,6 +23,7 @@ from bandpo.settings import (
     yaml_names,
 )
 from bandpo.tasks import SHAPING, AnyTask, Shaping, make_shaping
+from bandpo.tasks.reading import absolute
 from bandpo.training.alarms import AlarmConfig
 
 if TYPE_CHECKING:
@@ -50,11 +51,19 @@ class ScratchConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """Which model: `path` (hub name, local directory, GGUF file or package:NAME/FILE), or `scratch`."""
+    """Which model: `path` (hub name, local directory, GGUF file or package:NAME/FILE), or `scratch`.
+
+    A local path becomes absolute, so that a run goes on from any directory.
+    """
 
     path: str | None = None
     scratch: ScratchConfig | None = None
     dtype: Dtype = "float32"
+
+    @field_validator("path")
+    @classmethod
+    def _absolute_path(cls, value: str | None) -> str | None:
+        return None if value is None else absolute(value)
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
