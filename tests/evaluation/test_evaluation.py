@@ -362,3 +362,23 @@ def test_an_evaluation_of_an_older_version_is_continued(tiny, questions, tmp_pat
     stored.write_text(json.dumps(older))
     with pytest.raises(ValueError, match="another task"):
         evaluate_into(tmp_path / "out", *tiny, task, problems[:4], **options)
+
+
+@pytest.mark.parametrize(
+    ("reward", "completions", "answer"),
+    [
+        ("last_integer", ["18.00", "18", "so 1,2,3"], "18"),
+        ("last_integer", ["it is \u22125", "-5", "5"], "-5"),
+        ("last_integer", ["1,2,3", "3", "123"], "3"),
+        ("last_integer", ["about 18.5", "18", "5"], "18"),
+        ("exact", ["the answer is 4 cats.", "The answer is 4  cats", "dog"], "4 cats"),
+    ],
+)
+def test_completions_vote_for_what_the_reward_reads(reward, completions, answer):
+    """Those rewarded alike vote together, and for nothing that is rewarded otherwise."""
+    values = [REWARDS[reward](completion, answer) for completion in completions]
+    finals = [EXTRACTORS[reward](completion) for completion in completions]
+    right = {final for final, value in zip(finals, values, strict=True) if value == 1}
+    assert len(right) == 1
+    assert not right & {final for final, value in zip(finals, values, strict=True) if value == 0}
+    assert majority(finals, values) == (1.0 if sum(values) > 1 else 0.5)

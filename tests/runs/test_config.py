@@ -314,7 +314,7 @@ def test_a_damaged_summary_is_named(tmp_path, text):
         ("task.system=yes", "system", "yes"),
         ("task.system=1e3", "system", "1e3"),
         ("task.system=- think: twice", "system", "- think: twice"),
-        ("task.system=it's \"so\": {", "system", "it's \"so\": {"),
+        ('task.system=it\'s "so": {', "system", 'it\'s "so": {'),
         ("task.system=null", "system", None),
     ],
 )

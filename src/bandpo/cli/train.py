@@ -48,6 +48,8 @@ def train(
     from bandpo.runs.config import load_config
 
     quiet_libraries()
+    if dry_run:
+        _say("checking the settings")
     if (Path(recipe) / "config.yaml").is_file():
         recipe, output = _run_to_resume(recipe, overrides, output, resume)
     elif resume and output is None:
@@ -83,11 +85,16 @@ def train(
         print_summary(summary, output, console)
 
 
+def _say(text: str) -> None:
+    """A line of progress, beside the page on standard output."""
+    typer.echo(f"{text} ...", err=True)
+
+
 def _print_plan(config: RunConfig, console: Console) -> None:
     from bandpo.cli.plan import print_plan
     from bandpo.runs.plan import make_plan
 
-    plan = make_plan(config)
+    plan = make_plan(config, _say)
     print_plan(plan, console)
     if plan.obstacles:
         raise typer.Exit(1)

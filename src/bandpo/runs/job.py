@@ -26,6 +26,7 @@ from bandpo.runs.build import build_args, build_model, build_trainer
 from bandpo.runs.callbacks import Alarms, BatchRecorder, ProgressDisplay, RunRecorder, StopsOnRequest
 from bandpo.runs.card import write_card
 from bandpo.runs.config import EvalConfig, RunConfig
+from bandpo.runs.prompts import position_obstacle
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.summary import RunSummary
 from bandpo.runs.warmup import make_initial, save_model, start_processes
@@ -85,6 +86,12 @@ def run_training(
     model, tokenizer = (
         load_model(str(run.initial), config.model.dtype) if run.initial.exists() else build_model(config)
     )
+    args = build_args(config, config.train, run)
+    assert args.max_completion_length is not None
+    tested = [*train, *(heldout if config.eval is not None else ())]
+    obstacle = position_obstacle(config, model.config, tokenizer, tested, args.max_completion_length)
+    if obstacle is not None:
+        raise ValueError(obstacle)
     processes.wait_for_everyone()
     checkpoint = find_resume_point(run, console, command, processes) if resuming else None
     if processes.is_main_process and not resuming:
@@ -93,7 +100,6 @@ def run_training(
     try:
         with ends_on_sigterm():
             model, tokenizer = _prepare_initial(config, run, model, tokenizer, train, processes)
-            args = build_args(config, config.train, run)
             loaded = Loaded(model, tokenizer, train, heldout)
             summary = _train(config, run, args, loaded, checkpoint, console, started)
     except BaseException as error:
