@@ -43,9 +43,10 @@ def load_model(path: str, dtype: str = "float32") -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(path)
+    source = loadable(path)
+    tokenizer = _tokenizer_of(path, source, cached=False)
     try:
-        model = AutoModelForCausalLM.from_pretrained(loadable(path), dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
     except OSError as error:
         raise ValueError(f"cannot load model {path!r} from the hub or a local folder: {_reason(error)}") from error
     return model, tokenizer
@@ -60,9 +61,12 @@ def load_tokenizer(path: str, cached: bool = False) -> Any:
     Raises:
         ValueError: As `load_model`, and if the model has no tokenizer.
     """
+    return _tokenizer_of(path, loadable(path), cached)
+
+
+def _tokenizer_of(path: str, source: str, cached: bool) -> Any:
     from transformers import AutoTokenizer
 
-    source = loadable(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", local_files_only=cached)
     except Exception as error:  # transformers raises many kinds

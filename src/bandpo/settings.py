@@ -40,11 +40,16 @@ def find_yaml(kind: str, name: str, folder: Traversable) -> tuple[str, Path | No
     if name.endswith((".yaml", ".yml")):
         path = Path(name).expanduser()
         if not path.is_file():
-            raise ValueError(f"{kind} file {name!r} does not exist")
+            raise ValueError(f"{kind} file {name!r} {'is a directory' if path.is_dir() else 'does not exist'}")
         return path.read_text(encoding="utf-8"), path
     known = yaml_names(folder)
     if name not in known:
         plural = folder.name  # recipes, studies
+        if Path(name).is_dir():
+            raise ValueError(
+                f"{kind} {name!r} is a directory without config.yaml; allowed is a .yaml file, or a name: "
+                f"{', '.join(known)}"
+            )
         raise ValueError(
             f"unknown {kind} {name!r}{nearest(name, known)}; known {plural}: {', '.join(known)} "
             "(or the path of a .yaml file)"

@@ -411,6 +411,22 @@ def test_show_does_not_ask_for_the_machine_of_the_run(capsys):
     assert validate_config(yaml.safe_load(capsys.readouterr().out)) == load_config("qwen2.5-3b")
 
 
+# A directory where a file was meant
+
+
+def test_a_directory_where_a_recipe_was_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, words in (
+        ("mine", "recipe 'mine' is a directory without config.yaml"),
+        ("x.yaml", "is a directory$"),
+    ):
+        (tmp_path / name).mkdir()
+        with pytest.raises(ValueError, match=words):
+            load_config(name)
+    (tmp_path / "scratch").mkdir()
+    assert load_config("scratch").model.scratch, "a name that is known is no directory"
+
+
 # What a run stored
 
 

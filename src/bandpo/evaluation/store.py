@@ -11,7 +11,7 @@ from typing import Any
 
 from bandpo.evaluation.sampling import Completion
 from bandpo.files import append_line, write_atomic
-from bandpo.tasks.base import Problem, Task
+from bandpo.tasks.base import Message, Problem, Task
 from bandpo.tasks.reading import absolute
 
 SETTINGS = "settings.json"
@@ -24,7 +24,8 @@ RESULT = "result.json"
 class Grade:
     """A problem with its completions, and for each of them the reward and more.
 
-    What is stored of a problem is its question, answer and origin; a grader's details stay out.
+    What is stored of a problem is its question with the messages before it, answer and origin; a grader's details
+    stay out.
 
     Attributes:
         timed_out: Grading it ran into a limit, so that it counts as wrong.
@@ -50,14 +51,17 @@ class Grade:
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Grade:
         """The inverse of `as_row`, but for the problem's details and solution."""
-        problem = Problem(row["question"], row["answer"], origin=row["origin"])
+        context = tuple(Message(**message) for message in row.get("context", ()))
+        problem = Problem(row["question"], row["answer"], origin=row["origin"], context=context)
         items = [dict(item) for item in row["completions"]]
         rewards, timed_out, finals = ([item.pop(key) for item in items] for key in ("reward", "timed_out", "final"))
         return cls(problem, [Completion(**item) for item in items], rewards, timed_out, finals)
 
 
-def identify(problem: Problem) -> dict[str, str]:
-    return {"question": problem.question, "answer": problem.answer, "origin": problem.origin}
+def identify(problem: Problem) -> dict[str, Any]:
+    """What tells a problem from others, JSON-ready; `context` only where there is one."""
+    context = {"context": [message._asdict() for message in problem.context]} if problem.context else {}
+    return {"question": problem.question, **context, "answer": problem.answer, "origin": problem.origin}
 
 
 def claim(directory: Path, settings: dict[str, Any], task: Task) -> None:

@@ -43,7 +43,7 @@ class RunRecorder(TrainerCallback):
         names = list(logs["rewards"])
         rows = zip(logs["prompt"], logs["completion"], logs["advantages"], *logs["rewards"].values(), strict=True)
         for prompt, completion, advantage, *rewards in rows:
-            record = {"step": step, "prompt": text_of(prompt), "completion": text_of(completion)}
+            record = {"step": step, "prompt": chat_text(prompt), "completion": text_of(completion)}
             append_line(
                 self.run.samples,
                 {**record, **dict(zip(names, rewards, strict=True)), "advantage": advantage},
@@ -68,6 +68,13 @@ class BatchRecorder(TrainerCallback):
             batch = TokenBatch.of_trainer(self.trainer, state.global_step, BYTES_A_RUN // self.batches)
             if batch is not None:
                 batch.save(self.run.batches)
+
+
+def chat_text(prompt: Any) -> str:
+    """The messages of a chat with their roles; a text, or the only message, as it is."""
+    if isinstance(prompt, str) or len(prompt) == 1:
+        return text_of(prompt)
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)
 
 
 def text_of(message: Any) -> str:
