@@ -42,18 +42,54 @@ def load_model(path: str, dtype: str = "float32") -> tuple[Any, Any]:
         ValueError: If the path does not exist and cannot be a hub name, or the hub does not have it.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     source = loadable(path)
+    tokenizer = _tokenizer_of(path, source, cached=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot load model {path!r} from the hub or a local folder: {reason}") from error
+        raise ValueError(f"cannot load model {path!r} from the hub or a local folder: {_reason(error)}") from error
+    return model, tokenizer
+
+
+def load_tokenizer(path: str, cached: bool = False) -> Any:
+    """The tokenizer of a model, padding on the left.
+
+    Args:
+        cached: Do not ask the hub.
+
+    Raises:
+        ValueError: As `load_model`, and if the model has no tokenizer.
+    """
+    return _tokenizer_of(path, loadable(path), cached)
+
+
+def _tokenizer_of(path: str, source: str, cached: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", local_files_only=cached)
+    except Exception as error:  # transformers raises many kinds
+        folder = Path(source)
+        if not folder.is_dir():
+            raise ValueError(
+                f"cannot load model {path!r} from the hub or a local folder: {_reason(error)}"
+            ) from error
+        if not any(word in file.name for file in folder.iterdir() for word in ("token", "vocab", "spiece")):
+            raise ValueError(
+                f"model {path!r} has no tokenizer: there is no tokenizer.json or the like in the directory; save it "
+                "there with tokenizer.save_pretrained"
+            ) from error
+        raise ValueError(f"the tokenizer of model {path!r} cannot be loaded: {_reason(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    return tokenizer
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def resolve(path: str) -> str:
@@ -78,9 +114,25 @@ def resolve(path: str) -> str:
 
 
 def loadable(path: str) -> str:
-    """What transformers and vLLM load for a model path: a directory, a converted GGUF file, or a hub name."""
+    """What transformers and vLLM load for a model path: a directory, a converted GGUF file, or a hub name.
+
+    Raises:
+        ValueError: As `resolve`, or for a file or directory that is no model.
+    """
     source = resolve(path)
-    return str(convert_gguf(Path(source))) if source.endswith(".gguf") else source
+    local = Path(source)
+    if local.is_file():
+        if not source.endswith(".gguf"):
+            raise ValueError(
+                f"model {path!r} is a file, allowed is a .gguf file, or a directory with config.json, weights and "
+                "tokenizer"
+            )
+        return str(convert_gguf(local))
+    if local.is_dir() and not any((local / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if (local / "config.yaml").is_file():
+            raise ValueError(f"model {path!r} is a run directory; its model is {str(local / 'model')!r}")
+        raise ValueError(f"model {path!r} is a directory without a model: it has no config.json")
+    return source
 
 
 def convert_gguf(file: Path) -> Path:

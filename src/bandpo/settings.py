@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,11 +40,16 @@ def find_yaml(kind: str, name: str, folder: Traversable) -> tuple[str, Path | No
     if name.endswith((".yaml", ".yml")):
         path = Path(name).expanduser()
         if not path.is_file():
-            raise ValueError(f"{kind} file {name!r} does not exist")
+            raise ValueError(f"{kind} file {name!r} {'is a directory' if path.is_dir() else 'does not exist'}")
         return path.read_text(encoding="utf-8"), path
     known = yaml_names(folder)
     if name not in known:
         plural = folder.name  # recipes, studies
+        if Path(name).is_dir():
+            raise ValueError(
+                f"{kind} {name!r} is a directory without config.yaml; allowed is a .yaml file, or a name: "
+                f"{', '.join(known)}"
+            )
         raise ValueError(
             f"unknown {kind} {name!r}{nearest(name, known)}; known {plural}: {', '.join(known)} "
             "(or the path of a .yaml file)"
@@ -87,13 +93,54 @@ def parse_value(text: str) -> Any:
     return value
 
 
-def read_numbers(node: Any) -> Any:
-    """Nested settings with numbers in exponent notation, which YAML 1.1 leaves as strings, as numbers."""
+_EXPONENT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][+-]?[0-9]+")
+
+
+def read_numbers(node: Any, model: type[BaseModel] | None = None, keys: tuple[str, ...] = ()) -> Any:
+    """Nested settings with numbers in exponent notation, which YAML 1.1 leaves as strings, as numbers.
+
+    Args:
+        model: The model of the settings; what it takes as text stays text.
+        keys: Where in the model `node` is.
+    """
     if isinstance(node, dict):
-        return {key: read_numbers(value) for key, value in node.items()}
-    if isinstance(node, str) and node[:1] in "+-.0123456789" and "e" in node.lower():
-        return parse_value(node)
+        return {key: read_numbers(value, model, (*keys, str(key))) for key, value in node.items()}
+    if isinstance(node, str) and _EXPONENT.fullmatch(node) and str not in _types(model, keys):
+        return float(node)
     return node
+
+
+def _types(model: type[BaseModel] | None, keys: Sequence[str]) -> list[Any]:
+    """The alternatives of the type that a model has at nested keys; empty where it does not say."""
+    here: list[Any] = [] if model is None else [model]
+    for key in keys:
+        models = [o for a in here for o in _options(a) if isinstance(o, type) and issubclass(o, BaseModel)]
+        here = [m.model_fields[key].annotation for m in models if key in m.model_fields]
+    return [option for annotation in here for option in _options(annotation)]
+
+
+def read_override(text: str, kinds: Sequence[Any]) -> Any:
+    """A value from the command line as a setting of one of these types; YAML, unless a text is asked for.
+
+    A text is what stands there, or in quotation marks what YAML reads, so that "\\n" is a new line. Where the types
+    are not known, only braces and brackets make a mapping or a list: 'You are: helpful' is a text.
+
+    Raises:
+        ValueError: If the text is not valid YAML, and none may be.
+    """
+    written = text.strip()
+    if str not in kinds:
+        value = parse_value(text)
+        is_text = not kinds and isinstance(value, (dict, list)) and written[:1] not in ("{", "[")
+        return text if is_text else value
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    quoted = isinstance(value, str) and written[:1] in ("'", '"') and written[:1] == written[-1:]
+    null = value is None and types.NoneType in kinds
+    listed = isinstance(value, list) and any(get_origin(kind) in (list, tuple) for kind in kinds)
+    return value if quoted or null or listed else text
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -120,17 +167,20 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str], model: type[BaseModel] | None = None) -> None:
     """Set each `a.b.c=value` in nested data.
 
     A new rule or task starts from its own defaults, so names are set before options.
     """
     for override in sorted(overrides, key=lambda o: not o.partition("=")[0].strip().endswith(".name")):
-        apply_override(data, override)
+        apply_override(data, override, model)
 
 
-def apply_override(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str, model: type[BaseModel] | None = None) -> None:
     """Set `a.b.c=value` in nested data; the value is read as YAML, so 3e-4, null and [1, 2] mean what they say.
+
+    Args:
+        model: The model of the data, which says where a value is a text.
 
     Raises:
         ValueError: If the override is not of this form.
@@ -145,7 +195,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             child = node[parent] = {}
         node = child
-    value = parse_value(text)
+    try:
+        value = read_override(text, _types(model, [*parents, last]))
+    except ValueError as error:
+        raise ValueError(f"{key.strip()}: {error}") from error
     if last == "name" and node.get("name", value) != value:
         node.clear()  # the options of another rule or task
     node[last] = value

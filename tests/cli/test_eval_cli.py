@@ -334,6 +334,25 @@ def test_samples_of_training(bandpo, tmp_path):
             bandpo("samples", run, *options)
 
 
+def test_samples_show_the_whole_chat(bandpo, tmp_path, tiny):
+    from bandpo.evaluation import Sampling, evaluate_into
+    from bandpo.runs.callbacks import chat_text
+    from bandpo.tasks import benchmark
+
+    model, tokenizer = tiny
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}
+    data = tmp_path / "chat.jsonl"
+    data.write_text(json.dumps({"question": [system, user], "answer": "2"}) + "\n")
+    task, problems = benchmark(str(data))
+    options = {"identity": {"model": "tiny"}}
+    whole = evaluate_into(tmp_path / "out", model, tokenizer, task, problems, Sampling(2, 4), **options)
+    assert evaluate_into(tmp_path / "out", None, tokenizer, task, problems, Sampling(2, 4), **options) == whole
+    assert "[system]\nBe brief.\n\n[user]\n1+1?\n---" in bandpo("samples", tmp_path / "out")
+    assert chat_text([system, user]) == "[system]\nBe brief.\n\n[user]\n1+1?"
+    assert chat_text([user]) == chat_text("1+1?") == "1+1?"
+
+
 def test_samples_of_something_else(bandpo, tmp_path, evaluated):
     with pytest.raises(ValueError, match="neither a run directory nor"):
         bandpo("samples", tmp_path / "nowhere")

@@ -116,3 +116,14 @@ def test_mistakes_in_arguments_do_without_torch(mistakes, arguments, words):
     assert words in said
     assert "Traceback" not in said
     assert slow == []
+
+
+def test_a_warning_of_the_data_is_one_line(tmp_path):
+    rows = [{"question": "1+1?", "answer": answer} for answer in ("2", "3")]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ((_, code, _, said),) = run_all([["eval", "./nowhere", "data.jsonl"]], tmp_path)
+    assert code == 1
+    first, error = said.splitlines()
+    assert first.startswith("warning: data '")
+    assert first.endswith("training takes the first. For example '1+1?' has '2' and '3'")
+    assert error.startswith("error: model path './nowhere' does not exist")

@@ -1,6 +1,7 @@
 """Sampling and the estimates made from it."""
 
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from bandpo.evaluation.evaluate import summarize
 from bandpo.evaluation.sampling import encode
 from bandpo.evaluation.store import read_grades
 from bandpo.evaluation.voting import EXTRACTORS, canonical, extractor, final_answer, majority
-from bandpo.tasks import REWARDS, Arithmetic, Problem, Score
+from bandpo.tasks import REWARDS, Arithmetic, Problem, Score, benchmark
 
 
 def test_pass_at_k_equals_enumeration():
@@ -341,3 +342,43 @@ def test_details_of_a_grader_stay_out_of_the_files(tiny, tmp_path):
     other = [Problem(p.question, p.answer, origin="elsewhere", details=p.details) for p in problems]
     with pytest.raises(ValueError, match="another problem"):
         evaluate_into(tmp_path, None, tiny[1], task, other, **settings())
+
+
+def test_an_evaluation_of_an_older_version_is_continued(tiny, questions, tmp_path, monkeypatch):
+    """It stored relative paths."""
+    monkeypatch.chdir(questions.parent)
+    task, problems = benchmark(questions.name)
+    identity = {"model": str(tmp_path)}
+    options = settings(identity=identity)
+    whole = evaluate_into(tmp_path / "out", *tiny, task, problems[:4], **options)
+    stored = tmp_path / "out" / "settings.json"
+    older = json.loads(stored.read_text())
+    assert older["task"]["data"] == str(questions)
+    older["task"]["data"], older["model"] = questions.name, "."
+    del older["task"]["subset"]
+    stored.write_text(json.dumps(older))
+    assert evaluate_into(tmp_path / "out", *tiny, task, problems[:4], **options) == whole
+    older["task"]["seed"] = 9
+    stored.write_text(json.dumps(older))
+    with pytest.raises(ValueError, match="another task"):
+        evaluate_into(tmp_path / "out", *tiny, task, problems[:4], **options)
+
+
+@pytest.mark.parametrize(
+    ("reward", "completions", "answer"),
+    [
+        ("last_integer", ["18.00", "18", "so 1,2,3"], "18"),
+        ("last_integer", ["it is \u22125", "-5", "5"], "-5"),
+        ("last_integer", ["1,2,3", "3", "123"], "3"),
+        ("last_integer", ["about 18.5", "18", "5"], "18"),
+        ("exact", ["the answer is 4 cats.", "The answer is 4  cats", "dog"], "4 cats"),
+    ],
+)
+def test_completions_vote_for_what_the_reward_reads(reward, completions, answer):
+    """Those rewarded alike vote together, and for nothing that is rewarded otherwise."""
+    values = [REWARDS[reward](completion, answer) for completion in completions]
+    finals = [EXTRACTORS[reward](completion) for completion in completions]
+    right = {final for final, value in zip(finals, values, strict=True) if value == 1}
+    assert len(right) == 1
+    assert not right & {final for final, value in zip(finals, values, strict=True) if value == 0}
+    assert majority(finals, values) == (1.0 if sum(values) > 1 else 0.5)

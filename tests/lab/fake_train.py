@@ -10,12 +10,17 @@ import random
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
 from bandpo.runs.config import load_config
 from bandpo.runs.run_dir import RunDirectory
 
+# What checks the types of TRL's settings imports TRL, which takes seconds.
+sys.modules["bandpo.runs.train_settings"] = SimpleNamespace(
+    check_train_settings=lambda settings, _: settings, config_class=lambda _: None
+)
 command, recipe, *rest = sys.argv[1:]
 assert command == "train"
 assert rest[-1] == "--resume"

@@ -17,12 +17,11 @@ from bandpo.runs.build import (
     build_args,
     build_model,
     build_trainer,
-    check_train_settings,
-    config_class,
 )
 from bandpo.runs.config import load_config
 from bandpo.runs.job import run_training
 from bandpo.runs.run_dir import RunDirectory
+from bandpo.runs.train_settings import check_train_settings, config_class
 from bandpo.training.durable import Durable
 from helpers import TINY
 

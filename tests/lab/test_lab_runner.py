@@ -20,6 +20,7 @@ from bandpo.lab.calibration import closest, next_values
 from bandpo.lab.collect import collect_run
 from bandpo.lab.comparison import compare
 from bandpo.lab.metrics import StudyResult
+from bandpo.lab.pool import Job, Pool
 from bandpo.lab.runner import StudyRunner
 from bandpo.lab.study import (
     Match,
@@ -404,3 +405,35 @@ def test_sixty_runs_of_240_updates_are_well_below_a_megabyte(tmp_path, whole):
     assert len(record.updates.entropy) == 60
     assert len(record.rollouts.reward) == 60
     assert 60 * (len(json.dumps(asdict(record), separators=(",", ":"))) + 2000) < 600_000
+
+
+PATIENT = """
+import signal, sys, time
+from pathlib import Path
+out = Path(sys.argv[1])
+def save(*_):
+    time.sleep(0.2)
+    (out / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+(out / "ready").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_runs_of_an_interrupted_study_may_save_a_checkpoint(tmp_path):
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    for output in outputs:
+        output.mkdir()
+    jobs = [Job(output.name, [sys.executable, "-c", PATIENT, str(output)], output) for output in outputs]
+
+    def interrupt(*_):
+        if all((output / "ready").exists() for output in outputs):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    pool = Pool(2, tmp_path / "logs", lambda slot: {}, interrupt, Console(quiet=True))
+    with pytest.raises(SystemExit) as ended:
+        pool.run(jobs)
+    assert ended.value.code == 143
+    assert all((output / "saved").exists() for output in outputs)

@@ -13,14 +13,21 @@ import yaml
 from bandpo import Band, Clip
 from bandpo.evaluation.result import EvaluationResult
 from bandpo.evaluation.statistics import Estimate
-from bandpo.runs.build import build_args, check_train_settings
+from bandpo.runs.build import build_args
 from bandpo.runs.card import write_card
 from bandpo.runs.config import load_config, recipe_names, validate_config
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.summary import RunSummary
+from bandpo.runs.train_settings import check_train_settings
 from bandpo.tasks import draw_problems
 
 DATA = {"word-problems": ["task.data=problems.jsonl"]}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_run_resumes_with_what_it_stored(name):
+    config = load_config(name, DATA.get(name))
+    assert validate_config(config.model_dump(mode="json")) == config
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -289,3 +296,174 @@ def test_a_damaged_summary_is_named(tmp_path, text):
     with pytest.raises(ValueError, match=r"summary.json' is not the summary of a run") as caught:
         RunSummary.load(tmp_path / "summary.json")
     assert "\n" not in str(caught.value)
+
+
+# What an override means, by the type of its key
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("task.template=Question: {question}\nAnswer:", "template", "Question: {question}\nAnswer:"),
+        ("task.template={question}", "template", "{question}"),
+        ("task.template=[{question}]", "template", "[{question}]"),
+        ("task.template=1. Explain: {question}", "template", "1. Explain: {question}"),
+        ("task.template='{question}: 1'", "template", "{question}: 1"),
+        (r'task.template="Q: {question}\nA:"', "template", "Q: {question}\nA:"),
+        ("task.system=You are: helpful", "system", "You are: helpful"),
+        ("task.system=yes", "system", "yes"),
+        ("task.system=1e3", "system", "1e3"),
+        ("task.system=- think: twice", "system", "- think: twice"),
+        ('task.system=it\'s "so": {', "system", 'it\'s "so": {'),
+        ("task.system=null", "system", None),
+    ],
+)
+def test_text_is_taken_as_text(override, key, value):
+    assert getattr(load_config("scratch", [override]).task, key) == value
+
+
+def test_text_in_a_recipe_stays_text(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text('model: {path: x}\ntask: {name: arithmetic, system: "1e3", template: "3. Explain: {question}"}\n')
+    task = load_config(str(path)).task
+    assert (task.system, task.template) == ("1e3", "3. Explain: {question}")
+
+
+def test_text_of_a_task_of_ones_own_and_of_a_study(own):
+    from bandpo.lab.study import Run, as_overrides, load_study, run_config
+
+    config = load_config("scratch", ["task.name=own_things:Doubles", "task.template=Double: {question}"])
+    assert config.task.template == "Double: {question}"
+    study = load_study("scratch", ["task.template=Add: {question}"])
+    run = Run(study.reference, {}, 0)
+    assert run_config(study, run).task.template == "Add: {question}"
+    assert as_overrides({"task.template": "{question}"}) == ['task.template="{question}"']
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.max_steps=2.0", 2),
+        ("train.max_steps=1e1", 10),
+        ("train.max_steps='7'", 7),
+        ("train.learning_rate=3e-4", 3e-4),
+        ("train.save_steps=3", 3),
+        ("train.num_generations=null", None),
+        ("train.shuffle_dataset=no", False),
+        ("train.scale_rewards=false", False),
+        ("rule.radius=[0.05, 0.1]", [0.05, 0.1]),
+        ("rule.radius=5e-2", 0.05),
+        ("rule.cap=null", None),
+    ],
+)
+def test_numbers_are_those_that_the_setting_wants(override, value):
+    config = load_config("scratch", [override])
+    part, key = override.partition("=")[0].split(".")
+    found = (config.train if part == "train" else config.rule.settings)[key]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.max_steps=abc", ["train.max_steps is 'abc'", "an integer"]),
+        ("train.max_steps=2.5", ["train.max_steps is 2.5", "an integer"]),
+        ("train.max_steps=true", ["train.max_steps is true", "an integer"]),
+        ("train.max_steps=nan", ["train.max_steps is nan"]),
+        ("train.learning_rate=nan", ["train.learning_rate is nan", "a number"]),
+        ("train.learning_rate=fast", ["train.learning_rate is 'fast'", "a number"]),
+        ("train.num_generations=[4]", ["train.num_generations is [4]", "an integer or null"]),
+        ("train.use_vllm=maybe", ["train.use_vllm is 'maybe'", "true or false"]),
+        ("train.max_step=4", ["unknown key 'train.max_step'", "did you mean 'max_steps'"]),
+        ("train.epsilon=0.1", ["train.epsilon is set by rule.low"]),
+        ("train.save_total_limit=1", ["train.save_total_limit is 1", ">= 2"]),
+        ("train.max_steps=[", ["train.max_steps", "not valid YAML"]),
+        ("task={name: questions, data: gsm8k, levels: 1}", ["task.levels is 1", "tuple"]),
+        ("rule.radius=nan", ["radius", "nan"]),
+        ("rule.radius=-0.1", ["radius", "-0.1"]),
+        ("rule.name=Clip", ["'Clip'", "did you mean 'clip'"]),
+    ],
+)
+def test_what_no_run_can_take_is_refused_when_it_is_read(override, words):
+    with pytest.raises(ValueError) as caught:
+        load_config("scratch", [override])
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.max_step=4", "train.band_radius=0.1", "train.num_generations=1", "train.lr_scheduler_type=cosin"],
+)
+def test_show_refuses_what_train_refuses(override):
+    from bandpo.cli.app import app
+
+    with pytest.raises(ValueError):
+        app(args=["train", "scratch", override, "--show"], standalone_mode=False)
+
+
+def test_show_does_not_ask_for_the_machine_of_the_run(capsys):
+    from bandpo.cli.app import app
+
+    app(args=["train", "qwen2.5-3b", "--show"], standalone_mode=False)
+    assert validate_config(yaml.safe_load(capsys.readouterr().out)) == load_config("qwen2.5-3b")
+
+
+# A directory where a file was meant
+
+
+def test_a_directory_where_a_recipe_was_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, words in (
+        ("mine", "recipe 'mine' is a directory without config.yaml"),
+        ("x.yaml", "is a directory$"),
+    ):
+        (tmp_path / name).mkdir()
+        with pytest.raises(ValueError, match=words):
+            load_config(name)
+    (tmp_path / "scratch").mkdir()
+    assert load_config("scratch").model.scratch, "a name that is known is no directory"
+
+
+# What a run stored
+
+
+def stored_run(folder, monkeypatch):
+    """A run of a file beside it, and its configuration."""
+    monkeypatch.chdir(folder)
+    (folder / "a.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    (folder / "m").mkdir()
+    config = load_config("word-problems", ["task.data=a.jsonl", "model.path=./m"])
+    return RunDirectory.create(folder / "run", config.model_dump(mode="json"), []), config
+
+
+def test_a_local_model_is_stored_with_its_full_path(tmp_path, monkeypatch):
+    _, config = stored_run(tmp_path, monkeypatch)
+    assert config.model.path == str(tmp_path / "m")
+    for elsewhere in ("me/mine", "package:a/b.gguf", "./nowhere"):
+        assert load_config("scratch", [f"model={{path: {elsewhere}}}"]).model.path == elsewhere
+
+
+def test_a_run_of_an_older_version_is_compared_as_it_is_read_today(tmp_path, monkeypatch):
+    run, config = stored_run(tmp_path, monkeypatch)
+    older = yaml.safe_load(run.config.read_text())
+    older["task"]["data"], older["model"]["path"] = "a.jsonl", "./m"
+    del older["record"], older["task"]["subset"]
+    run.config.write_text(yaml.safe_dump(older))
+    given = config.model_dump(mode="json")
+    run.check_config(given)
+    with pytest.raises(ValueError, match=r"was started with seed=0, not 1;"):
+        run.check_config({**given, "seed": 1})
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(ValueError, match=r"was started with model.path='./m', not .* \(and 1 more settings differ\)"):
+        run.check_config(given)
+
+
+def test_a_run_whose_settings_are_no_longer_allowed_is_compared_as_it_stands(tmp_path, monkeypatch):
+    run, config = stored_run(tmp_path, monkeypatch)
+    given = config.model_dump(mode="json")
+    run.config.write_text(yaml.safe_dump({**given, "gone": 1}))
+    with pytest.raises(ValueError, match="was started with gone=1, not None;"):
+        run.check_config(given)

@@ -53,6 +53,45 @@ def test_missing_models_are_named(path, words):
         assert word in str(caught.value)
 
 
+def make_directory(folder, *files):
+    folder.mkdir()
+    for file in files:
+        (folder / file).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ((), "is a directory without a model: it has no config.json"),
+        (("config.yaml",), r"is a run directory; its model is '.*m.gguf/model'"),
+    ],
+)
+def test_a_directory_where_a_model_was_meant(tmp_path, files, words):
+    folder = make_directory(tmp_path / "m.gguf", *files)
+    with pytest.raises(ValueError, match=words):
+        load_model(str(folder))
+
+
+def test_a_file_where_a_model_was_meant(tmp_path):
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(ValueError, match=r"model.safetensors' is a file, allowed is a .gguf file, or a directory"):
+        load_model(str(tmp_path / "model.safetensors"))
+
+
+def test_a_model_without_its_tokenizer(tmp_path, tiny):
+    model, tokenizer = tiny
+    model.save_pretrained(tmp_path / "m")
+    with pytest.raises(ValueError) as caught:
+        load_model(str(tmp_path / "m"))
+    assert str(caught.value).startswith(f"model '{tmp_path}/m' has no tokenizer: there is no tokenizer.json")
+    tokenizer.save_pretrained(tmp_path / "m")
+    assert load_model(str(tmp_path / "m"))[1]("1+1=")["input_ids"]
+    (tmp_path / "m" / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"the tokenizer of model '.*/m' cannot be loaded: "):
+        load_model(str(tmp_path / "m"))
+
+
 def test_cache_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("BANDPO_CACHE", str(tmp_path))
     assert cache_directory() == tmp_path

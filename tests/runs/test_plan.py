@@ -6,18 +6,23 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
 from bandpo.cli.plan import print_plan
-from bandpo.runs.build import build_args, build_model, build_trainer, check_train_settings
+from bandpo.runs.build import build_args, build_model, build_trainer
 from bandpo.runs.config import load_config
+from bandpo.runs.job import run_training
 from bandpo.runs.memory import Architecture, estimate_memory
 from bandpo.runs.plan import make_plan
+from bandpo.runs.prompts import position_obstacle
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.steps import plan_steps, planned_rollouts
+from bandpo.runs.train_settings import check_train_settings
+from bandpo.tasks import Problem
 from helpers import TINY
 
 SMALL = [
@@ -339,3 +344,100 @@ def test_completion_is_offered(tmp_path):
     from bandpo.cli.app import app
 
     assert "--install-completion" in {option for p in get_command(app).params for option in p.opts}
+
+
+# Prompts against positions
+
+
+NO_ROOM = ("80 tokens", "train.max_completion_length is 6", "together 86", "64 positions", "1 of 12 prompts",
+           "model.scratch.positions=86")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_prompts_that_do_not_fit_are_an_obstacle_and_end_a_run_before_it_starts(tmp_path):
+    rows = [{"question": "1" * (80 if i == 7 else 3 + i), "answer": "1"} for i in range(12)]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = [*SMALL, f"task={{name: questions, data: '{path}', heldout: 2}}"]
+    plan = make_plan(load_config("scratch", settings))
+    (obstacle,) = plan.obstacles
+    with pytest.raises(ValueError) as caught:
+        run_training(load_config("scratch", settings), tmp_path / "out", Console(quiet=True))
+    assert str(caught.value) == obstacle
+    for words in NO_ROOM:
+        assert words in obstacle
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("completion", "positions", "words"),
+    [
+        (5, 8, None),
+        (6, 8, "train.max_completion_length=5 or less"),
+        (6, 2, "give a model with more positions"),
+        (6, None, None),
+    ],
+)
+def test_what_fits_is_prompt_and_completion_together(tiny, completion, positions, words):
+    config = load_config("scratch", ["model={path: me/mine}", "task={name: questions, data: gsm8k}"])
+    sizes = SimpleNamespace(max_position_embeddings=positions)
+    sizes.get_text_config = lambda: sizes
+    problems = [Problem("1+1", "2"), Problem("1", "1")]
+    obstacle = position_obstacle(config, sizes, tiny[1], problems, completion)
+    assert words in obstacle if words else obstacle is None
+
+
+def test_a_prompt_without_its_chat_template_is_told_beside_a_model_that_cannot_be_loaded(tmp_path):
+    model, tokenizer = build_model(load_config("scratch", SMALL))
+    model.config.save_pretrained(tmp_path / "m")
+    system = {"role": "system", "content": "Be brief."}
+    data = tmp_path / "chat.jsonl"
+    rows = [{"question": [system, {"role": "user", "content": f"{i}+1?"}], "answer": str(i + 1)} for i in range(20)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [
+        *SMALL,
+        f"model={{path: '{tmp_path / 'm'}'}}",
+        f"task={{name: questions, data: '{data}', heldout: 2}}",
+    ]
+    without, unknown = make_plan(load_config("scratch", settings)).obstacles
+    assert "has no tokenizer" in without
+    assert "need a chat template is unknown" in unknown
+    tokenizer.save_pretrained(tmp_path / "m")
+    no_weights, no_template = make_plan(load_config("scratch", settings)).obstacles
+    assert "cannot load model" in no_weights
+    assert "need a chat template, but the model has none" in no_template
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
+    import transformers
+
+    asked = []
+
+    def refuse(kind):
+        def from_pretrained(*_, local_files_only=False, **__):
+            asked.append((kind, local_files_only))
+            raise OSError("not reached")
+
+        return from_pretrained
+
+    for kind in ("AutoTokenizer", "AutoConfig", "AutoModelForCausalLM"):
+        monkeypatch.setattr(getattr(transformers, kind), "from_pretrained", refuse(kind))
+    plan = make_plan(load_config("scratch", [*SMALL, "model={path: me/mine}"]))
+    assert "cannot load model 'me/mine'" in plan.obstacles[0]
+    assert [kind for kind, cached in asked if not cached] == ["AutoTokenizer"]
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_it_does_before_it_imports_anything(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from bandpo.cli import main; main()", "train", "scratch", *SMALL, "--dry-run"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    first = process.stderr.readline()
+    slow = [line for line in open(f"/proc/{process.pid}/maps") if "libtorch" in line]  # noqa: SIM115
+    page, rest = process.communicate(timeout=300)
+    assert first == "checking the settings ...\n"
+    assert not slow
+    assert process.returncode == 0, rest
+    assert [line.split()[0] for line in rest.splitlines()] == ["reading", "loading", "measuring"]
+    assert "..." not in page

@@ -12,10 +12,11 @@ from trl.scripts import vllm_serve
 from typer.main import get_command
 
 from bandpo.cli.app import app
-from bandpo.runs.build import build_args, check_train_settings
+from bandpo.runs.build import build_args
 from bandpo.runs.config import load_config, read_recipe, recipe_names
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.steps import plan_steps
+from bandpo.runs.train_settings import check_train_settings
 from bandpo.training.config import can_clip
 
 

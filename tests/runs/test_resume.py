@@ -158,3 +158,60 @@ def test_mistakes(undisturbed, arguments, words):
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     for word in words:
         assert word in result.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_a_checkpoint_and_the_run_goes_on(tmp_path, undisturbed, number, code):
+    whole, _ = undisturbed
+    arguments = [*TINY_RUN, "train.save_steps=100", "--output", "out"]
+    with subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, text=True, stdout=-1, stderr=-1) as process:
+        wait_for_update(tmp_path / "out", process, 1)
+        process.send_signal(number)
+        printed, errors = process.communicate(timeout=60)
+    run = tmp_path / "out"
+    assert process.returncode == code, errors
+    status = json.loads((run / "status.json").read_text())
+    assert (status["status"], status["signal"]) == ("interrupted", signal.Signals(number).name)
+    assert "saving a checkpoint" in errors
+    assert "Traceback" not in errors
+    assert "bandpo train out --resume" in printed
+    (checkpoint,) = (run / "checkpoints").glob("checkpoint-*")
+    assert (checkpoint / "seal.json").exists()
+    step = int(checkpoint.name.rpartition("-")[2])
+    assert 1 <= step < 24
+    assert [row["step"] for row in rows(run / "metrics.jsonl")] == list(range(1, step + 1))
+    assert_readable(run, status="interrupted")
+    result = bandpo("out", "--resume", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"resuming after update {step}" in result.stdout
+    assert_same_run(run, whole)
+    assert json.loads((run / "status.json").read_text())["status"] == "finished"
+
+
+def test_a_signal_before_training_ends_at_once(tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, *TINY_RUN, "warmup.steps=100000", "--output", "out"], cwd=tmp_path, stdout=-1, stderr=-1
+    )
+    run = tmp_path / "out"
+    while not run.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert json.loads((run / "status.json").read_text())["status"] == "interrupted"
+    assert not run.joinpath("model").exists()
+    assert_readable(run, status="interrupted")
+
+
+def assert_readable(run, status):
+    """What there is of an unfinished run can be looked at."""
+    for command in (["samples", str(run)], ["report", str(run)]):
+        result = subprocess.run(
+            [sys.executable, "-m", "bandpo", *command], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        if command[0] == "samples" and (run / "samples.jsonl").exists():
+            assert "--- reward" in result.stdout
+    assert status in (run / "report.md").read_text()
+    assert "bandpo train" in (run / "report.md").read_text()

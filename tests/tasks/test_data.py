@@ -436,6 +436,22 @@ def test_a_relative_path_holds_from_anywhere(tmp_path, monkeypatch):
         assert Questions(data=source).data == source
 
 
+@pytest.mark.parametrize(("more", "refused"), [
+    ({"b.csv": "question,answer\n3,4\n"}, True),
+    ({"sub/b.parquet": b""}, True),
+    ({"b.json": "[]", "dataset_infos.json": "{}", "notes.txt": ""}, False),
+    ({"b.csv": "", "README.md": "---\nconfigs:\n- config_name: default\n  data_files: train.jsonl\n---\n"}, False),
+])  # fmt: skip
+def test_a_folder_of_several_formats_is_refused(tmp_path, more, refused):
+    write(tmp_path / "d" / "train.jsonl", LINES)
+    for name, content in more.items():
+        write(tmp_path / "d" / name, content)
+    if refused:
+        assert "has files of several formats, such as train.jsonl and b." in fault(str(tmp_path / "d"))
+    else:
+        assert benchmark(str(tmp_path / "d"))[1]
+
+
 def test_a_known_name_is_not_a_folder_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gsm8k").mkdir()

@@ -4,9 +4,10 @@ import math
 
 import pytest
 
-from bandpo.runs.build import build_args, build_trainer, check_train_settings
+from bandpo.runs.build import build_args, build_trainer
 from bandpo.runs.config import validate_config
 from bandpo.runs.run_dir import RunDirectory
+from bandpo.runs.train_settings import check_train_settings
 from bandpo.tasks import REWARDS, make_shaping
 
 RECIPE = {"model": {"scratch": {}}, "task": {"name": "arithmetic"}}

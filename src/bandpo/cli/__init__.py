@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
+from bandpo.cli.quiet import show_warnings
+from bandpo.interrupts import ends_on_sigterm
+
 
 def main() -> None:
     """Entry point: run a subcommand; a problem is one line on stderr and a non-zero exit."""
@@ -16,7 +19,9 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) != len(sys.argv) - 1 or bool(os.environ.get("BANDPO_DEBUG"))
     try:
-        app(args=arguments, prog_name="bandpo")
+        show_warnings()
+        with ends_on_sigterm():
+            app(args=arguments, prog_name="bandpo")
     except Exception as error:
         if debug:
             raise

@@ -64,9 +64,9 @@ def compare(
         return
     try:
         result = runner.run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         console.print("interrupted; the same command goes on")
-        raise typer.Exit(130) from None
+        raise
     print_study(result, console)
     if len(result.finished) < len(result.runs):
         raise typer.Exit(1)

@@ -61,6 +61,7 @@ def evaluate(
     from bandpo.evaluation.identity import fingerprint
     from bandpo.models import resolve
     from bandpo.runs.locate import locate_model
+    from bandpo.tasks.reading import absolute
 
     quiet_libraries()
     path = locate_model(model, checkpoint)
@@ -71,10 +72,14 @@ def evaluate(
     prompts = {"template": template, "system": system, "chat": None if chat else False, "reward": reward}
     data = _read(tasks, limit, {**columns_of, "split": split, "subset": subset, **prompts})
     weights = fingerprint(Path(resolve(path)))
-    identity = {"model": path, "weights": weights, "dtype": dtype, **engine.identity}
+    identity = {"model": absolute(path), "weights": weights, "dtype": dtype, **engine.identity}
     output = output or Path("eval") / f"{datetime.now():%Y%m%d-%H%M%S}"
     loaded = engine.load(path, dtype, seed)
-    _evaluate_all(loaded, data, output, sampling, greedy, identity, engine.sample)
+    try:
+        _evaluate_all(loaded, data, output, sampling, greedy, identity, engine.sample)
+    except (KeyboardInterrupt, SystemExit):
+        typer.echo(f"interrupted; the same command with --output {output} goes on", err=True)
+        raise
 
 
 def _check(sampling: Sampling, dtype: str) -> None:

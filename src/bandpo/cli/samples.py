@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from bandpo.tasks import Problem
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def samples(
     )
     shown = list(islice(chosen, limit))
     if not shown:
-        typer.echo("no completion matches", err=True)
+        typer.echo("no completion matches, or none was written yet", err=True)
         return
     print_samples(shown)
     if next(chosen, None) is not None:
@@ -103,13 +106,19 @@ def of_evaluations(folders: list[Path], greedy: bool) -> Iterator[Shown]:
                 yield Shown(
                     folder.name,
                     number,
-                    grade.problem.question,
+                    _chat(grade.problem),
                     grade.problem.answer,
                     completion.text,
                     reward,
                     tuple(notes),
                     completion.truncated,
                 )
+
+
+def _chat(problem: Problem) -> str:
+    """The question, after the messages before it."""
+    before = "".join(f"[{role}]\n{text}\n\n" for role, text in problem.context)
+    return f"{before}[user]\n{problem.question}" if before else problem.question
 
 
 def of_training(file: Path, step: int | None) -> Iterator[Shown]:

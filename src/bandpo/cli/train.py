@@ -44,8 +44,12 @@ def train(
     An interrupted run resumes from its last good checkpoint by `bandpo train RUN --resume`, and ends like one that
     was never interrupted. The same command line with --output and --resume starts a run or resumes it.
     """
+    from bandpo.cli.quiet import quiet_libraries
     from bandpo.runs.config import load_config
 
+    quiet_libraries()
+    if dry_run:
+        _say("checking the settings")
     if (Path(recipe) / "config.yaml").is_file():
         recipe, output = _run_to_resume(recipe, overrides, output, resume)
     elif resume and output is None:
@@ -56,13 +60,13 @@ def train(
     if show:
         import yaml
 
+        from bandpo.runs.build import check_args
+
+        check_args(config)
         typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
         return
     from rich.console import Console
 
-    from bandpo.cli.quiet import quiet_libraries
-
-    quiet_libraries()
     if dry_run:
         _print_plan(config, Console())
         return
@@ -81,11 +85,16 @@ def train(
         print_summary(summary, output, console)
 
 
+def _say(text: str) -> None:
+    """A line of progress, beside the page on standard output."""
+    typer.echo(f"{text} ...", err=True)
+
+
 def _print_plan(config: RunConfig, console: Console) -> None:
     from bandpo.cli.plan import print_plan
     from bandpo.runs.plan import make_plan
 
-    plan = make_plan(config)
+    plan = make_plan(config, _say)
     print_plan(plan, console)
     if plan.obstacles:
         raise typer.Exit(1)

@@ -79,7 +79,7 @@ def evaluate_into(
         **asdict(sampling),
         "greedy": greedy,
     }
-    claim(directory, settings)
+    claim(directory, settings, task)
     grade_chunk = partial(grade, model, tokenizer, task, sampler=sampler, progress=progress)
     grades = _grade_all(directory / SAMPLES, problems, sampling, grade_chunk, progress)
     best = _grade_all(directory / GREEDY, problems, sampling.greedy(), grade_chunk, progress) if greedy else []

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bandpo.evaluation.sampling import Completion
 from bandpo.files import append_line, to_json, write_atomic, write_json
-from bandpo.tasks.base import Problem
+from bandpo.tasks.base import Message, Problem, Task
+from bandpo.tasks.reading import absolute
 
 SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"
@@ -22,7 +24,8 @@ RESULT = "result.json"
 class Grade:
     """A problem with its completions, and for each of them the reward and more.
 
-    What is stored of a problem is its question, answer and origin; a grader's details stay out.
+    What is stored of a problem is its question with the messages before it, answer and origin; a grader's details
+    stay out.
 
     Attributes:
         timed_out: Grading it ran into a limit, so that it counts as wrong.
@@ -48,18 +51,26 @@ class Grade:
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Grade:
         """The inverse of `as_row`, but for the problem's details and solution."""
-        problem = Problem(row["question"], row["answer"], origin=row["origin"])
+        context = tuple(Message(**message) for message in row.get("context", ()))
+        problem = Problem(row["question"], row["answer"], origin=row["origin"], context=context)
         items = [dict(item) for item in row["completions"]]
         rewards, timed_out, finals = ([item.pop(key) for item in items] for key in ("reward", "timed_out", "final"))
         return cls(problem, [Completion(**item) for item in items], rewards, timed_out, finals)
 
 
-def identify(problem: Problem) -> dict[str, str]:
-    return {"question": problem.question, "answer": problem.answer, "origin": problem.origin}
+def identify(problem: Problem) -> dict[str, Any]:
+    """What tells a problem from others, JSON-ready; `context` only where there is one."""
+    context = {"context": [message._asdict() for message in problem.context]} if problem.context else {}
+    return {"question": problem.question, **context, "answer": problem.answer, "origin": problem.origin}
 
 
-def claim(directory: Path, settings: dict[str, Any]) -> None:
+def claim(directory: Path, settings: dict[str, Any], task: Task) -> None:
     """Make `directory` an evaluation with these settings, or check that it already is one.
+
+    What it stored of the task, and a model's path, is read as today: an older one may have relative paths.
+
+    Args:
+        task: The task that `settings["task"]` describes.
 
     Raises:
         ValueError: If it holds something else, or an evaluation with other settings, or settings.json cannot be
@@ -68,7 +79,7 @@ def claim(directory: Path, settings: dict[str, Any]) -> None:
     path = directory / SETTINGS
     settings = json.loads(to_json(settings))
     if path.exists():
-        found = _parse(path.read_bytes(), str(path))
+        found = _as_today(_parse(path.read_bytes(), str(path)), task)
         different = [key for key in {**settings, **found} if found.get(key) != settings.get(key)]
         if different:
             raise ValueError(
@@ -81,6 +92,14 @@ def claim(directory: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"{str(directory)!r} already exists and is not an evaluation; choose another --output")
     directory.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
+
+
+def _as_today(found: dict[str, Any], task: Task) -> dict[str, Any]:
+    if isinstance(found.get("model"), str):
+        found = {**found, "model": absolute(found["model"])}
+    with suppress(ValueError):
+        found = {**found, "task": type(task).model_validate(found.get("task")).model_dump(mode="json")}
+    return found
 
 
 def append(log: Path, grades: list[Grade]) -> None:

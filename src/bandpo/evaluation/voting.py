@@ -6,13 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from bandpo.tasks.answers import holds_words, plain, stated_answer
+from bandpo.tasks.answers import holds_words, last_integer, plain, stated_answer
 from bandpo.tasks.base import Task
 from bandpo.tasks.rewards import REWARDS
 
 Extractor = Callable[[str], str | None]
 
-_INTEGER = re.compile(r"-?[0-9][0-9,]*")
 # Not an exponent or index: those come behind ^ or _.
 _NUMBER = re.compile(r"(?<![0-9.^_])(?<![\^_]\{)-?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+)")
 _UNIT = re.compile(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}(?:\^\{?[0-9]\}?)?")
@@ -53,16 +52,16 @@ def final_answer(text: str) -> str | None:
     return canonical(_UNIT.sub("", stated)) or plain(stated) or None
 
 
-def _last_integer(text: str) -> str | None:
-    numbers = _INTEGER.findall(text)
-    return canonical(numbers[-1]) if numbers else None
+def _exact(text: str) -> str | None:
+    """As `exact_reward` compares it."""
+    return " ".join((stated_answer(text) or "").rstrip(".").split()) or None
 
 
 # One for each of REWARDS; None for a reward that reads no final answer.
 EXTRACTORS: dict[str, Extractor | None] = {
     "math": final_answer,
-    "exact": stated_answer,
-    "last_integer": _last_integer,
+    "exact": _exact,
+    "last_integer": last_integer,
 }
 
 

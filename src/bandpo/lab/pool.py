@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from bandpo.interrupts import ends_on_sigterm
 from bandpo.progress import make_progress
 from bandpo.runs.run_dir import RunDirectory
 
 POLL = 0.2  # seconds
+GRACE = 20.0  # seconds in which interrupted runs may save a checkpoint; Kubernetes gives all of us 30
 PR_SET_PDEATHSIG = 1
 
 
@@ -118,12 +120,26 @@ class Pool:
                     self._show(progress, total, active, waiting, later)
                     time.sleep(POLL)
             finally:
-                for started in active:
-                    with suppress(ProcessLookupError):
-                        os.killpg(started.process.pid, signal.SIGKILL)  # its own workers too
-                for started in active:
-                    started.process.wait()
+                self._end_all(active)
         return waiting
+
+    def _end_all(self, active: list[Started]) -> None:
+        """End processes before their time: by SIGTERM, upon which a run saves a checkpoint, then by SIGKILL."""
+        try:
+            for started in active:
+                started.process.terminate()
+            if active:
+                self.console.print(f"ending {len(active)} processes, within {GRACE:g} s", highlight=False)
+            deadline = time.monotonic() + GRACE
+            for started in active:
+                with suppress(subprocess.TimeoutExpired):
+                    started.process.wait(max(0.0, deadline - time.monotonic()))
+        finally:  # also after a second Ctrl-C
+            for started in active:
+                with suppress(ProcessLookupError):
+                    os.killpg(started.process.pid, signal.SIGKILL)  # its own workers too
+            for started in active:
+                started.process.wait()
 
     def _show(self, progress: Progress, total: TaskID, active: list[Started], waiting: list[Job], later: int) -> None:
         now = time.monotonic()
@@ -173,8 +189,8 @@ class Pool:
             return f"killed by {signal.Signals(-code).name}"
         with suppress(OSError, ValueError):
             status = json.loads(RunDirectory(started.job.output).status.read_text(encoding="utf-8"))
-            if status["status"] == "failed":
-                return str(status["error"])
+            if status["status"] in ("failed", "interrupted"):
+                return str(status.get("error", "interrupted"))
         lines = self._log(started.job).read_text(encoding="utf-8", errors="replace").split("\n")
         errors = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
         return errors[-1].removeprefix("error: ") if errors else f"exit status {code}"
@@ -186,20 +202,6 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it went while this process was made
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-@contextmanager
-def ends_on_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds the stack like an exit, so that processes are ended."""
-
-    def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _lines(path: Path) -> int:

@@ -175,10 +175,11 @@ class StudyRunner:
         directory = RunDirectory(self.directory / run.folder)
         if not (directory.status.is_file() and directory.finished()):
             return False
-        given = load_config(self.study.recipe, as_overrides(self.settings(run, extra))).model_dump(mode="json")
-        started = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-        if str(given["model"]["path"]).startswith("initial/"):  # the study may have been moved
-            given["model"]["path"] = started["model"]["path"]
+        settings = self.settings(run, extra)
+        if str(settings.get("model.path", "")).startswith("initial/"):  # the study may have been moved
+            started = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+            settings = {**settings, "model.path": started["model"]["path"]}
+        given = load_config(self.study.recipe, as_overrides(settings)).model_dump(mode="json")
         directory.check_config(given)
         return True
 

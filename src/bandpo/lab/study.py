@@ -258,13 +258,13 @@ def load_study(study: str, overrides: list[str] | None = None) -> Study:
     for override in overrides or []:
         key = override.partition("=")[0].strip().split(".")[0]
         if key in Study.model_fields:
-            apply_override(data, override)
+            apply_override(data, override, Study)
         elif key and key not in RunConfig.model_fields:
             known = dict.fromkeys([*Study.model_fields, *RunConfig.model_fields])
             raise ValueError(f"unknown key {key!r}{nearest(key, known)}; a study takes: {', '.join(known)}")
         else:
             common: Settings = {}
-            apply_override(common, override)
+            apply_override(common, override, RunConfig)
             data["overrides"] = collapse(data.get("overrides") or {}, common)
     return validate_study(data)
 

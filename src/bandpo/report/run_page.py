@@ -83,7 +83,7 @@ def _distinct_labels(records: list[RunRecord]) -> list[RunRecord]:
 def _results(records: Sequence[RunRecord]) -> list[Block]:
     summaries = [None if record.path is None else read_summary(RunDirectory(record.path)) for record in records]
     if len(records) == 1:
-        return _results_of_one(summaries[0])
+        return _results_of_one(records[0], summaries[0])
     blocks: list[Block] = [_results_table(records, summaries)]
     unfinished = [str(record.path) for record, summary in zip(records, summaries, strict=True) if summary is None]
     if unfinished:
@@ -91,9 +91,14 @@ def _results(records: Sequence[RunRecord]) -> list[Block]:
     return blocks
 
 
-def _results_of_one(summary: RunSummary | None) -> list[Block]:
+def _results_of_one(record: RunRecord, summary: RunSummary | None) -> list[Block]:
     if summary is None:
-        return [Text("The run has no summary: it did not finish.")]
+        assert record.path is not None
+        state = RunDirectory(record.path).state()
+        return [
+            Text(f"The run has no summary: it did not finish, its status is {state!r}. To resume it:"),
+            Code(shlex.join(["bandpo", "train", str(record.path), "--resume"])),
+        ]
     text = f"{summary.steps} updates from {summary.rollouts} rollouts in {summary.seconds:.0f} s."
     before, after = summary.before, summary.after
     if before is None or after is None:

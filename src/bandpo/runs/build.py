@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +17,11 @@ from bandpo.models import load_model, scratch_model
 from bandpo.runs.callbacks import text_of
 from bandpo.runs.config import LoraConfig, RunConfig
 from bandpo.runs.run_dir import RunDirectory
+from bandpo.runs.train_settings import config_class
 from bandpo.tasks import Problem, Shaping, Task
-from bandpo.training.config import BandGRPOConfig
 from bandpo.training.durable import Durable, TrainingDivergedError
 from bandpo.training.dynamic_sampling import DynamicSampling
 from bandpo.training.trainer import BandGRPOTrainer
-from bandpo.words import nearest
 
 # Our defaults where they differ from TRL's; a recipe may override them.
 TRAIN_DEFAULTS: dict[str, Any] = {
@@ -36,15 +35,6 @@ TRAIN_DEFAULTS: dict[str, Any] = {
 # TRL projects this many tokens onto the vocabulary at a time. Without its CUDA kernel, 8.25 such tiles are alive at
 # the peak, so its 4,096 would hold several times the logits of a micro-batch; fewer are faster too.
 CPU_TILE = 512
-# Settings of the trainer's configuration that other parts of a recipe, or the run directory, decide.
-SET_ELSEWHERE = {
-    "output_dir": "--output",
-    "seed": "seed",
-    "rule": "rule",
-    "epsilon": "rule.low",
-    "epsilon_high": "rule.high",
-    "reward_weights": "shaping",
-}
 
 
 class RecipeTrainer(DynamicSampling, BandGRPOTrainer, Durable):
@@ -72,39 +62,21 @@ def build_model(config: RunConfig) -> tuple[Any, Any]:
     return load_model(config.model.path, config.model.dtype)
 
 
-def config_class(config: RunConfig) -> type[GRPOConfig]:
-    """TRL's configuration if its own loss is left alone, else ours."""
-    return GRPOConfig if config.rule.clip_rule is None else BandGRPOConfig
+# What a configuration is checked with when it is only shown: nothing that depends on this machine.
+ANYWHERE: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": False,
+    "fp16": False,
+    "tf32": None,
+    "deepspeed": None,
+    "fsdp": None,
+    "report_to": [],
+}
 
 
-def check_train_settings(settings: dict[str, Any], config_class: type[GRPOConfig] = BandGRPOConfig) -> dict[str, Any]:
-    """Refuse keys that `config_class` does not have, or that belong elsewhere in a recipe.
-
-    Raises:
-        ValueError: For such a key, or a value with which a run could not be resumed.
-    """
-    elsewhere = {
-        key: home
-        for key, home in SET_ELSEWHERE.items()
-        if config_class is BandGRPOConfig or not home.startswith("rule")
-    }
-    known = [f.name for f in fields(config_class) if f.init and f.name not in elsewhere]
-    for key in settings:
-        if key in elsewhere:
-            raise ValueError(f"train.{key} is set by {elsewhere[key]}; use that instead")
-        if key not in known:
-            raise ValueError(
-                f"unknown key 'train.{key}'{nearest(key, known)}; allowed is any field of TRL's GRPOConfig"
-            )
-    if settings.get("max_completion_length", 1) is None:
-        raise ValueError("train.max_completion_length is null, allowed is an integer >= 1")
-    limit = settings.get("save_total_limit")
-    if limit is not None and limit < 2:
-        raise ValueError(
-            f"train.save_total_limit is {limit}, allowed is an integer >= 2: the last checkpoint is kept until the "
-            "next one is complete"
-        )
-    return settings
+def check_args(config: RunConfig) -> None:
+    """Raise ValueError where TRL would refuse the settings on any machine."""
+    build_args(config, {**config.train, **ANYWHERE}, RunDirectory(Path()))
 
 
 def build_args(config: RunConfig, settings: dict[str, Any], run: RunDirectory) -> GRPOConfig:

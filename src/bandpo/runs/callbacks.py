@@ -11,6 +11,7 @@ from rich.progress import Progress
 from transformers import TrainerCallback
 
 from bandpo.files import append_line
+from bandpo.interrupts import Request
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.training.alarms import AlarmConfig, Event, Watch, known_causes
 from bandpo.training.batches import BYTES_A_RUN, TokenBatch, steps_to_record
@@ -42,7 +43,7 @@ class RunRecorder(TrainerCallback):
         names = list(logs["rewards"])
         rows = zip(logs["prompt"], logs["completion"], logs["advantages"], *logs["rewards"].values(), strict=True)
         for prompt, completion, advantage, *rewards in rows:
-            record = {"step": step, "prompt": text_of(prompt), "completion": text_of(completion)}
+            record = {"step": step, "prompt": chat_text(prompt), "completion": text_of(completion)}
             append_line(
                 self.run.samples,
                 {**record, **dict(zip(names, rewards, strict=True)), "advantage": advantage},
@@ -67,6 +68,13 @@ class BatchRecorder(TrainerCallback):
             batch = TokenBatch.of_trainer(self.trainer, state.global_step, BYTES_A_RUN // self.batches)
             if batch is not None:
                 batch.save(self.run.batches)
+
+
+def chat_text(prompt: Any) -> str:
+    """The messages of a chat with their roles; a text, or the only message, as it is."""
+    if isinstance(prompt, str) or len(prompt) == 1:
+        return text_of(prompt)
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)
 
 
 def text_of(message: Any) -> str:
@@ -109,6 +117,21 @@ class Alarms(TrainerCallback):
                 text = event.text() + "\n  The run stops here." * stops
                 self.console.print(text, style="yellow", markup=False, highlight=False)
                 self.record({**asdict(event), "stops": stops})
+
+
+class StopsOnRequest(TrainerCallback):
+    """After the update in which a signal came, saves a checkpoint and ends training, on all processes together."""
+
+    def __init__(self, request: Request, accelerator: Any) -> None:
+        self.request = request
+        self.accelerator = accelerator
+        self.stopped = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.request.signal is not None:
+            self.accelerator.set_trigger()
+        if self.accelerator.check_trigger():
+            self.stopped = control.should_save = control.should_training_stop = True
 
 
 class ProgressDisplay(TrainerCallback):

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, field_validator, model_validator
 
 from bandpo.settings import (
     Strict,
@@ -23,6 +23,7 @@ from bandpo.settings import (
     yaml_names,
 )
 from bandpo.tasks import SHAPING, AnyTask, Shaping, make_shaping
+from bandpo.tasks.reading import absolute
 from bandpo.training.alarms import AlarmConfig
 
 if TYPE_CHECKING:
@@ -50,11 +51,19 @@ class ScratchConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """Which model: `path` (hub name, local directory, GGUF file or package:NAME/FILE), or `scratch`."""
+    """Which model: `path` (hub name, local directory, GGUF file or package:NAME/FILE), or `scratch`.
+
+    A local path becomes absolute, so that a run goes on from any directory.
+    """
 
     path: str | None = None
     scratch: ScratchConfig | None = None
     dtype: Dtype = "float32"
+
+    @field_validator("path")
+    @classmethod
+    def _absolute_path(cls, value: str | None) -> str | None:
+        return None if value is None else absolute(value)
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
@@ -194,6 +203,14 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _valid_train(self) -> RunConfig:
+        if self.train:
+            from bandpo.runs.train_settings import check_train_settings, config_class  # TRL, which takes seconds
+
+            self.train.update(check_train_settings(self.train, config_class(self)))
+        return self
+
+    @model_validator(mode="after")
     def _valid_shaping(self) -> RunConfig:
         if self.shaping:  # no limit given: only TRL knows its default, and the job checks again
             self.shaping_rewards(self.train.get("max_completion_length") or sys.maxsize)
@@ -218,7 +235,7 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
         ValueError: For an unknown recipe, key or value; the message names the key and the nearest valid one.
     """
     data = read_recipe(recipe)
-    apply_overrides(data, overrides or [])
+    apply_overrides(data, overrides or [], RunConfig)
     return validate_config(data)
 
 
@@ -252,6 +269,6 @@ def read_recipe(recipe: str, _heirs: tuple[str, ...] = ()) -> dict[str, Any]:
 def validate_config(data: dict[str, Any]) -> RunConfig:
     """Validate, turning the first problem into one sentence."""
     try:
-        return RunConfig.model_validate(read_numbers(data))
+        return RunConfig.model_validate(read_numbers(data, RunConfig))
     except ValidationError as error:
         raise ValueError(explain(error, RunConfig, hint=True)) from error

@@ -19,18 +19,21 @@ from trl import GRPOConfig
 
 from bandpo.evaluation import EvaluationResult, Sampling, evaluate_into
 from bandpo.files import append_line, write_atomic
+from bandpo.interrupts import Request, ends_on_sigterm, signal_of, tell
 from bandpo.models import load_model
 from bandpo.progress import make_progress
-from bandpo.runs.build import build_args, build_model, build_trainer, check_train_settings, config_class
-from bandpo.runs.callbacks import Alarms, BatchRecorder, ProgressDisplay, RunRecorder
+from bandpo.runs.build import build_args, build_model, build_trainer
+from bandpo.runs.callbacks import Alarms, BatchRecorder, ProgressDisplay, RunRecorder, StopsOnRequest
 from bandpo.runs.card import write_card
 from bandpo.runs.config import EvalConfig, RunConfig
+from bandpo.runs.prompts import position_obstacle
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.summary import RunSummary
 from bandpo.runs.warmup import make_initial, save_model, start_processes
 from bandpo.tasks import Problem, draw_problems
 from bandpo.training.checkpoints import find_checkpoint, set_aside_newer, step_of
 from bandpo.training.config import micro_batches_per_rollout
+from bandpo.training.durable import Durable
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def run_training(
 
     Raises:
         ValueError: For settings or data that cannot work; the run directory is made only once all is loaded.
+        KeyboardInterrupt, SystemExit: After Ctrl-C or SIGTERM. One that comes during training takes effect after
+            the update at hand and a checkpoint.
     """
     started = time.monotonic()
     command = command or sys.argv
@@ -69,7 +74,6 @@ def run_training(
     train, heldout = draw_problems(config.task)
     if config.warmup is not None and not any(p.solution for p in train):
         raise ValueError("warmup needs problems with a solution; this task has none")
-    train_settings = check_train_settings(config.train, config_class(config))
     settings = config.model_dump(mode="json")
     resuming = resume and output.exists() and any(output.iterdir())
     run = RunDirectory(output)
@@ -82,16 +86,22 @@ def run_training(
     model, tokenizer = (
         load_model(str(run.initial), config.model.dtype) if run.initial.exists() else build_model(config)
     )
+    args = build_args(config, config.train, run)
+    assert args.max_completion_length is not None
+    tested = [*train, *(heldout if config.eval is not None else ())]
+    obstacle = position_obstacle(config, model.config, tokenizer, tested, args.max_completion_length)
+    if obstacle is not None:
+        raise ValueError(obstacle)
     processes.wait_for_everyone()
     checkpoint = find_resume_point(run, console, command, processes) if resuming else None
     if processes.is_main_process and not resuming:
         run = RunDirectory.create(output, settings, command)
     processes.wait_for_everyone()
     try:
-        model, tokenizer = _prepare_initial(config, run, model, tokenizer, train, processes)
-        args = build_args(config, train_settings, run)
-        loaded = Loaded(model, tokenizer, train, heldout)
-        summary = _train(config, run, args, loaded, checkpoint, console, started)
+        with ends_on_sigterm():
+            model, tokenizer = _prepare_initial(config, run, model, tokenizer, train, processes)
+            loaded = Loaded(model, tokenizer, train, heldout)
+            summary = _train(config, run, args, loaded, checkpoint, console, started)
     except BaseException as error:
         if processes.is_main_process:
             _record_failure(run, error, console)
@@ -103,9 +113,13 @@ def run_training(
 
 
 def _record_failure(run: RunDirectory, error: BaseException, console: Console) -> None:
+    interrupted = signal_of(error)
     with suppress(OSError):  # a full disk must not hide what happened
-        run.set_status("failed", error=f"{type(error).__name__}: {error}")
-        write_atomic(run.path / "error.log", traceback.format_exc())
+        if interrupted is not None:
+            run.set_status("interrupted", signal=interrupted)
+        else:
+            run.set_status("failed", error=f"{type(error).__name__}: {error}")
+            write_atomic(run.path / "error.log", traceback.format_exc())
     if not isinstance(error, ValueError):  # those would only come again
         console.print(f"to resume: bandpo train {run.path} --resume", markup=False, highlight=False, soft_wrap=True)
 
@@ -184,7 +198,7 @@ def _train(
 
         before = grade("before")
         trainer.add_callback(ProgressDisplay(progress))
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        _update(trainer, run, checkpoint)
         save_model(save, loaded.tokenizer, run.model, processes)
         after = grade("after")
     stopped = alarms.stopped_by
@@ -197,6 +211,24 @@ def _train(
         stopped_by=None if stopped is None else stopped.alarm,
         seconds=round(time.monotonic() - started, 1),
     )
+
+
+def _update(trainer: Durable, run: RunDirectory, checkpoint: Path | None) -> None:
+    """Train to the end, or to the end of the update in which a signal comes."""
+    request = Request()
+    stops = StopsOnRequest(request, trainer.accelerator)
+    trainer.add_callback(stops)
+
+    def told() -> None:
+        if trainer.accelerator.is_main_process:
+            tell("interrupted: saving a checkpoint after this update; Ctrl-C (again) ends at once")
+            with suppress(OSError):  # now, in case the time until SIGKILL is too short for the update
+                run.set_status("interrupted")
+
+    with request.noted(told):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stops.stopped or request.signal is not None:
+        request.leave()
 
 
 def grade_heldout(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,45 +18,26 @@ from typing import Any, TypeVar
 import torch
 from trl import GRPOConfig
 
-from bandpo.evaluation.sampling import encode
-from bandpo.models import load_model, loadable, resolve
+from bandpo.models import load_model, load_tokenizer, loadable
 from bandpo.runs.build import (
     build_args,
     build_model,
     build_trainer,
-    check_train_settings,
-    config_class,
     peft_config,
 )
 from bandpo.runs.config import RunConfig
 from bandpo.runs.memory import Architecture, Memory, estimate_memory, resident_memory
 from bandpo.runs.probe import Seconds, derived_seconds, measured_memory, probe
+from bandpo.runs.prompts import Prompts, position_obstacle
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.steps import Steps, plan_steps, planned_rollouts
 from bandpo.tasks import Problem, draw_problems
-from bandpo.tasks.base import Prompt
 from bandpo.training.config import can_clip
 
 PROCESS_COUNTS = (1, 2, 4, 8, 16)
 ASSUMED_PROMPT = 1024  # tokens, if the prompts cannot be read
 
 Loaded = TypeVar("Loaded")
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The prompts that the run meets: the first one, its length, and the longest one's length, in tokens."""
-
-    first: str
-    first_tokens: int
-    longest_tokens: int
-    longest: int  # its place among them
-
-    @classmethod
-    def of(cls, tokenizer: Any, prompts: list[Prompt]) -> Prompts:
-        encoded = [encode(prompt, tokenizer) for prompt in prompts]
-        lengths = [len(ids) for ids in encoded]
-        return cls(tokenizer.decode(encoded[0]), lengths[0], max(lengths), lengths.index(max(lengths)))
 
 
 @dataclass(frozen=True)
@@ -104,29 +84,41 @@ def _prompt_tokens(prompts: Prompts | None) -> int:
     return ASSUMED_PROMPT if prompts is None else prompts.longest_tokens
 
 
-def make_plan(config: RunConfig) -> Plan:
+def make_plan(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> Plan:
     """Load what a run would load, probe it, and leave nothing behind.
+
+    Args:
+        say: Told what is done next, before each part that takes time.
 
     Raises:
         ValueError: For settings that no machine could run. What only this machine lacks (a hub that cannot be
             reached) is an obstacle in the plan instead.
     """
-    settings = check_train_settings(config.train, config_class(config))
     libraries = resident_memory()
     obstacles: list[str] = []
+    say(f"reading the problems of {config.task.label}")
     problems = _attempt(lambda: draw_problems(config.task), obstacles)
     train, heldout = problems or ([], [])
     with tempfile.TemporaryDirectory(prefix="bandpo-plan-") as folder:  # the trainer makes its directory at once
-        args = build_args(config, settings, RunDirectory(Path(folder)))
+        args = build_args(config, config.train, RunDirectory(Path(folder)))
         assert args.max_completion_length is not None
         steps = plan_steps(args, len(train) or None)
         if args.use_vllm and importlib.util.find_spec("vllm") is None:
             obstacles.append("train.use_vllm needs vLLM, which is not installed: pip install 'trl[vllm]'")
-        if args.use_vllm or args.world_size > 1:
-            needs = _estimated(config, args, steps, train, obstacles)
-        elif (loaded := _attempt(lambda: _load(config, Path(folder)), obstacles)) is None:
-            needs = _estimated(config, args, steps, train, [])  # the obstacle is known already
+        tested = [*train, *(heldout if config.eval is not None else ())]
+        loaded, fits = None, True
+        measured = not args.use_vllm and args.world_size == 1
+        if measured:
+            say(f"loading {config.model.path or 'the model'}")
+            loaded = _attempt(lambda: _load(config, Path(folder)), obstacles)
+        if loaded is not None and train:
+            model, tokenizer = loaded
+            fits = position_obstacle(config, model.config, tokenizer, tested, args.max_completion_length) is None
+        if loaded is None or not fits:  # beyond its positions a model may fail
+            say("estimating from the model's configuration")
+            needs = _estimated(config, args, steps, train, tested, obstacles, again=measured)
         elif train:
+            say(f"measuring a rollout of {steps.completions} completions and two micro-batches")
             needs = _measured(config, args, steps, loaded, train, len(heldout), libraries)
         else:
             needs = Needs()
@@ -179,17 +171,35 @@ def _memory(config: RunConfig, args: GRPOConfig, shape: Architecture, prompt_tok
 
 
 def _estimated(
-    config: RunConfig, args: GRPOConfig, steps: Steps, train: list[Problem], obstacles: list[str]
+    config: RunConfig,
+    args: GRPOConfig,
+    steps: Steps,
+    train: list[Problem],
+    tested: list[Problem],
+    obstacles: list[str],
+    again: bool,
 ) -> Needs:
-    """From the model's configuration and tokenizer alone."""
-    from transformers import AutoTokenizer
+    """From the model's configuration and tokenizer alone.
 
-    shape = _attempt(lambda: read_architecture(config), obstacles)
+    Args:
+        tested: All problems whose prompts must fit.
+        again: The model was loaded, or could not be: the hub is not asked again, and obstacles are known already.
+    """
+    known: list[str] = []
+    sizes = _attempt(lambda: read_sizes(config, again), known)
+    shape = None if sizes is None else _attempt(lambda: read_architecture(config, sizes), known)
+    tokenizer = _attempt(lambda: _tokenizer(config, again), known)
+    obstacles += [] if again else known
     prompts = None
-    if config.model.path is not None and train:
-        with suppress(OSError, ValueError):
-            tokenizer = AutoTokenizer.from_pretrained(resolve(config.model.path))
-            prompts = Prompts.of(tokenizer, [config.task.prompt(p, tokenizer) for p in train])
+    assert args.max_completion_length is not None
+    if tokenizer is None:
+        obstacles.append("without its tokenizer, whether the prompts fit and need a chat template is unknown")
+    elif train:
+        texts = _attempt(lambda: [config.task.prompt(p, tokenizer) for p in train], obstacles)
+        prompts = None if texts is None else Prompts.of(tokenizer, texts)
+        if prompts is not None and sizes is not None:
+            found = position_obstacle(config, sizes, tokenizer, tested, args.max_completion_length)
+            obstacles += [] if found is None else [found]
     fits = [n for n in PROCESS_COUNTS if steps.completions % (steps.micro_batch * n) == 0]
     tokens = _prompt_tokens(prompts)
     per_process = {
@@ -197,6 +207,10 @@ def _estimated(
         for n in sorted({*fits, args.world_size})
     }
     return Needs(prompts, shape, per_process[args.world_size], None, per_process)
+
+
+def _tokenizer(config: RunConfig, cached: bool) -> Any:
+    return build_model(config)[1] if config.model.path is None else load_tokenizer(config.model.path, cached)
 
 
 def _measured(
@@ -224,26 +238,33 @@ def _measured(
     return Needs(prompts, shape, memory, derived_seconds(probed, steps, config, heldout))
 
 
-def read_architecture(config: RunConfig) -> Architecture:
-    """The sizes of a recipe's model from its configuration, without its weights.
+def read_sizes(config: RunConfig, cached: bool = False) -> Any:
+    """The configuration of a recipe's model, without its weights.
+
+    Args:
+        cached: Do not ask the hub.
 
     Raises:
-        ValueError: If the configuration cannot be read.
+        ValueError: If it cannot be read.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    if config.model.scratch is not None:
-        model = build_model(config)[0]
-    else:
-        assert config.model.path is not None
-        source = loadable(config.model.path)
-        try:
-            sizes = AutoConfig.from_pretrained(source)
-        except OSError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"the configuration of {config.model.path!r} cannot be read: {reason}") from error
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(sizes)
+    if config.model.path is None:
+        return build_model(config)[0].config
+    source = loadable(config.model.path)
+    try:
+        return AutoConfig.from_pretrained(source, local_files_only=cached)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the configuration of {config.model.path!r} cannot be read: {reason}") from error
+
+
+def read_architecture(config: RunConfig, sizes: Any) -> Architecture:
+    """The sizes of a recipe's model, adapters included, from its configuration."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(sizes)
     if config.lora is not None:
         from peft import get_peft_model
 

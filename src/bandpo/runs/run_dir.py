@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from bandpo.files import append_line, read_lines, to_line, write_atomic, write_json
+from bandpo.runs.config import validate_config
 from bandpo.settings import flatten
 
 PACKAGES = ("bandpo", "torch", "trl", "transformers", "peft", "datasets", "accelerate", "math-verify", "vllm")
@@ -92,8 +93,11 @@ class RunDirectory:
         return run
 
     def check_config(self, config: dict[str, Any]) -> None:
-        """Raise ValueError if the run was started with other settings."""
-        found = dict(flatten(yaml.safe_load(self.config.read_text(encoding="utf-8"))))
+        """Raise ValueError if the run was started with other settings.
+
+        What it stored is read as today, so that an older run may lack a setting or have a relative path.
+        """
+        found = dict(flatten(_as_today(yaml.safe_load(self.config.read_text(encoding="utf-8")))))
         given = dict(flatten(config))
         different = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
         if different:
@@ -104,8 +108,14 @@ class RunDirectory:
                 "its own settings, another --output starts a new one"
             )
 
+    def state(self) -> str:
+        """running (or killed), interrupted, failed or finished; 'unknown' without status.json."""
+        if not self.status.is_file():
+            return "unknown"
+        return str(json.loads(self.status.read_text(encoding="utf-8"))["status"])
+
     def finished(self) -> bool:
-        return json.loads(self.status.read_text(encoding="utf-8"))["status"] == "finished"
+        return self.state() == "finished"
 
     def rewind(self, step: int, command: list[str]) -> None:
         """Get ready to resume after update `step`: what was recorded later is going to happen again."""
@@ -124,6 +134,13 @@ class RunDirectory:
             **details,
         }
         write_json(self.status, record)
+
+
+def _as_today(stored: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return validate_config(stored).model_dump(mode="json")
+    except ValueError:  # it is no longer allowed, so it differs from anything that is
+        return stored
 
 
 def rewards_of(row: dict[str, Any]) -> dict[str, float]:

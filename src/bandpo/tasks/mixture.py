@@ -49,7 +49,7 @@ class Mixture(Task):
     @model_validator(mode="after")
     def _check(self) -> Mixture:
         for key in _OF_PARTS:
-            if key in self.model_fields_set:
+            if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} of a mixture is set in its parts")
         every = [*self.parts, *(self.heldout_parts or ())]
         if len({part.chat for part in every}) > 1:

@@ -19,6 +19,10 @@ from bandpo.tasks.reading import Row, absolute, is_path, read_hub, read_path, wi
 Purpose = Literal["train", "test"]
 
 
+class DataWarning(UserWarning):
+    """Something in the data is doubtful; training goes on."""
+
+
 class Questions(Task):
     """Questions with answers from a data set.
 
@@ -154,6 +158,7 @@ def _warn_of_conflicts(problems: Iterable[Problem], source: str) -> None:
         warnings.warn(
             f"data {source!r}: {count} there more than once with different answers; training takes the first. "
             f"For example {excerpt(question)} has {one!r} and {other!r}",
+            DataWarning,
             stacklevel=3,
         )
 

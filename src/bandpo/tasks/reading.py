@@ -199,7 +199,32 @@ def _read_folder(path: Path, subset: str | None, split: str | None, purpose: str
         raise ValueError(
             f"{str(path)!r} is a directory, not a data file, and cannot be read as a folder of data: {_reason(error)}"
         ) from error
+    _refuse_mixed(path, [Path(file) for chosen in files.values() for file in chosen])
     return [row for file in files[_choose(files, split, purpose, path)] for row in read_file(Path(file))]
+
+
+def _refuse_mixed(path: Path, read: list[Path]) -> None:
+    """Raise ValueError for data files that `datasets` passes over because more files have another format.
+
+    A README.md that lists the data files of its configurations has chosen them.
+    """
+    readme = path / "README.md"
+    if readme.is_file() and "data_files:" in readme.read_text(encoding="utf-8", errors="replace"):
+        return
+    kinds = {_kind(file) for file in read}
+    others = [f for f in sorted(path.rglob("*")) if _kind(f) and f.is_file() and _kind(f) not in kinds]
+    if read and others:
+        raise ValueError(
+            f"data {str(path)!r} has files of several formats, such as {read[0].name} and {others[0].name}; give one "
+            "file, or a folder with one format"
+        )
+
+
+def _kind(path: Path) -> str:
+    """What `datasets` tells formats apart by, '' for what is no data file."""
+    if path.name.startswith(".") or path.name in ("dataset_infos.json", "dataset_info.json"):
+        return ""
+    return {".jsonl": ".json", ".tsv": ".csv"}.get(form := _format(path).removesuffix(".gz"), form)
 
 
 def _read_saved(path: Path, split: str | None, purpose: str) -> list[Row]:

@@ -1,0 +1,82 @@
+"""Ctrl-C and SIGTERM, which Slurm, Kubernetes and `kill` send: the program ends in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+REPEAT = 1.0
+"""Seconds in which a second Ctrl-C is the first one again: a launcher passes on what the terminal sent already."""
+
+
+def signal_of(error: BaseException) -> str | None:
+    """The signal that ended the program with this exception, None if it was none."""
+    if isinstance(error, KeyboardInterrupt):
+        return "SIGINT"
+    terminated = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
+    return "SIGTERM" if terminated else None
+
+
+def leave(number: int, _: object = None) -> NoReturn:
+    """End the program as a signal does, but by unwinding the stack: its exit code is 130 (Ctrl-C) or 143."""
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+@contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """SIGTERM unwinds the stack like an exit, so that files are closed and processes ended."""
+    with _handling({signal.SIGTERM: leave}):
+        yield
+
+
+class Request:
+    """A Ctrl-C or SIGTERM that waits for the work at hand.
+
+    Attributes:
+        signal: The number of the signal, None before there is one.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._since = 0.0
+
+    @contextmanager
+    def noted(self, told: Callable[[], None]) -> Iterator[None]:
+        """Note the first signal and call `told`; a second Ctrl-C ends the program at once."""
+
+        def note(number: int, _: object) -> None:
+            if self.signal is None:
+                self.signal, self._since = number, time.monotonic()
+                told()
+            elif number == signal.SIGINT and time.monotonic() - self._since > REPEAT:
+                leave(number)
+
+        with _handling({signal.SIGTERM: note, signal.SIGINT: note}):
+            yield
+
+    def leave(self) -> NoReturn:
+        """End the program for the noted signal, or for one that only another process of the run was sent."""
+        leave(self.signal or signal.SIGTERM)
+
+
+def tell(text: str) -> None:
+    """A line on standard error from within a signal's handler, where `print` may meet itself."""
+    os.write(2, f"\n{text}\n".encode())
+
+
+@contextmanager
+def _handling(handlers: dict[signal.Signals, Callable[[int, object], None]]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only that one is sent signals
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
