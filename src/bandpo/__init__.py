@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 from bandpo.lazy import lazy
 
 if TYPE_CHECKING:
+    from bandpo.core.adaptive import AdaptiveBand
     from bandpo.core.band import RatioBounds, band, band_side, binary_divergence, inside
     from bandpo.core.certify import Certificate, certify
     from bandpo.core.divergences import FDivergence
     from bandpo.core.losses import PolicyLoss, policy_loss
     from bandpo.core.rivals import DCPO, Clip, NoClip
-    from bandpo.core.rules import AdaptiveBand, Band, ClipRule
+    from bandpo.core.rules import Band, ClipRule
     from bandpo.core.table import BandTable, band_table
     from bandpo.core.tokens import Tokens
     from bandpo.version import __version__ as __version__
@@ -41,12 +42,13 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "bandpo.core.adaptive": ("AdaptiveBand",),
         "bandpo.core.band": ("RatioBounds", "band", "band_side", "binary_divergence", "inside"),
         "bandpo.core.certify": ("Certificate", "certify"),
         "bandpo.core.divergences": ("FDivergence",),
         "bandpo.core.losses": ("PolicyLoss", "policy_loss"),
         "bandpo.core.rivals": ("DCPO", "Clip", "NoClip"),
-        "bandpo.core.rules": ("AdaptiveBand", "Band", "ClipRule"),
+        "bandpo.core.rules": ("Band", "ClipRule"),
         "bandpo.core.table": ("BandTable", "band_table"),
         "bandpo.core.tokens": ("Tokens",),
         "bandpo.version": ("__version__",),

@@ -78,17 +78,6 @@ def check_logps(x: Tensor, name: str) -> Tensor:
     return work.clamp(max=0.0) if top > 0.0 else work
 
 
-def settle(new: Tensor, old: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[Tensor, Tensor]:
-    """Both log-probs (<= 0, in one work dtype), each 0 as near to the other as its rounding allows.
-
-    Arithmetic in `dtypes` makes 0 of a log-prob down to -u, half their eps, so 0 stands for max(other, -u): the
-    smallest change that agrees with what is known. Both 0 stay 0, a NaN stays one, anything else is exact.
-    """
-    new_unit, old_unit = (torch.finfo(dtype).eps / 2 for dtype in dtypes)
-    near = torch.where(new == 0.0, old.clamp(-new_unit, 0.0), new)
-    return near, torch.where(old == 0.0, new.clamp(-old_unit, 0.0), old)
-
-
 def check_logps_pair(logps: Tensor, old_logps: Tensor) -> tuple[Tensor, Tensor]:
     """Both log-probs as by `check_logps`, in one shape and dtype; ValueError also if they do not broadcast."""
     new, old = check_logps(logps, "logps"), check_logps(old_logps, "old_logps")

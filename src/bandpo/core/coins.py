@@ -115,3 +115,14 @@ def coins(logps: Tensor, old_logps: Tensor) -> Coins:
     rounding = torch.nan_to_num(moved / -c - (ratio - 1.0), nan=0.0) / ratio.clamp(min=1.0)
     t = torch.nan_to_num(torch.log(ratio) + rounding, nan=0.0, posinf=HUGE, neginf=-HUGE)
     return Coins(p, c, q, d, s, t, moved)
+
+
+def settle(new: Tensor, old: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[Tensor, Tensor]:
+    """Both log-probs (<= 0, in one work dtype), each 0 as near to the other as its rounding allows.
+
+    Arithmetic in `dtypes` makes 0 of a log-prob down to -u, half their eps, so 0 stands for max(other, -u): the
+    smallest change that agrees with what is known. Both 0 stay 0, a NaN stays one, anything else is exact.
+    """
+    new_unit, old_unit = (torch.finfo(dtype).eps / 2 for dtype in dtypes)
+    near = torch.where(new == 0.0, old.clamp(-new_unit, 0.0), new)
+    return near, torch.where(old == 0.0, new.clamp(-old_unit, 0.0), old)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from bandpo.core.adaptive import AdaptiveBand
 from bandpo.core.rivals import DCPO, Clip, NoClip
-from bandpo.core.rules import AdaptiveBand, Band, ClipRule
+from bandpo.core.rules import Band, ClipRule
 from bandpo.core.tokens import Tokens
 from bandpo.plugins import is_own, load_class
 from bandpo.words import nearest

@@ -158,7 +158,7 @@ def _clean(x):
 
 @triton.jit
 def _settled(x, other, unit):
-    # bandpo.core.checks.settle: a 0 is as near to the other log-prob as its rounding allows.
+    # bandpo.core.coins.settle: a 0 is as near to the other log-prob as its rounding allows.
     return tl.where(x == 0.0, tl.where(other < -unit, -unit, other), x)
 
 
