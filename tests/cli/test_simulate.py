@@ -44,7 +44,7 @@ def test_expected_beside_seen(bandpo, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["simulate", "neutrl"], "unknown simulation 'neutrl'; did you mean 'neutral'?"),
+        (["simulate", "neutrl"], "unknown simulation 'neutrl' (did you mean 'neutral'?)"),
         (["simulate", "rollouts=3"], "'rollouts=3' comes without a simulation; known: deciding"),
         (["simulate", "neutral", "group=1"], "group is 1: input should be greater than or equal to 2"),
         (["simulate", "neutral", "neutral"], "names are neutral, neutral, allowed are distinct ones"),

@@ -93,13 +93,14 @@ RULES = {
     "upper": {"name": "band", "floor": 0.8}, "lower": {"name": "band", "cap": 1.2},
     "tight": {"name": "band", "radius": 0.005},
 }  # fmt: skip
+PLAIN = {"learning_rate": 0.1, "updates": 40, "rollouts": 1}
 SETTINGS = [
-    {"learning_rate": 0.03, "updates": 60},
-    {"learning_rate": 0.03, "updates": 60, **DECIDING},
-    {"learning_rate": 0.03, "updates": 30, **DECIDING, "lag": 1},
-    {"learning_rate": 0.002, "updates": 60, **DECIDING, "optimizer": "adam"},
-    {"learning_rate": 0.002, "updates": 60, **DECIDING, "optimizer": "adam-token"},
-    {"learning_rate": 0.001, "updates": 60, **DECIDING, "optimizer": "adam-shared"},
+    PLAIN,
+    {**PLAIN, **DECIDING},
+    {**PLAIN, **DECIDING, "lag": 1, "rollouts": 2},
+    {**PLAIN, **DECIDING, "learning_rate": 0.005, "optimizer": "adam"},
+    {**PLAIN, **DECIDING, "learning_rate": 0.005, "optimizer": "adam-token"},
+    {**PLAIN, **DECIDING, "learning_rate": 0.003, "optimizer": "adam-shared"},
 ]
 
 
@@ -108,17 +109,15 @@ def test_the_ledger_foretells_the_change_of_entropy():
     """Over rules and settings, at small steps; within each setting too, where the rules alone differ."""
     predicted, realized = [], []
     for setting in SETTINGS:
-        runs = simulate(
-            Simulation(**{**SMALL, "prompts": 16, "rollouts": 1, "rules": RULES, **setting})
-        ).runs.values()
+        runs = simulate(Simulation(**{**SMALL, **setting, "rules": RULES})).runs.values()
         totals = [ledger_totals(run) for run in runs]
         columns = [[total[name] for total in totals] for name in ("predicted", "realized")]
-        assert len(set(columns[1])) > 3, "the rules do the same here"
+        assert len(set(columns[1])) > 5, "the rules do the same here"
         assert spearmanr(*columns).statistic >= 0.9, setting
         predicted += columns[0]
         realized += columns[1]
     assert spearmanr(predicted, realized).statistic >= 0.95
-    assert predicted == pytest.approx(realized, abs=0.02)
+    assert predicted == pytest.approx(realized, abs=0.03)
 
 
 def test_the_ledger_names_the_side_that_clips():
