@@ -193,6 +193,16 @@ def test_one_rollout_by_hand():
         assert policies.logits[prompt, 0].tolist() == pytest.approx(z)
 
 
+def test_a_completion_is_right_if_all_deciding_positions_are():
+    settings = Simulation(prompts=64, positions=3, vocabulary=4, deciding=2, answers=[1, 2], advantage="mean")
+    policies = Policies(settings, make_rule("band"))
+    samples = policies._sample(policies.logits.log_softmax(-1))
+    right = ((samples.actions == 1) | (samples.actions == 2))[:, :2]
+    rewards = (right[:, 0] & right[:, 1]).double()
+    assert 0.1 < float(rewards.mean()) < 0.4
+    assert samples.advantages.view(64, 16).tolist() == (rewards - rewards.mean(1, keepdim=True)).tolist()
+
+
 def test_states_are_exact():
     settings = Simulation(**SMALL, positions=3, deciding=2, answers=[1, 4], rules={"band": {"name": "band"}})
     run = simulate(settings).runs["band"]

@@ -100,11 +100,9 @@ def entropy_change(log_pi: Tensor, change: Tensor) -> Tensor:
 
 def group_advantages(rewards: Tensor, kind: str) -> Tensor:
     """GRPO's advantages of rewards of shape (P, K): R - mean, or (R - mean) / (std + 1e-4) with n - 1 ("mean/std",
-    arXiv 2402.03300); 0 where std < 1e-6."""
+    arXiv 2402.03300)."""
     centered = rewards - rewards.mean(-1, keepdim=True)
-    deviation = rewards.std(-1, keepdim=True)
-    scaled = centered / (deviation + 1e-4) if kind == "mean/std" else centered
-    return torch.where(deviation < 1e-6, 0.0, scaled)
+    return centered / (rewards.std(-1, keepdim=True) + 1e-4) if kind == "mean/std" else centered
 
 
 @dataclass

@@ -60,7 +60,7 @@ class Simulation(Strict):
         updates: Updates on each rollout, all on the whole of it.
         lag: By how many rollouts the policy that samples, on which the trust region is centered, is older than the
             one that is trained.
-        advantage: "mean": R - mean; "mean/std": that over (std + 1e-4), std with n - 1. 0 where the rewards agree.
+        advantage: "mean": R - mean; "mean/std": that over (std + 1e-4), std with n - 1.
         optimizer: "gradient": plain ascent. Adam with a second moment per logit ("adam"), one per token of the
             vocabulary, shared by prompts and positions ("adam-token"), or a single one ("adam-shared").
         learning_rate: Of the optimizer.
