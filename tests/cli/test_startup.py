@@ -45,6 +45,7 @@ def test_help_and_lists_do_without_torch(tmp_path):
         "grade",
         "compare",
         "samples",
+        "simulate",
         "report",
         "bounds",
         "recipes",

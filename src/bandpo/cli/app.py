@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bandpo.cli import bounds, compare, doctor, eval, grade, launch, recipes, report, samples, tasks, train
+from bandpo.cli import bounds, compare, doctor, eval, grade, launch, recipes, report, samples, simulate, tasks, train
 
 app = typer.Typer(
     name="bandpo",
@@ -39,6 +39,7 @@ app.command("train")(train.train)
 app.command("eval")(eval.evaluate)
 app.command("compare")(compare.compare)
 app.command("samples")(samples.samples)
+app.command("simulate")(simulate.simulate)
 app.add_typer(launch.app, name="launch")
 app.command("report")(report.report)
 app.command("bounds")(bounds.bounds)

@@ -1,0 +1,324 @@
+"""What `bandpo.lab.bandit` simulates and what it found: settings in YAML, validated strictly, and typed results."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError, model_validator
+
+from bandpo.files import write_atomic
+from bandpo.settings import Strict, apply_overrides, explain, find_yaml, parse_mapping, yaml_names
+from bandpo.words import nearest
+
+SIMULATIONS = resources.files("bandpo") / "simulations"
+EDGES = (0.0, 0.001, 0.01, 0.1, 0.3, 0.7, 0.95, 1.0)
+"""Edges of the bins of the old probability; a bin holds its lower edge, the last one 1 as well."""
+METRICS = ("success", "entropy_deciding", "entropy_neutral", "spread", "clip_fraction_low", "clip_fraction_high")
+DIGITS = 6  # significant ones of the numbers in a file
+
+
+class Expected(Strict):
+    """Numbers that a simulation should reproduce.
+
+    Attributes:
+        metric: A series of `RuleRun`.
+        values: Label of the rule -> number.
+        rollout: After how many rollouts; null is the mean over the run.
+        success: Instead, where the success first reaches this value, interpolated between rollouts.
+        prompts: Of the run that the numbers come from; decides their sampling error.
+        rounding: Half a unit of their last digit.
+    """
+
+    metric: Literal[METRICS]  # type: ignore[valid-type]
+    values: dict[str, float] = Field(min_length=1)
+    rollout: int | None = Field(default=None, ge=0)
+    success: float | None = Field(default=None, gt=0, lt=1)
+    prompts: int = Field(ge=2)
+    rounding: float = Field(default=0.005, ge=0)
+
+
+class Simulation(Strict):
+    """A batch of tabular softmax policies (prompts, positions, vocabulary), trained once under each rule.
+
+    Attributes:
+        description: One line.
+        prompts: Independent prompts, each with logits of its own.
+        positions: Tokens of a completion; all get the advantage of their completion.
+        vocabulary: Tokens to choose from at each position.
+        exponent: A token's logit at the start is -exponent ln(1 + rank); the token's number is its rank.
+        deciding: The first so many positions decide the reward, 1 if all of them hold a right answer. With 0 the
+            reward is a fair coin, and all positions are neutral.
+        answers: Right answers at each deciding position, drawn anew for every prompt; or the list of their ranks.
+        first_rank: Smallest rank that is drawn.
+        group: Completions per prompt and rollout.
+        rollouts: How often completions are sampled.
+        updates: Updates on each rollout, all on the whole of it.
+        lag: By how many rollouts the policy that samples, on which the trust region is centered, is older than the
+            one that is trained.
+        advantage: "mean": R - mean; "mean/std": that over (std + 1e-4), std with n - 1.
+        optimizer: "gradient": plain ascent. Adam with a second moment per logit ("adam"), one per token of the
+            vocabulary, shared by prompts and positions ("adam-token"), or a single one ("adam-shared").
+        learning_rate: Of the optimizer.
+        seed: Of answers, samples and coins, which are the same under every rule.
+        rules: Label -> a rule as recipes state it: {name: band, radius: 0.05}.
+        expected: What it should reproduce.
+
+    Raises:
+        ValueError: One sentence that names the setting, its value and what is allowed.
+    """
+
+    description: str = ""
+    prompts: int = Field(default=512, ge=2)
+    positions: int = Field(default=1, ge=1)
+    vocabulary: int = Field(default=64, ge=2)
+    exponent: float = Field(default=1.5, ge=0, allow_inf_nan=False)
+    deciding: int = Field(default=0, ge=0)
+    answers: int | list[int] = 1
+    first_rank: int = Field(default=0, ge=0)
+    group: int = Field(default=16, ge=2)
+    rollouts: int = Field(default=60, ge=1)
+    updates: int = Field(default=16, ge=1)
+    lag: int = Field(default=0, ge=0)
+    advantage: Literal["mean", "mean/std"] = "mean/std"
+    optimizer: Literal["gradient", "adam", "adam-token", "adam-shared"] = "gradient"
+    learning_rate: float = Field(default=0.3, gt=0, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0)
+    rules: dict[str, dict[str, JsonValue]] = Field(default={"band": {"name": "band"}}, min_length=1)
+    expected: list[Expected] = Field(default_factory=list)
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise ValueError(explain(error, type(self))) from None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Simulation:
+        if self.deciding > self.positions:
+            raise ValueError(f"deciding is {self.deciding}, allowed is 0 to positions, {self.positions}")
+        if isinstance(self.answers, list):
+            ranks = set(self.answers)
+            if len(ranks) < max(len(self.answers), 1) or min(ranks) < 0 or max(ranks) >= self.vocabulary:
+                last = self.vocabulary - 1
+                raise ValueError(f"answers are {self.answers}, allowed are distinct ranks from 0 to {last}")
+        elif not 1 <= self.answers <= self.vocabulary - self.first_rank:
+            raise ValueError(
+                f"answers is {self.answers}, allowed is 1 to {self.vocabulary - self.first_rank}: the ranks from "
+                f"{self.first_rank} on in a vocabulary of {self.vocabulary}"
+            )
+        for label, rule in self.rules.items():
+            if not isinstance(rule.get("name"), str):
+                raise ValueError(f"rules.{label} has no name; write it as {{name: band, radius: 0.05}}")
+        for label in {label for cells in self.expected for label in cells.values} - set(self.rules):
+            raise ValueError(f"expected has an unknown rule {label!r}{nearest(label, self.rules)}")
+        return self
+
+
+def load_simulation(name: str, overrides: list[str] | None = None) -> Simulation:
+    """A simulation by name or by the path of a .yaml file, with `key=value` overrides.
+
+    Raises:
+        ValueError: For an unknown name, key or value; one sentence.
+    """
+    data = parse_mapping(find_yaml("simulation", name, SIMULATIONS)[0], f"simulation {name!r}")
+    if overrides:
+        # What was found under other settings is not expected under these.
+        data.pop("expected", None)
+        apply_overrides(data, overrides)
+    return Simulation(**data)
+
+
+def simulation_names() -> list[str]:
+    return yaml_names(SIMULATIONS)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Means over prompts and their standard errors over prompts, one entry per rollout."""
+
+    mean: list[float]
+    error: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """The entropy ledger (`bandpo.lab.bandit.entropy_change`), one entry per rollout: nats, means over positions.
+
+    Attributes:
+        let_in_high: First-order change of the entropy by the tokens with A > 0 that kept their gradient.
+        let_in_low: The same for A < 0.
+        kept_out_high: What the tokens that the rule clipped above a ratio of 1 would have added.
+        kept_out_low: The same below.
+        realized: The change that happened.
+    """
+
+    let_in_high: list[float]
+    let_in_low: list[float]
+    kept_out_high: list[float]
+    kept_out_low: list[float]
+    realized: list[float]
+
+    @property
+    def predicted(self) -> list[float]:
+        """let_in_high + let_in_low, which stands beside `realized`."""
+        return [a + b for a, b in zip(self.let_in_high, self.let_in_low, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleRun:
+    """A simulation under one rule.
+
+    Series of states have one entry before the first rollout and one after each; all others one entry per rollout.
+
+    Attributes:
+        rule: As recipes state it.
+        success: Probability that a completion is right; null without deciding positions.
+        entropy_deciding: Entropy of the deciding positions in nats per token; null if there are none.
+        entropy_neutral: The same for the others.
+        spread: Entropy within the right answers, -sum q ln q with q = pi / pi(right), mean over deciding positions.
+        clip_fraction_low: Share of the tokens, over the updates on a rollout, that lost their gradient below a ratio
+            of 1.
+        clip_fraction_high: The same above 1.
+        clip_low_by_probability: The same for each bin of the old probability (`EDGES`), as a share of its tokens;
+            null for a bin without tokens.
+        clip_high_by_probability: The same above 1.
+        divergence: KL(policy that sampled || policy after the updates) per position in nats, exact.
+        ledger: What moved the entropy.
+        seconds: Wall time.
+    """
+
+    rule: dict[str, JsonValue]
+    success: Series | None
+    entropy_deciding: Series | None
+    entropy_neutral: Series | None
+    spread: Series | None
+    clip_fraction_low: Series
+    clip_fraction_high: Series
+    clip_low_by_probability: list[list[float | None]]
+    clip_high_by_probability: list[list[float | None]]
+    divergence: Series
+    ledger: Ledger
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationResult:
+    """The content of a simulation's JSON file.
+
+    Attributes:
+        name: Of the simulation.
+        settings: All that determines it.
+        runs: Label of the rule -> what was found.
+    """
+
+    name: str
+    settings: Simulation
+    runs: dict[str, RuleRun]
+
+    @classmethod
+    def load(cls, path: Path) -> SimulationResult:
+        """Read the file.
+
+        Raises:
+            ValueError: If it is not what `save` writes; names the key.
+        """
+        try:
+            return _RESULT.validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+    def dump(self) -> str:
+        """The text of the file: strict JSON, numbers of `DIGITS` significant digits."""
+        return json.dumps(_rounded(_RESULT.dump_python(self, mode="json")), allow_nan=False) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the file; it is never seen half-written."""
+        write_atomic(path, self.dump())
+
+
+_RESULT = TypeAdapter(SimulationResult)
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case float():
+            return float(f"{value:.{DIGITS}g}")
+        case list():
+            return [_rounded(item) for item in value]
+        case dict():
+            return {key: _rounded(item) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """An expected number beside the one seen.
+
+    Attributes:
+        rule: Label.
+        metric: Name of the series.
+        place: Where on the curve, in words.
+        expected: The number.
+        seen: The one found; null if the success never got there.
+        error: Standard error of their difference: both runs' sampling errors, and the rounding of the expected one.
+    """
+
+    rule: str
+    metric: str
+    place: str
+    expected: float
+    seen: float | None
+    error: float | None
+
+    @property
+    def z(self) -> float | None:
+        """The difference in standard errors."""
+        if self.seen is None or self.error is None:
+            return None
+        return (self.seen - self.expected) / self.error
+
+
+def agreements(result: SimulationResult) -> list[Agreement]:
+    """Every expected number of the settings beside the one seen."""
+    found = []
+    for cells in result.settings.expected:
+        place = "mean over the run" if cells.rollout is None else f"after {cells.rollout}"
+        if cells.success is not None:
+            place = f"at success {cells.success:g}"
+        for label, expected in cells.values.items():
+            value = _at(result.runs[label], cells)
+            error = None
+            if value is not None:
+                ratio = result.settings.prompts / cells.prompts
+                error = math.sqrt(value[1] ** 2 * (1 + ratio) + cells.rounding**2 / 3)
+            found.append(Agreement(label, cells.metric, place, expected, value[0] if value else None, error))
+    return found
+
+
+def _at(run: RuleRun, cells: Expected) -> tuple[float, float] | None:
+    """(mean, standard error) of the series at that place; the error of a mean over the run is a bound from above."""
+    series = getattr(run, cells.metric)
+    if series is None:
+        return None
+    if cells.success is not None:
+        successes = run.success.mean if run.success else []
+        for i in range(1, len(successes)):
+            if successes[i] >= cells.success > successes[i - 1]:
+                share = (cells.success - successes[i - 1]) / (successes[i] - successes[i - 1])
+                return series.mean[i - 1] + share * (series.mean[i] - series.mean[i - 1]), series.error[i]
+        return None
+    if cells.rollout is not None:
+        return (series.mean[cells.rollout], series.error[cells.rollout]) if cells.rollout < len(series.mean) else None
+    return sum(series.mean) / len(series.mean), sum(series.error) / len(series.error)
+
+
+def ledger_totals(run: RuleRun) -> dict[str, float]:
+    """The ledger summed over the run: the fields of `Ledger`, and `predicted`."""
+    names = [*(field.name for field in fields(Ledger)), "predicted"]
+    return {name: sum(getattr(run.ledger, name)) for name in names}

@@ -1,0 +1,107 @@
+"""A simulation as tables and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from bandpo.lab.simulation import Ledger, Series, SimulationResult, agreements, ledger_totals
+from bandpo.lab.statistics import Interval
+from bandpo.lab.tables import Column, Table
+from bandpo.report.drawing import Line, Panel, Picture
+
+# Series of `RuleRun` -> heading in the table (None if it has no column there), title of the panel.
+SERIES = {
+    "success": ("success", "Success"),
+    "entropy_deciding": ("H deciding", "Entropy of deciding tokens"),
+    "entropy_neutral": ("H neutral", "Entropy of neutral tokens"),
+    "spread": ("H right", "Entropy within the right answers"),
+    "divergence": ("KL", "KL(sampler || policy) after a rollout"),
+}
+CLIPPED = {"clip_fraction_low": "clipped below", "clip_fraction_high": "above"}
+LEDGER_NOTE = (
+    "nats per token, summed over the run; let in: tokens that kept their gradient, with A > 0 (upper) and A < 0 "
+    "(lower); kept out: what clipped tokens would have added; predicted = let in, to first order"
+)
+
+
+def simulation_tables(result: SimulationResult) -> list[Table]:
+    """What came of it, the entropy ledger, and expected beside seen if the simulation expects anything."""
+    shown = [name for name in SERIES if any(getattr(run, name) for run in result.runs.values())]
+    columns = [Column("rule"), *(Column(SERIES[name][0]) for name in shown)]
+    columns += [Column(title, form=".2%") for title in CLIPPED.values()]
+    rows = []
+    for label, run in result.runs.items():
+        ends = [_end(getattr(run, name)) for name in shown]
+        means = [sum(getattr(run, name).mean) / len(run.ledger.realized) for name in CLIPPED]
+        rows.append([label, *ends, *means])
+    tables = [Table(columns, rows, f"{result.name}: after {result.settings.rollouts} rollouts")]
+    names = [field.name for field in fields(Ledger)]
+    order = [*names[:-1], "predicted", "realized"]
+    ledger = [Column("rule"), *(Column(name.replace("_", " "), form="+.3f") for name in order)]
+    totals = {label: ledger_totals(run) for label, run in result.runs.items()}
+    rows = [[label, *(total[name] for name in order)] for label, total in totals.items()]
+    tables.append(Table(ledger, rows, "Entropy ledger", LEDGER_NOTE))
+    return [*tables, *([_agreement(result)] if result.settings.expected else [])]
+
+
+def _end(series: Series | None) -> Interval | None:
+    if series is None:
+        return None
+    mean, half = series.mean[-1], 1.96 * series.error[-1]
+    return Interval(mean, mean - half, mean + half)
+
+
+def _agreement(result: SimulationResult) -> Table:
+    """Expected beside seen; `z` is their difference in standard errors."""
+    columns = [Column("rule"), Column("metric"), Column("place"), Column("expected"), Column("seen"),
+               Column("error"), Column("z", form="+.1f"), Column("agrees")]  # fmt: skip
+    cells = agreements(result)
+    rows = [
+        [c.rule, c.metric, c.place, c.expected, c.seen, c.error, c.z, "-" if c.z is None else _verdict(c.z)]
+        for c in cells
+    ]
+    within = sum(cell.z is not None and abs(cell.z) <= 2 for cell in cells)
+    note = f"{within} of {len(cells)} within 2 standard errors, both runs' sampling and the rounding counted"
+    return Table(columns, rows, "Expected and seen", note)
+
+
+def _verdict(z: float) -> str:
+    return "yes" if abs(z) <= 2 else "within 3" if abs(z) <= 3 else "no"
+
+
+def simulation_picture(result: SimulationResult) -> Picture:
+    """One panel per series over the rollouts, the clipped shares, and the ledger beside what happened."""
+    panels = []
+    for name, (_, title) in SERIES.items():
+        lines = [
+            _line(label, series.mean, style, series)
+            for style, (label, run) in enumerate(result.runs.items())
+            if (series := getattr(run, name)) is not None
+        ]
+        if lines:
+            panels.append(Panel(title, "rollouts", lines, y_label="" if name == "success" else "nats"))
+    for name, title in CLIPPED.items():
+        lines = [_line(label, getattr(run, name).mean, i) for i, (label, run) in enumerate(result.runs.items())]
+        panels.append(Panel(title.replace("above", "clipped above").capitalize(), "rollouts", lines, percent=True))
+    for title, of in (("Ledger: entropy moved, predicted", "predicted"), ("Entropy moved, realized", "realized")):
+        lines = [_line(label, _sums(getattr(r.ledger, of)), i) for i, (label, r) in enumerate(result.runs.items())]
+        panels.append(Panel(title, "rollouts", lines, y_label="nats"))
+    return Picture(result.name, result.name, panels, result.settings.description)
+
+
+def _line(label: str, y: Sequence[float], style: int, series: Series | None = None) -> Line:
+    low, high = (
+        ([m + sign * 1.96 * e for m, e in zip(series.mean, series.error, strict=True)] for sign in (-1, 1))
+        if series is not None
+        else (None, None)
+    )
+    return Line(label, range(len(y)), y, low, high, style)
+
+
+def _sums(values: Sequence[float]) -> list[float]:
+    """Running sums, from 0."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    return sums

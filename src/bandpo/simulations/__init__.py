@@ -1,0 +1,1 @@
+"""The packaged simulations, one YAML each."""
