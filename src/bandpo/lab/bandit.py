@@ -81,7 +81,7 @@ def logit_gradients(pi: Tensor, actions: Tensor, slopes: Tensor, columns: Tensor
     p, t, v = pi.shape
     places = ((columns * p * t + torch.arange(p * t).view(p, t, 1)) * v + actions).flatten()
     sums = torch.bincount(places, slopes.flatten(), minlength=4 * pi.numel()).view(4, p, t, v)
-    return sums - pi * sums.sum(-1, keepdim=True)
+    return sums.addcmul_(pi.expand_as(sums), sums.sum(-1, keepdim=True), value=-1)
 
 
 def entropy_change(log_pi: Tensor, change: Tensor) -> Tensor:
