@@ -58,7 +58,16 @@ def _agreement(result: SimulationResult) -> Table:
                Column("error"), Column("z", form="+.1f"), Column("agrees")]  # fmt: skip
     cells = agreements(result)
     rows = [
-        [c.rule, c.metric, c.place, c.expected, c.seen, c.error, c.z, "-" if c.z is None else _verdict(c.z)]
+        [
+            c.rule,
+            c.metric.replace("_", " "),
+            c.place,
+            c.expected,
+            c.seen,
+            c.error,
+            c.z,
+            "-" if c.z is None else _verdict(c.z),
+        ]
         for c in cells
     ]
     within = sum(cell.z is not None and abs(cell.z) <= 2 for cell in cells)
