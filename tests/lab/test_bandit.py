@@ -289,6 +289,10 @@ def test_a_rule_of_ones_own():
         ({"rules": {"a": {"radius": 1}}}, "rules.a has no name"),
         ({"rules": {"a": {"name": "band", "radius": 0}}}, "radius must be > 0 and finite, got 0"),
         ({"rules": {"a": {"name": "bnd"}}}, "unknown clip rule 'bnd'"),
+        (
+            {"learning_rate": 1e308, "optimizer": "adam", "prompts": 8},
+            "learning_rate is 1e+308",
+        ),
         ({"expected": [{"metric": "success", "prompts": 9, "values": {"bnd": 1}}]}, "unknown rule 'bnd'"),
     ],
 )

@@ -36,7 +36,7 @@ def simulate(settings: Simulation, name: str = "simulation", report: Report | No
         report: Told (label of the rule, rollouts done) after each rollout.
 
     Raises:
-        ValueError: For an unknown rule or option, before anything is run.
+        ValueError: For an unknown rule or option, before anything is run; for logits that overflow.
     """
     rules = {label: make_rule(**rule) for label, rule in settings.rules.items()}  # type: ignore[arg-type]
     runs = {}
@@ -81,7 +81,7 @@ def logit_gradients(pi: Tensor, actions: Tensor, slopes: Tensor, columns: Tensor
     p, t, v = pi.shape
     places = ((columns * p * t + torch.arange(p * t).view(p, t, 1)) * v + actions).flatten()
     sums = torch.bincount(places, slopes.flatten(), minlength=4 * pi.numel()).view(4, p, t, v)
-    return sums - pi * sums.sum(-1, keepdim=True)
+    return sums.addcmul_(pi.expand_as(sums), sums.sum(-1, keepdim=True), value=-1)
 
 
 def entropy_change(log_pi: Tensor, change: Tensor) -> Tensor:
@@ -254,6 +254,9 @@ class Policies:
         changes = self.optimizer.step(gradients)
         counts.entries += entropy_change(log_pi, changes).mean((1, 2))
         self.logits = self.logits + changes[0] + changes[1]
+        if not bool(self.logits.isfinite().all()):
+            rate = self.settings.learning_rate
+            raise ValueError(f"learning_rate is {rate}, allowed is a smaller one: the logits have overflowed")
 
     def _note_state(self, log_pi: Tensor) -> None:
         entropy, deciding = entropy_of(log_pi), self.settings.deciding

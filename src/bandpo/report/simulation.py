@@ -20,8 +20,8 @@ SERIES = {
 }
 CLIPPED = {"clip_fraction_low": "clipped below", "clip_fraction_high": "above"}
 LEDGER_NOTE = (
-    "nats per token, summed over the run; let in: tokens that kept their gradient, with A > 0 (upper) and A < 0 "
-    "(lower); kept out: what clipped tokens would have added; predicted = let in, to first order"
+    "nats per token, summed over the run; let in: tokens that kept their gradient, with A > 0 (high) and A < 0 "
+    "(low); kept out: what clipped tokens would have added; predicted = let in, to first order"
 )
 
 
@@ -58,7 +58,16 @@ def _agreement(result: SimulationResult) -> Table:
                Column("error"), Column("z", form="+.1f"), Column("agrees")]  # fmt: skip
     cells = agreements(result)
     rows = [
-        [c.rule, c.metric, c.place, c.expected, c.seen, c.error, c.z, "-" if c.z is None else _verdict(c.z)]
+        [
+            c.rule,
+            c.metric.replace("_", " "),
+            c.place,
+            c.expected,
+            c.seen,
+            c.error,
+            c.z,
+            "-" if c.z is None else _verdict(c.z),
+        ]
         for c in cells
     ]
     within = sum(cell.z is not None and abs(cell.z) <= 2 for cell in cells)
@@ -75,14 +84,15 @@ def simulation_picture(result: SimulationResult) -> Picture:
     panels = []
     for name, (_, title) in SERIES.items():
         lines = [
-            _line(label, series.mean, style, series)
+            _line(label, series.mean, style, series, int(name == "divergence"))
             for style, (label, run) in enumerate(result.runs.items())
             if (series := getattr(run, name)) is not None
         ]
         if lines:
             panels.append(Panel(title, "rollouts", lines, y_label="" if name == "success" else "nats"))
     for name, title in CLIPPED.items():
-        lines = [_line(label, getattr(run, name).mean, i) for i, (label, run) in enumerate(result.runs.items())]
+        shares = {label: getattr(run, name).mean for label, run in result.runs.items()}
+        lines = [_line(label, share, style, first=1) for style, (label, share) in enumerate(shares.items())]
         panels.append(Panel(title.replace("above", "clipped above").capitalize(), "rollouts", lines, percent=True))
     for title, of in (("Ledger: entropy moved, predicted", "predicted"), ("Entropy moved, realized", "realized")):
         lines = [_line(label, _sums(getattr(r.ledger, of)), i) for i, (label, r) in enumerate(result.runs.items())]
@@ -90,13 +100,13 @@ def simulation_picture(result: SimulationResult) -> Picture:
     return Picture(result.name, result.name, panels, result.settings.description)
 
 
-def _line(label: str, y: Sequence[float], style: int, series: Series | None = None) -> Line:
+def _line(label: str, y: Sequence[float], style: int, series: Series | None = None, first: int = 0) -> Line:
     low, high = (
         ([m + sign * 1.96 * e for m, e in zip(series.mean, series.error, strict=True)] for sign in (-1, 1))
         if series is not None
         else (None, None)
     )
-    return Line(label, range(len(y)), y, low, high, style)
+    return Line(label, range(first, first + len(y)), y, low, high, style)
 
 
 def _sums(values: Sequence[float]) -> list[float]:
