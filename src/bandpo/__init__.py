@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from bandpo.core.certify import Certificate, certify
     from bandpo.core.divergences import FDivergence
     from bandpo.core.losses import PolicyLoss, policy_loss
-    from bandpo.core.rivals import DCPO, Clip, NoClip
+    from bandpo.core.rivals import DCPO, RIPO, Clip, NoClip
     from bandpo.core.rules import Band, ClipRule
     from bandpo.core.table import BandTable, band_table
     from bandpo.core.tokens import Tokens
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DCPO",
+    "RIPO",
     "AdaptiveBand",
     "Band",
     "BandTable",
@@ -47,7 +48,7 @@ __getattr__, __dir__ = lazy(
         "bandpo.core.certify": ("Certificate", "certify"),
         "bandpo.core.divergences": ("FDivergence",),
         "bandpo.core.losses": ("PolicyLoss", "policy_loss"),
-        "bandpo.core.rivals": ("DCPO", "Clip", "NoClip"),
+        "bandpo.core.rivals": ("DCPO", "RIPO", "Clip", "NoClip"),
         "bandpo.core.rules": ("Band", "ClipRule"),
         "bandpo.core.table": ("BandTable", "band_table"),
         "bandpo.core.tokens": ("Tokens",),

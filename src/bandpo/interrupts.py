@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 REPEAT = 1.0
-"""Seconds in which a second Ctrl-C is the first one again: a launcher passes on what the terminal sent already."""
+"""Seconds in which a second Ctrl-C is the first one again, as a launcher passes on what the terminal sent already,
+and after which a SIGTERM without effect is raised again."""
 
 
 def signal_of(error: BaseException) -> str | None:
@@ -29,9 +30,26 @@ def leave(number: int, _: object = None) -> NoReturn:
 
 @contextmanager
 def ends_on_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds the stack like an exit, so that files are closed and processes ended."""
-    with _handling({signal.SIGTERM: leave}):
-        yield
+    """SIGTERM unwinds the stack like an exit, so that files are closed and processes ended.
+
+    Until the stack is unwound to here the signal is raised again, since a bare `except:` of a library on the way can
+    swallow it. Work that cleans up for longer than REPEAT belongs outside.
+    """
+    arrived = threading.Event()
+
+    def remind() -> None:
+        if not arrived.wait(REPEAT):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def end(number: int, _: object) -> None:
+        threading.Thread(target=remind, daemon=True).start()
+        leave(number)
+
+    with _handling({signal.SIGTERM: end}):
+        try:
+            yield
+        finally:
+            arrived.set()
 
 
 class Request:

@@ -20,7 +20,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 import triton
 import triton.language as tl
 
-from bandpo import DCPO, AdaptiveBand, Band, Clip, FDivergence, NoClip, band, binary_divergence, policy_loss
+from bandpo import DCPO, RIPO, AdaptiveBand, Band, Clip, FDivergence, NoClip, band, binary_divergence, policy_loss
 from bandpo.core import backends
 from bandpo.core.kernels import fused
 from bandpo.core.kernels.fused import _exp, _expm1, _log, _log1p
@@ -115,6 +115,7 @@ RULES = {
     "kl scalar tensor": Band(torch.tensor(0.05), "kl", floor=0.0),
     "clip": Clip(0.2, 0.28),
     "dcpo": DCPO(),
+    "ripo": RIPO(),
     "dcpo low cap": DCPO(0.16, 0.2, cap=1.5),
     "no clip": NoClip(),
     "adaptive": AdaptiveBand(0.03),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bandpo import DCPO, AdaptiveBand, Band, Clip, ClipRule, FDivergence, NoClip, policy_loss
+from bandpo import DCPO, RIPO, AdaptiveBand, Band, Clip, ClipRule, FDivergence, NoClip, policy_loss
 from bandpo.core.registry import RULES, make_rule
 
 LOGPS = torch.log(torch.tensor([[0.001, 0.01, 0.1], [0.5, 0.9, 1.0]]))
@@ -69,6 +69,15 @@ def test_dcpo_follows_its_paper():
     )
     assert (bounds.lower[~solvable] == 0.5).all()
     assert DCPO().bounds(LOGPS).upper.max() == 10
+
+
+def test_ripo_follows_its_paper():
+    # p (r - 1)^2 = radius at both bounds, but for a lower one at 0 (arXiv 2607.10169).
+    bounds = make_rule("ripo", radius=0.04).bounds(torch.tensor([0.01, 0.16, 1.0]).log())
+    assert bounds.lower.tolist() == pytest.approx([0.0, 0.5, 0.8])
+    assert bounds.upper.tolist() == pytest.approx([3.0, 1.5, 1.2])
+    with pytest.raises(ValueError, match="RIPO: radius is 0, allowed is a finite number > 0"):
+        RIPO(0)
 
 
 def test_adaptive_radius_follows_the_surprisal():

@@ -76,8 +76,7 @@ def _batches(plan: Plan) -> Rows:
     if steps.updates is not None:
         epochs = "" if steps.epochs is None else f" = {steps.epochs:.2f} epochs"
         rows.append(("", f"{steps.updates:,} in all, from {steps.rollouts:,} rollouts{epochs}"))
-    on_policy = "[red]are always 1: one update per rollout, so no rule can act[/red]"
-    return [*rows, ("ratios", "can leave 1" if plan.clips else on_policy)]
+    return [*rows, ("ratios", plan.outlook if plan.clips else f"[red]{plan.outlook}[/red]")]
 
 
 def _shapes(plan: Plan) -> Rows:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bandpo.core.adaptive import AdaptiveBand
-from bandpo.core.rivals import DCPO, Clip, NoClip
+from bandpo.core.rivals import DCPO, RIPO, Clip, NoClip
 from bandpo.core.rules import Band, ClipRule
 from bandpo.core.tokens import Tokens
 from bandpo.plugins import is_own, load_class
@@ -19,6 +19,7 @@ RULES: dict[str, type[ClipRule]] = {
     "adaptive-band": AdaptiveBand,
     "clip": Clip,
     "dcpo": DCPO,
+    "ripo": RIPO,
     "none": NoClip,
 }
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bandpo.core.band import RatioBounds
-from bandpo.core.checks import as_work_dtype, check_cap_and_floor, check_number
+from bandpo.core.checks import DEFAULT_RADIUS, as_work_dtype, check_cap_and_floor, check_number
 from bandpo.core.rules import ClipRule, safe_log
 from bandpo.core.tokens import Tokens
 
@@ -90,3 +91,27 @@ class DCPO(ClipRule):
         inverse_p = (-as_work_dtype(tokens.old_logps)).exp()
         lower = 0.5 + 0.5 * (1 - 4 * self.low * inverse_p).clamp(min=0).sqrt()
         return RatioBounds.from_ratios(lower, 0.5 + 0.5 * (1 + 4 * self.high * inverse_p).sqrt())
+
+
+@dataclass(frozen=True)
+class RIPO(ClipRule):
+    """Bounds 1 -+ sqrt(radius / p), the lower one at least 0 (arXiv 2607.10169), p the old probability.
+
+    Band's chi-squared ball without its factor 1 - p: the two part only for likely tokens.
+
+    Args:
+        radius: Size of the trust region, in units of p (r - 1)^2.
+
+    Raises:
+        ValueError: If radius is not above 0 and finite.
+    """
+
+    radius: float = DEFAULT_RADIUS
+    divergence = "chi2"
+
+    def __post_init__(self) -> None:
+        check_number("RIPO", "radius", self.radius, sys.float_info.min, sys.float_info.max, "a finite number > 0")
+
+    def limits(self, tokens: Tokens) -> RatioBounds:
+        reach = math.sqrt(self.radius) * (-0.5 * as_work_dtype(tokens.old_logps)).exp()
+        return RatioBounds.from_ratios((1 - reach).clamp(min=0), 1 + reach)

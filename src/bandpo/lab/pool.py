@@ -104,21 +104,22 @@ class Pool:
         active: list[Started] = []
         progress = make_progress(self.console)
         progress.live.auto_refresh = False  # no second thread: processes are forked here
-        with progress, ends_on_sigterm():
+        with progress:
             total = progress.add_task("all", total=len(jobs), figures="")
             try:
-                while active or any(job.ready for job in waiting):
-                    for started in [started for started in active if started.process.poll() is not None]:
-                        active.remove(started)
-                        progress.remove_task(started.bar)
-                        self._end(started)
-                        self.took.append(time.monotonic() - started.since)
-                    while len(active) < self.workers and (job := next((j for j in waiting if j.ready), None)):
-                        waiting.remove(job)
-                        slot = min(set(range(self.workers)) - {started.slot for started in active})
-                        active.append(self._start(job, slot, progress))
-                    self._show(progress, total, active, waiting, later)
-                    time.sleep(POLL)
+                with ends_on_sigterm():
+                    while active or any(job.ready for job in waiting):
+                        for started in [started for started in active if started.process.poll() is not None]:
+                            active.remove(started)
+                            progress.remove_task(started.bar)
+                            self._end(started)
+                            self.took.append(time.monotonic() - started.since)
+                        while len(active) < self.workers and (job := next((j for j in waiting if j.ready), None)):
+                            waiting.remove(job)
+                            slot = min(set(range(self.workers)) - {started.slot for started in active})
+                            active.append(self._start(job, slot, progress))
+                        self._show(progress, total, active, waiting, later)
+                        time.sleep(POLL)
             finally:
                 self._end_all(active)
         return waiting

@@ -32,7 +32,7 @@ from bandpo.runs.prompts import Prompts, position_obstacle
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.steps import Steps, plan_steps, planned_rollouts
 from bandpo.tasks import Problem, draw_problems
-from bandpo.training.config import can_clip
+from bandpo.training.config import can_clip, clip_outlook
 
 PROCESS_COUNTS = (1, 2, 4, 8, 16)
 ASSUMED_PROMPT = 1024  # tokens, if the prompts cannot be read
@@ -61,6 +61,7 @@ class Plan:
 
     Attributes:
         clips: Whether a ratio can leave 1 at all.
+        outlook: The same as a sentence, with the updates of a rollout.
         problems: Numbers of training and held-out problems; None if they cannot be read.
         obstacles: Why the run cannot start on this machine.
     """
@@ -68,6 +69,7 @@ class Plan:
     config: RunConfig
     steps: Steps
     clips: bool
+    outlook: str
     completion_tokens: int
     problems: tuple[int, int] | None
     needs: Needs
@@ -126,6 +128,7 @@ def make_plan(config: RunConfig, say: Callable[[str], None] = lambda text: None)
         config=config,
         steps=steps,
         clips=can_clip(args),
+        outlook=clip_outlook(args),
         completion_tokens=args.max_completion_length,
         problems=problems and (len(train), len(heldout)),
         needs=needs,
