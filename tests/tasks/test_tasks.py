@@ -420,6 +420,7 @@ def test_reasoning_gym():
     assert [s.value for s in task.score([one] * 4, completions)] == [1.0, 1.0, 0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_reasoning_gym_scores_with_its_own_judgement():
     """countdown has many right answers, none of which its entry need name."""
     task = ReasoningGym(dataset="countdown", size=3, heldout=1)
