@@ -19,6 +19,7 @@ from bandpo.core.checks import DEFAULT_RADIUS
 from bandpo.core.rivals import DCPO, Clip, NoClip
 from bandpo.core.rules import Band, ClipRule
 from bandpo.core.tokens import Tokens
+from bandpo.lab.simulation import EDGES
 from bandpo.training.batches import TokenBatch
 
 # The rules that a report compares, by the names that the field gives them.
@@ -30,8 +31,6 @@ RIVALS: dict[str, ClipRule] = {
     f"Band TV {DEFAULT_RADIUS:g}": Band(divergence="tv"),
     f"Band chi2 {DEFAULT_RADIUS:g}": Band(divergence="chi2"),
 }
-# Edges of the bins of the old probability; a bin holds its lower edge, the last one 1 as well.
-EDGES = (0.0, 0.001, 0.01, 0.1, 0.3, 0.7, 0.95, 1.0)
 SIDES = ("below", "above")
 SIGNS = ("negative", "positive")
 RECORDED = frozenset({"advantages", "mask", "positions"})  # what a recorded batch tells a rule beyond the log-probs
