@@ -118,3 +118,8 @@ def test_named_values_in_order(text, expected):
 
 def test_dollars_in_prose_are_money():
     assert final_answer("He pays $5 and then $13 more, so $18 in all.") == "18"
+
+
+def test_an_environment_over_several_lines_is_one_answer():
+    matrix = "\\begin{pmatrix}\n1 & 2 \\\\\n3 & 4\n\\end{pmatrix}"
+    assert final_answer(f"The answer is {matrix}\nas asked.") == matrix
