@@ -23,7 +23,7 @@ def signal_of(error: BaseException) -> str | None:
     return "SIGTERM" if terminated else None
 
 
-def leave(number: int, _: object = None) -> NoReturn:
+def leave(number: int) -> NoReturn:
     """End the program as a signal does, but by unwinding the stack: its exit code is 130 (Ctrl-C) or 143."""
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 

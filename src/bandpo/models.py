@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bandpo.files import write_json
+from bandpo.words import first_line
 
 PACKAGE_PREFIX = "package:"
 # How to get a package that carries a model.
@@ -49,7 +50,7 @@ def load_model(path: str, dtype: str = "float32") -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
     except OSError as error:
-        raise ValueError(f"cannot load model {path!r} from the hub or a local folder: {_reason(error)}") from error
+        raise ValueError(f"cannot load model {path!r} from the hub or a local folder: {first_line(error)}") from error
     return model, tokenizer
 
 
@@ -74,22 +75,17 @@ def _tokenizer_of(path: str, source: str, cached: bool) -> Any:
         folder = Path(source)
         if not folder.is_dir():
             raise ValueError(
-                f"cannot load model {path!r} from the hub or a local folder: {_reason(error)}"
+                f"cannot load model {path!r} from the hub or a local folder: {first_line(error)}"
             ) from error
         if not any(word in file.name for file in folder.iterdir() for word in ("token", "vocab", "spiece")):
             raise ValueError(
                 f"model {path!r} has no tokenizer: there is no tokenizer.json or the like in the directory; save it "
                 "there with tokenizer.save_pretrained"
             ) from error
-        raise ValueError(f"the tokenizer of model {path!r} cannot be loaded: {_reason(error)}") from error
+        raise ValueError(f"the tokenizer of model {path!r} cannot be loaded: {first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def resolve(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Words of messages: the nearest known one."""
+"""Words of messages: the nearest known one, and what an error says."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ def nearest(word: object, known: Iterable[object]) -> str:
     """' (did you mean ...?)' for the known word closest to `word`, or an empty string."""
     match = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

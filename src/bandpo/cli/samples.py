@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from bandpo.tasks import Problem
 
 
 @dataclass(frozen=True)
@@ -94,6 +91,7 @@ def find_samples(directory: Path, step: int | None, greedy: bool) -> Iterator[Sh
 
 def of_evaluations(folders: list[Path], greedy: bool) -> Iterator[Shown]:
     from bandpo.evaluation.store import GREEDY, SAMPLES, read_grades
+    from bandpo.tasks.base import Message, transcript
 
     for folder in folders:
         for number, grade in enumerate(read_grades(folder / (GREEDY if greedy else SAMPLES)), 1):
@@ -106,19 +104,13 @@ def of_evaluations(folders: list[Path], greedy: bool) -> Iterator[Shown]:
                 yield Shown(
                     folder.name,
                     number,
-                    _chat(grade.problem),
+                    transcript([*grade.problem.context, Message("user", grade.problem.question)]),
                     grade.problem.answer,
                     completion.text,
                     reward,
                     tuple(notes),
                     completion.truncated,
                 )
-
-
-def _chat(problem: Problem) -> str:
-    """The question, after the messages before it."""
-    before = "".join(f"[{role}]\n{text}\n\n" for role, text in problem.context)
-    return f"{before}[user]\n{problem.question}" if before else problem.question
 
 
 def of_training(file: Path, step: int | None) -> Iterator[Shown]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from verl.trainer.ppo.core_algos import get_policy_loss_fn, register_policy_loss
@@ -53,8 +53,17 @@ class BandPolicyLossConfig(PolicyLossConfig):
         read_rule(self.rule, "verl")
 
 
-def outlook_of(config: Any) -> list[str]:
-    """What to know before training under verl's full configuration: updates a rollout, and what truncates sampling.
+class Outlook(NamedTuple):
+    """What to know before training: the updates of a rollout as a sentence, whether a rule can act on them, and what
+    truncates sampling, if anything does."""
+
+    updates: str
+    can_act: bool
+    advice: str | None
+
+
+def outlook_of(config: Any) -> Outlook:
+    """What verl's full configuration says of the updates of a rollout and of sampling.
 
     Raises:
         ValueError: If the trust region is around the rollout engine's log-probs and sampling is truncated.
@@ -64,7 +73,7 @@ def outlook_of(config: Any) -> list[str]:
     bypass = bool((config.algorithm.get("rollout_correction") or {}).get("bypass_mode", False))
     sampling = {name: rollout.get(name) for name in RESHAPING if name != "temperature"}
     advice = check_sampling(sampling, by_sampler=bypass)
-    return [outlook(updates, updates > 1, by_sampler=bypass), *([] if advice is None else [advice])]
+    return Outlook(outlook(updates, updates > 1, by_sampler=bypass), bypass or updates > 1, advice)
 
 
 def _say_on_the_driver() -> None:
@@ -77,7 +86,8 @@ def _say_on_the_driver() -> None:
     def validate_config(config: Any, *args: Any, **kwargs: Any) -> Any:
         result = validate(config, *args, **kwargs)
         if config.actor_rollout_ref.actor.policy_loss.get("loss_mode") == LOSS_MODE:
-            for sentence in outlook_of(config):
+            updates, _, advice = outlook_of(config)
+            for sentence in filter(None, (updates, advice)):
                 print(f"bandpo: {sentence}", flush=True)
         return result
 

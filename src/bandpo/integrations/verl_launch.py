@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from bandpo.words import nearest
+from bandpo.words import first_line, nearest
 
 RECIPES = resources.files("bandpo") / "recipes" / "verl"
 PACKAGE, CONFIG = "bandpo.recipes.verl", "paper"
@@ -108,7 +108,7 @@ def _reason(error: BaseException) -> str:
     """The first line of the innermost cause: Hydra wraps what went wrong in what it was doing."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def rule_of(config: Any) -> Any:
@@ -171,14 +171,14 @@ def needs(config: Any) -> Iterator[tuple[str, str]]:
         )
     yield (
         "a rollout",
-        (f"{prompts} prompts x {rollout.n} responses of at most {config.data.max_response_length} tokens"),
+        f"{prompts} prompts x {rollout.n} responses of at most {config.data.max_response_length} tokens",
     )
-    updates, *advice = outlook_of(config)
+    updates, can_act, advice = outlook_of(config)
     yield "updates", updates
-    if "no clip rule can act" in updates:
-        advice = [f"{updates}; lower actor.ppo_mini_batch_size", *advice]
-    for sentence in advice:
-        yield "warning", sentence
+    if not can_act:
+        yield "warning", f"{updates}; lower actor.ppo_mini_batch_size"
+    if advice is not None:
+        yield "warning", advice
     yield "data", ", ".join([*config.data.train_files, *config.data.val_files])
     yield "checkpoints", str(trainer.default_local_dir)
 

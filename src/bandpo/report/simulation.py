@@ -10,7 +10,7 @@ from bandpo.lab.statistics import Interval
 from bandpo.lab.tables import Column, Table
 from bandpo.report.drawing import Line, Panel, Picture
 
-# Series of `RuleRun` -> heading in the table (None if it has no column there), title of the panel.
+# Series of `RuleRun` -> heading in the table, title of the panel.
 SERIES = {
     "success": ("success", "Success"),
     "entropy_deciding": ("H deciding", "Entropy of deciding tokens"),

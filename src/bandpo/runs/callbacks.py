@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from bandpo.files import append_line
 from bandpo.interrupts import Request
 from bandpo.runs.run_dir import RunDirectory
+from bandpo.tasks.base import Message, transcript
 from bandpo.training.alarms import AlarmConfig, Event, Watch, known_causes
 from bandpo.training.batches import BYTES_A_RUN, TokenBatch, steps_to_record
 from bandpo.training.config import micro_batches_per_rollout
@@ -71,10 +72,10 @@ class BatchRecorder(TrainerCallback):
 
 
 def chat_text(prompt: Any) -> str:
-    """The messages of a chat with their roles; a text, or the only message, as it is."""
-    if isinstance(prompt, str) or len(prompt) == 1:
-        return text_of(prompt)
-    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)
+    """A prompt as TRL logs it: a text, or the messages of a chat, mappings with `role` and `content`."""
+    if isinstance(prompt, str):
+        return prompt
+    return transcript([Message(message["role"], message["content"]) for message in prompt])
 
 
 def text_of(message: Any) -> str:

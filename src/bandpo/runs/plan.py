@@ -33,6 +33,7 @@ from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.steps import Steps, plan_steps, planned_rollouts
 from bandpo.tasks import Problem, draw_problems
 from bandpo.training.config import can_clip, clip_outlook
+from bandpo.words import first_line
 
 PROCESS_COUNTS = (1, 2, 4, 8, 16)
 ASSUMED_PROMPT = 1024  # tokens, if the prompts cannot be read
@@ -258,8 +259,7 @@ def read_sizes(config: RunConfig, cached: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(source, local_files_only=cached)
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"the configuration of {config.model.path!r} cannot be read: {reason}") from error
+        raise ValueError(f"the configuration of {config.model.path!r} cannot be read: {first_line(error)}") from error
 
 
 def read_architecture(config: RunConfig, sizes: Any) -> Architecture:

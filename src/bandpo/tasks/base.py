@@ -23,6 +23,13 @@ class Message(NamedTuple):
     content: str
 
 
+def transcript(messages: Sequence[Message]) -> str:
+    """The messages of a chat with their roles; the only message as it is."""
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n\n".join(f"[{role}]\n{content}" for role, content in messages)
+
+
 @dataclass(frozen=True)
 class Problem:
     """A question with its answer.
