@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bandpo.evaluation.result import EvaluationResult
-from bandpo.evaluation.sampling import Progress, Sampler, Sampling, sample
+from bandpo.evaluation.result import EvaluationResult, part_name
+from bandpo.evaluation.sampling import Progress, Sampler, Sampling, sample, slices
 from bandpo.evaluation.statistics import Estimate, bootstrap_mean, pass_at_k
 from bandpo.evaluation.store import GREEDY, RESULT, SAMPLES, Grade, append, claim, restore
 from bandpo.evaluation.voting import extractor, majority
@@ -83,7 +83,7 @@ def evaluate_into(
     grade_chunk = partial(grade, model, tokenizer, task, sampler=sampler, progress=progress)
     grades = _grade_all(directory / SAMPLES, problems, sampling, grade_chunk, progress)
     best = _grade_all(directory / GREEDY, problems, sampling.greedy(), grade_chunk, progress) if greedy else []
-    metrics = summarize(grades, voting=extractor(task) is not None)
+    metrics = summarize(grades, extractor(task) is not None, sampling.cuts)
     if greedy:
         metrics["greedy"] = bootstrap_mean([g.rewards[0] for g in best])
     timeouts = sum(sum(g.timed_out) for g in (*grades, *best))
@@ -140,7 +140,7 @@ def grade(
     return grades
 
 
-def summarize(grades: list[Grade], voting: bool) -> dict[str, Estimate]:
+def summarize(grades: list[Grade], voting: bool, cuts: tuple[int, ...] | None = None) -> dict[str, Estimate]:
     """Estimates over problems that all have the same number of completions; maj@n only where they can vote."""
     samples = len(grades[0].rewards)
     values: dict[str, list[float]] = {f"mean@{samples}": [_mean(g.rewards) for g in grades]}
@@ -152,6 +152,10 @@ def summarize(grades: list[Grade], voting: bool) -> dict[str, Estimate]:
     entropies = [[c.entropy for c in g.completions if c.entropy is not None] for g in grades]
     if all(len(known) == samples for known in entropies):
         values["entropy"] = [_mean(known) for known in entropies]
+    for i, part in enumerate(slices(cuts)):
+        of_part = [[e for c in g.completions for e in c.parts[i : i + 1] if e is not None] for g in grades]
+        if any(of_part):
+            values[part_name(part)] = [_mean(known) for known in of_part if known]
     values["length"] = [_mean([c.tokens for c in g.completions]) for g in grades]
     values["truncated"] = [_mean([c.truncated for c in g.completions]) for g in grades]
     values["timed_out"] = [_mean(g.timed_out) for g in grades]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,14 @@ LABELS = {
     "truncated": "truncated",
     "timed_out": "not graded in time",
 }
+
+
+PART = re.compile(r"entropy\[(\d+:\d*)\]")
+
+
+def part_name(part: slice) -> str:
+    """The metric of the entropy of a part of the completions: entropy[0:6], entropy[6:]."""
+    return f"entropy[{part.start}:{'' if part.stop is None else part.stop}]"
 
 
 @dataclass(frozen=True)

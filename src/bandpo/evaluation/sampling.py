@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ class Completion:
         truncated: It ran into the length limit.
         entropy: Mean entropy of the next-token distribution (at temperature 1) over its tokens, in nats; None
             where it is not known.
+        parts: The same of each part between two of the sampling's `cuts`; empty where they are not known.
     """
 
     text: str
     tokens: int
     truncated: bool
     entropy: float | None
+    parts: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Sampling:
         batch_size: Completions generated at a time. Padding and the order of random numbers depend on it, so
             another one gives other samples from the same distribution.
         seed: Seed of the samples.
+        cuts: Rising token positions at which completions are cut, for the entropy of each part; None for none.
 
     Raises:
         ValueError: For a value that is not allowed.
@@ -54,6 +58,7 @@ class Sampling:
     top_p: float = 1.0
     batch_size: int = 64
     seed: int = 0
+    cuts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "batch_size"):
@@ -65,6 +70,8 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p:g}, allowed is a share above 0 and at most 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}, allowed is an integer >= 0")
+        if self.cuts is not None and not all(a < b for a, b in pairwise((0, *self.cuts))):
+            raise ValueError(f"cuts are {list(self.cuts)}, allowed are rising integers >= 1")
 
     def greedy(self) -> Sampling:
         """One completion per prompt without sampling."""
@@ -159,7 +166,7 @@ def sample(
                 )
                 generated = output[:, batch["input_ids"].shape[1] :]
                 entropies = torch.stack(recorder.steps, 1)
-                for i, completion in zip(rows, _split(generated, entropies, tokenizer), strict=True):
+                for i, completion in zip(rows, _split(generated, entropies, tokenizer, sampling.cuts), strict=True):
                     result[i].append(completion)
                 if progress is not None:
                     progress(len(rows))
@@ -168,7 +175,7 @@ def sample(
     return result
 
 
-def _split(generated: Tensor, entropies: Tensor, tokenizer: Any) -> list[Completion]:
+def _split(generated: Tensor, entropies: Tensor, tokenizer: Any, cuts: tuple[int, ...] | None) -> list[Completion]:
     completions = []
     for ids, entropy in zip(generated.tolist(), entropies.tolist(), strict=True):
         ended = tokenizer.eos_token_id in ids
@@ -178,7 +185,17 @@ def _split(generated: Tensor, entropies: Tensor, tokenizer: Any) -> list[Complet
                 text=tokenizer.decode(ids[:length], skip_special_tokens=True),
                 tokens=length,
                 truncated=not ended,
-                entropy=sum(entropy[:length]) / length,
+                entropy=_mean(entropy[:length]),
+                parts=tuple(_mean(entropy[:length][part]) for part in slices(cuts)),
             )
         )
     return completions
+
+
+def slices(cuts: tuple[int, ...] | None) -> list[slice]:
+    """The parts that `cuts` make of a completion: 0:6 and 6: of a cut at 6; none without a cut."""
+    return [slice(start, end) for start, end in pairwise((0, *cuts, None))] if cuts else []
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

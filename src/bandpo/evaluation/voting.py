@@ -62,6 +62,7 @@ EXTRACTORS: dict[str, Extractor | None] = {
     "math": final_answer,
     "exact": _exact,
     "last_integer": last_integer,
+    "coin": None,
 }
 
 

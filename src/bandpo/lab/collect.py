@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from bandpo.evaluation.result import EvaluationResult
+from bandpo.evaluation.result import PART, EvaluationResult
 from bandpo.evaluation.store import GREEDY, RESULT, SAMPLES, read_grades
 from bandpo.files import read_lines
 from bandpo.lab.metrics import BeforeAfter, Environment, HeldOut, Rollouts, Series, TrainingRecord, Updates
@@ -135,6 +135,7 @@ def _held_out(path: Path) -> HeldOut:
         entropy=rounded(means.get("entropy")),
         length=rounded(means.get("length")),
         truncated=rounded(means.get("truncated")),
+        parts={m[1]: value for name in means if (m := PART.fullmatch(name)) and (value := rounded(means[name]))},
     )
 
 

@@ -53,6 +53,7 @@ class MethodResult:
             capped weights.
         end_entropy, halfway_entropy: Nats per token; at the end, and where the smoothed reward first was half-way
             between the reference's start and end (of the same seed), over the runs that got there.
+        parts: Token positions of the held-out completions -> entropy there, in nats per token.
         target: See `Target`; None without a run of the reference to compare with.
         difference, training_reward_difference: final and training_reward minus the reference's, paired by seed; None
             for the reference itself.
@@ -70,6 +71,7 @@ class MethodResult:
     clip_fraction: Interval | None = None
     end_entropy: Interval | None = None
     halfway_entropy: Interval | None = None
+    parts: dict[str, Interval] | None = None
     target: Target | None = None
     difference: Interval | None = None
     training_reward_difference: Interval | None = None
@@ -157,6 +159,7 @@ def _with_scores(result: MethodResult, runs: list[FinishedRun], metric: str) -> 
         training_reward=mean_interval([mean_training_reward(run) for run in runs]),
         clip_fraction=mean_interval(clipped) if clipped else None,
         end_entropy=mean_interval([end_entropy(run) for run in runs]),
+        parts={part: mean_interval([one.parts[part] for one in after]) for part in (after[0].parts if after else ())},
     )
 
 

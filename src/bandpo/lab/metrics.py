@@ -137,6 +137,7 @@ class HeldOut:
         entropy: Mean entropy in nats per token.
         length: Mean length in tokens.
         truncated: Share of completions that were cut off.
+        parts: Token positions -> mean entropy there, "0:6" and "6:" where `eval.cuts` is [6]; absent without cuts.
     """
 
     samples: int
@@ -146,6 +147,7 @@ class HeldOut:
     entropy: float | None
     length: float | None
     truncated: float | None
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,6 +357,9 @@ def dump_run(run: RunResult) -> dict[str, Any]:
     if isinstance(run, FinishedRun):
         data = _FINISHED.dump_python(run, mode="json")
         data |= {key: _whole(data[key]) for key in ("rollouts", "updates", "evaluation")}
+        for held_out in (data["evaluation"] or {}).values():
+            if not held_out["parts"]:
+                del held_out["parts"]
     else:
         data = _UNFINISHED.dump_python(run, mode="json")
     return {key: value for key, value in data.items() if value or key not in ("command", "error")}

@@ -22,7 +22,8 @@ LEGEND = (
     "Means over seeds with 95% intervals over seeds. Differences are to {reference}, paired by seed; p is corrected "
     "for the number of methods by Holm's method. P(better): probability that a run ends above one of {reference}. "
     "Mean reward and clipped (share of the tokens) are those of the whole training; entropy in nats per token, at "
-    "the end and where the reward first was half-way between the first and the last of {reference} (same seed). "
+    "the end and where the reward first was half-way between the first and the last of {reference} (same seed); "
+    "[0:6] is that of the first six tokens of held-out completions after training. "
     "Target: the reward at which {reference} of the same seed ended; medians over runs, never if half of them or "
     "more did not get there."
 )
@@ -171,6 +172,7 @@ def scores_table(comparison: Comparison) -> Table:
 
 def learning_table(comparison: Comparison) -> Table:
     """One row per method: how it learned, and what it cost to reach what the reference reached."""
+    parts = list(next((result.parts for result in comparison.results if result.parts), {}))
     columns = [
         Column("method"),
         Column("mean reward"),
@@ -179,12 +181,16 @@ def learning_table(comparison: Comparison) -> Table:
         Column("clipped"),
         Column("entropy, end"),
         Column("entropy, half-way", "half-way"),
+        *(Column(f"held-out entropy [{part}]", f"[{part}]") for part in parts),
         Column("target reached", "target"),
         Column("updates"),
         Column("tokens", terminal=False),
         Column("seconds"),
     ]
-    rows = [[*_learning_cells(result), *_target_cells(result.target)] for result in comparison.results]
+    rows = [
+        [*_learning_cells(result), *((result.parts or {}).get(part) for part in parts), *_target_cells(result.target)]
+        for result in comparison.results
+    ]
     return Table(columns, rows, _title("Learning", comparison), short=point_text(comparison.point, " "))
 
 

@@ -90,12 +90,17 @@ class WarmupConfig(Strict):
 
 
 class EvalConfig(Strict):
-    """Evaluation on held-out problems before and after training."""
+    """Evaluation on held-out problems before and after training.
+
+    Attributes:
+        cuts: Token positions at which completions are cut, for the entropy of each part.
+    """
 
     samples: int = Field(default=4, ge=1)
     temperature: float = Field(default=1.0, gt=0)
     greedy: bool = True
     batch_size: int = Field(default=64, ge=1)
+    cuts: tuple[int, ...] | None = None
 
 
 class RecordConfig(Strict):

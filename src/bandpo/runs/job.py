@@ -250,6 +250,7 @@ def grade_heldout(
         temperature=settings.temperature,
         batch_size=settings.batch_size,
         seed=config.seed,
+        cuts=settings.cuts,
     )
     result = evaluate_into(
         run.evaluation(when),

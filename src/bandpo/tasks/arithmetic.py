@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import string
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,8 @@ from pydantic import Field, model_validator
 from bandpo.tasks.base import Problem, Task
 
 Operation = Literal["+", "-", "*"]
+LETTERS = string.ascii_lowercase[:16]
+WEIGHTS = [1 / rank for rank in range(1, 17)]
 
 
 class Arithmetic(Task):
@@ -19,6 +22,8 @@ class Arithmetic(Task):
     `steps`, a problem's solution writes the digit-wise sum out from the last digit to the first; only
     addition of non-negative integers has one. `slips` is the share of these sums of digits that is replaced by a
     random number from 0 to 19: a model warmed up on such solutions knows the method and is unsure of each sum.
+    A solution begins with so many `letters`, each one of the first 16 with a probability in proportion to 1/rank, and
+    a blank: tokens that the reward does not read.
     """
 
     name: Literal["arithmetic"] = "arithmetic"
@@ -28,6 +33,7 @@ class Arithmetic(Task):
     operations: tuple[Operation, ...] = ("+",)
     steps: bool = False
     slips: float = Field(default=0.0, ge=0, lt=1)
+    letters: int = Field(default=0, ge=0)
     train_size: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
@@ -40,6 +46,8 @@ class Arithmetic(Task):
             raise ValueError("steps needs operations ['+'] and low >= 0")
         if self.slips and not self.steps:
             raise ValueError(f"slips is {self.slips:g}, but only solutions with steps=true can slip")
+        if self.letters and not self.steps:
+            raise ValueError(f"letters is {self.letters}, but only solutions with steps=true have letters")
         total = (self.high - self.low + 1) ** 2 * len(self.operations)
         if self.heldout >= total:
             raise ValueError(f"heldout is {self.heldout}, but there are only {total} problems")
@@ -56,7 +64,10 @@ class Arithmetic(Task):
 
     def _problem(self, a: int, op: str, b: int, dice: random.Random) -> Problem:
         value = {"+": a + b, "-": a - b, "*": a * b}[op]
-        return Problem(f"{a} {op} {b}", str(value), written_sum(a, b, self.slips, dice) if self.steps else None)
+        solution = written_sum(a, b, self.slips, dice) if self.steps else None
+        if self.letters:
+            solution = f"{''.join(dice.choices(LETTERS, WEIGHTS, k=self.letters))} {solution}"
+        return Problem(f"{a} {op} {b}", str(value), solution)
 
 
 def written_sum(a: int, b: int, slips: float, dice: random.Random) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -67,7 +68,20 @@ def exact_reward(completion: str, answer: str) -> float:
     return float((stated_answer(completion) or "").rstrip(".").split() == answer.rstrip(".").split())
 
 
-REWARDS: dict[str, Reward] = {"math": math_reward, "last_integer": last_integer_reward, "exact": exact_reward}
+def coin_reward(completion: str, answer: str) -> float:
+    """1.0 or 0.0, by a hash of the completion and `answer`: a fair coin that falls alike on the same text.
+
+    There is nothing to learn from it, so what a training run changes under it is drift.
+    """
+    return float(hashlib.sha256(f"{completion}\0{answer}".encode()).digest()[0] & 1)
+
+
+REWARDS: dict[str, Reward] = {
+    "math": math_reward,
+    "last_integer": last_integer_reward,
+    "exact": exact_reward,
+    "coin": coin_reward,
+}
 
 
 def resolve_reward(name: str) -> Reward:
