@@ -14,20 +14,21 @@ Trials = Sequence[tuple[float, float]]  # (value of the setting, metric of its p
 def next_values(match: Match, pilot: Pilot, target: float, trials: Trials) -> list[float]:
     """Values to try next; none when the search is over.
 
-    Both ends of the range first, then bisection on a logarithmic scale of a metric that falls as the setting rises.
-    The answer depends on the arguments alone, so an interrupted search continues as it would have.
+    Both ends of the range first, then bisection on a logarithmic scale of a metric that falls, or rises, with the
+    setting. The answer depends on the arguments alone, so an interrupted search continues as it would have.
     """
     known = dict(trials)
     low, high = match.range
     ends = [value for value in match.range if value not in known]
     near = any(abs(metric - target) <= pilot.tolerance * target for metric in known.values())
-    if ends or near or known[low] < target or known[high] > target:
+    if ends or near or not min(known[low], known[high]) <= target <= max(known[low], known[high]):
         return ends
+    falls = known[low] > known[high]
     for _ in range(pilot.trials):
         middle = float(f"{math.sqrt(low * high):.4g}")
         if middle not in known:
             return [middle]
-        low, high = (middle, high) if known[middle] > target else (low, middle)
+        low, high = (middle, high) if (known[middle] > target) == falls else (low, middle)
     return []
 
 

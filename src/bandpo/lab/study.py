@@ -39,7 +39,7 @@ class Match(Strict):
 
     Attributes:
         method: Label of the method whose metric is to be met.
-        key: The setting to choose, or several that all get the same value. The metric must fall as it rises.
+        key: The setting to choose, or several that all get the same value. The metric must rise or fall with it.
         range: Smallest and largest value to try, both positive; values are tried on a logarithmic scale.
         metric: A metric of the trainer, averaged over the pilot run.
     """
