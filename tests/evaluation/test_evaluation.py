@@ -382,3 +382,31 @@ def test_completions_vote_for_what_the_reward_reads(reward, completions, answer)
     assert len(right) == 1
     assert not right & {final for final, value in zip(finals, values, strict=True) if value == 0}
     assert majority(finals, values) == (1.0 if sum(values) > 1 else 0.5)
+
+
+def test_cuts_give_the_entropy_of_each_part(tiny, tmp_path):
+    task = Arithmetic(low=1, high=3, heldout=4)
+    problems = task.problems()[1]
+    whole = evaluate_into(tmp_path / "whole", *tiny, task, problems, **settings(samples=4))
+    cut = evaluate_into(tmp_path / "cut", *tiny, task, problems, **settings(samples=4, cuts=(1, 3)))
+    metrics = cut.result.metrics
+    assert [name for name in metrics if name not in whole.result.metrics] == [
+        "entropy[0:1]", "entropy[1:3]", "entropy[3:]"
+    ]  # fmt: skip
+    for grade in cut.grades:
+        for completion in grade.completions:
+            lengths = [min(completion.tokens, end) - start for start, end in ((0, 1), (1, 3), (3, 99))]
+            shares = zip(lengths, completion.parts, strict=True)
+            total = sum(length * part for length, part in shares if part is not None)
+            assert total / completion.tokens == pytest.approx(completion.entropy)
+    assert metrics["entropy[0:1]"].mean == pytest.approx(
+        sum(c.parts[0] for g in cut.grades for c in g.completions) / 16
+    )
+    again = evaluate_into(tmp_path / "cut", None, tiny[1], task, problems, **settings(samples=4, cuts=(1, 3)))
+    assert again == cut
+
+
+@pytest.mark.parametrize("cuts", [(0,), (3, 3), (4, 2)])
+def test_impossible_cuts_are_refused(cuts):
+    with pytest.raises(ValueError, match=r"cuts are .* rising integers >= 1"):
+        Sampling(cuts=cuts)

@@ -193,6 +193,14 @@ def test_bisection_meets_a_falling_figure():
     assert len(trials) < 8
 
 
+def test_bisection_meets_a_rising_figure():
+    match = Match(method="x", key="rule.radius", range=(0.01, 1.0))
+    trials = []
+    while values := next_values(match, Pilot(trials=8, tolerance=0.05), 0.02, trials):
+        trials += [(value, 0.1 * value) for value in values]
+    assert closest(0.02, trials) == (pytest.approx(0.2, rel=0.05), pytest.approx(0.02, rel=0.05))
+
+
 def test_a_target_out_of_reach_ends_the_search_at_the_nearest_end():
     match = Match(method="x", key="rule.low", range=(0.01, 1.0))
     trials = [(1.0, 0.004), (0.01, 0.4)]

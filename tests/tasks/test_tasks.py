@@ -4,6 +4,7 @@ import json
 import math
 import random
 import sys
+from collections import Counter
 
 import pytest
 from pydantic import ValidationError
@@ -23,6 +24,7 @@ from bandpo.tasks import (
     math_reward,
 )
 from bandpo.tasks.arithmetic import written_sum
+from bandpo.tasks.rewards import coin_reward
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,30 @@ def test_slips_are_as_frequent_as_asked_and_carried_on():
     )
 
 
+def test_letters_stand_before_the_sum_and_follow_their_weights():
+    plain, lettered = (Arithmetic(low=10, high=99, steps=True, letters=k).problems()[0] for k in (0, 6))
+    assert [p.question for p in plain] == [p.question for p in lettered]
+    counts = Counter()
+    for one, other in zip(plain, lettered, strict=True):
+        letters, blank, rest = other.solution[:6], other.solution[6], other.solution[7:]
+        assert (blank, rest) == (" ", one.solution)
+        assert last_integer_reward(other.solution, other.answer) == 1
+        counts.update(letters)
+    total, harmonic = sum(counts.values()), sum(1 / rank for rank in range(1, 17))
+    for rank, letter in enumerate("abcdefghijklmnop", 1):
+        assert abs(counts[letter] / total - 1 / rank / harmonic) < 0.008  # 4 standard errors of 48,000 letters
+    assert len(counts) == 16
+
+
+def test_a_coin_is_fair_and_falls_alike_on_the_same_text():
+    texts = [f"text {i}" for i in range(4000)]
+    one, other = ([coin_reward(text, answer) for text in texts] for answer in ("1", "2"))
+    assert one == [coin_reward(text, "1") for text in texts]
+    assert set(one) == {0.0, 1.0}
+    assert abs(sum(one) / 4000 - 0.5) < 0.032  # 4 standard errors
+    assert abs(sum(a == b for a, b in zip(one, other, strict=True)) / 4000 - 0.5) < 0.032
+
+
 def test_questions_from_a_file(questions):
     task = Questions(data=str(questions), heldout=5, limit=10)
     train, heldout = task.problems()
@@ -168,6 +194,8 @@ def test_missing_data_is_named():
         {"steps": True, "operations": ("-",)},
         {"slips": 0.1},
         {"steps": True, "slips": 1.0},
+        {"letters": 6},
+        {"steps": True, "letters": -1},
     ],
 )
 def test_impossible_arithmetic(settings):

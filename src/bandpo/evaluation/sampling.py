@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,7 +31,7 @@ class Completion:
     tokens: int
     truncated: bool
     entropy: float | None
-    parts: tuple[float | None, ...] = ()
+    parts: list[float | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _split(generated: Tensor, entropies: Tensor, tokenizer: Any, cuts: tuple[int
                 tokens=length,
                 truncated=not ended,
                 entropy=_mean(entropy[:length]),
-                parts=tuple(_mean(entropy[:length][part]) for part in slices(cuts)),
+                parts=[_mean(entropy[:length][part]) for part in slices(cuts)],
             )
         )
     return completions
