@@ -89,7 +89,7 @@ def test_every_recipe_builds_the_trainers_configuration(name, tmp_path):
     args = args_of(config, tmp_path)
     assert can_clip(args), "a recipe under which no rule can act"
     processes = 4 if name in PAPER else 1
-    assert plan_steps(args, None, processes).updates_per_rollout == (16 if name == "scratch" else 4)
+    assert plan_steps(args, None, processes).updates_per_rollout == (16 if name in ("scratch", "letters") else 4)
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -147,6 +147,65 @@ def test_verls_parquet(tmp_path):
     assert columns.problem(row) == Problem("1 + 2?", "4", context=(Message(*SYSTEM),))
 
 
+CHOICES = {"label": ["A", "B", "C"], "text": ["bank", "river", "sea"]}
+ASKED = "Where do fish swim?\nA. bank\nB. river\nC. sea"
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"),
+    [
+        (CHOICES, "B"),
+        ([{"label": label, "text": text} for label, text in zip(*CHOICES.values(), strict=True)], "B"),
+        (CHOICES["text"], "river"),
+        (CHOICES["text"], 1),
+        (CHOICES["text"], "B"),
+    ],
+)
+def test_choices_stand_below_the_question_and_the_answer_is_a_letter(tmp_path, choices, answer):
+    rows = [{"q": "Where do fish swim?", "options": choices, "answer": answer}]
+    keys = {"question_key": "q", "choices_key": "options"}
+    assert benchmark(write(tmp_path / "a.jsonl", rows), **keys)[1] == [Problem(ASKED, "B")]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert benchmark(str(tmp_path / "a.parquet"), **keys)[1] == [Problem(ASKED, "B")]
+    row = pyarrow.parquet.read_table(tmp_path / "a.parquet").to_pandas().to_dict("records")[0]
+    assert Columns("q", "answer", choices="options").problem(row) == Problem(ASKED, "B")
+
+
+def test_a_copy_of_commonsense_qa(tmp_path):
+    row = {
+        "id": "1",
+        "question": "Where do fish swim?",
+        "question_concept": "fish",
+        "choices": CHOICES,
+        "answerKey": "B",
+    }
+    data = write(tmp_path / "train.jsonl", [row])
+    assert benchmark(data, columns="commonsense-qa")[1] == [Problem(ASKED, "B")]
+    hidden = write(tmp_path / "test.jsonl", [row | {"answerKey": ""}])
+    assert "'answerKey' is empty" in fault(hidden, columns="commonsense-qa")
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "words"),
+    [
+        (CHOICES, "D", "answer 'D' in 'answer' is none of the choices A, B, C"),
+        (["bank", "bank"], "bank", "answer 'bank' in 'answer' is none of the choices A, B"),
+        (CHOICES["text"], 3, "answer '3' in 'answer' is none of the choices A, B, C"),
+        ("A, B or C", "A", "no choices in 'options', allowed are"),
+        ([{"name": "A"}], "A", "no choices in 'options', allowed are"),
+        (["one"], "A", "choices in 'options', allowed are two or more"),
+        ({"label": ["A", "A", "B"], "text": ["x", "y", "z"]}, "A", "choices in 'options', allowed are two or more"),
+        ({"label": ["A", "B"], "text": ["x"]}, "A", "choices in 'options', allowed are two or more"),
+        ({"label": ["A", "B"], "text": ["x", " "]}, "A", "choices in 'options', allowed are two or more"),
+        ({"name": 1}, "A", "choices in 'options', allowed are two or more"),
+        ([], "A", "'options' is empty"),
+    ],
+)
+def test_choices_that_cannot_be(tmp_path, choices, answer, words):
+    rows = [{"question": "Where?", "options": choices, "answer": answer}]
+    assert words in fault(write(tmp_path / "a.jsonl", rows), choices_key="options")
+
+
 def test_dapo_keeps_a_system_message(tmp_path):
     _, (problem,) = benchmark(write(tmp_path / "a.jsonl", [verl_row(1)]), columns="dapo-math-17k")
     assert problem == Problem("1 + 2?", "3", context=(Message(*SYSTEM),))

@@ -24,7 +24,7 @@ from bandpo.tasks import (
     math_reward,
 )
 from bandpo.tasks.arithmetic import written_sum
-from bandpo.tasks.rewards import coin_reward
+from bandpo.tasks.rewards import choice_reward, chosen_letter, coin_reward
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,10 @@ ROWS = {
     "amc23": ({"id": 0, "question": "Three cubed?", "answer": 27.0}, ("Three cubed?", "27", None)),
     "aime24": ({"id": 60, "problem": "P", "solution": "S", "answer": "033"}, ("P", "033", "S")),
     "aime25": ({"problem": "P", "answer": 70, "id": "0"}, ("P", "70", None)),
+    "commonsense-qa": (
+        {"id": "0", "question": "Q?", "choices": {"label": ["A", "B"], "text": ["x", "y"]}, "answerKey": "B"},
+        ("Q?\nA. x\nB. y", "B", None),
+    ),
 }
 
 
@@ -602,3 +606,35 @@ def test_nan_reward_stops_training():
             )
     finally:
         del REWARDS["broken"]
+
+
+@pytest.mark.parametrize(
+    ("completion", "letter"),
+    [
+        *(
+            (text, "B")
+            for text in ("B", " (b)\n", "B. river", "b) river", "B: river", "**B**", "option B", "Choice (B)")
+        ),
+        *(
+            (text, "B")
+            for text in (
+                r"\boxed{B}",
+                r"\boxed{\text{B}}",
+                r"\boxed{\textbf{(B) river}}",
+                "It is a bank.\nThe answer is B.",
+            )
+        ),
+        ("<answer>C</answer>", "C"),
+        ("C, because A is wrong", "C"),
+        *((text, None) for text in ("", "bank", "a bank", "A river", "A or B", "I think B", "B5", "5", "It's B")),
+    ],
+)
+def test_choice_reward(completion, letter):
+    assert chosen_letter(completion) == letter
+    for answer in "ABC":
+        assert choice_reward(completion, answer) == (answer == letter)
+
+
+def test_choice_reward_refuses_a_reference_that_is_no_letter():
+    with pytest.raises(ValueError, match="reference answer is '2'; reward 'choice' needs a letter"):
+        choice_reward("B", "2")

@@ -45,7 +45,9 @@ def grade(
     file: Annotated[
         Path, typer.Argument(help="JSON lines with completion, answer and, if known, expected: the right reward.")
     ],
-    reward: Annotated[str, typer.Option(help="math, exact, last_integer, or your own module:function.")] = "math",
+    reward: Annotated[
+        str, typer.Option(help="math, exact, last_integer, choice, or your own module:function.")
+    ] = "math",
     expressions: Annotated[
         bool, typer.Option("--expressions", help="Print of every row what was compared with its answer.")
     ] = False,
@@ -150,12 +152,14 @@ def _extractor(reward: str) -> Callable[[str], str | None]:
     """What a reward compares with the answer, as text; your own may compare anything."""
     from bandpo.tasks.answers import final_answer, last_integer, stated_answer
     from bandpo.tasks.notation import normalize
+    from bandpo.tasks.rewards import chosen_letter
 
     def mathematics(completion: str) -> str | None:
         found = final_answer(completion)
         return None if found is None else normalize(found)
 
-    return {"math": mathematics, "exact": stated_answer, "last_integer": last_integer}.get(reward, lambda _: None)
+    known = {"math": mathematics, "exact": stated_answer, "last_integer": last_integer, "choice": chosen_letter}
+    return known.get(reward, lambda _: None)
 
 
 def write_verdicts(output: Path, verdicts: Sequence[Verdict]) -> None:

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from bandpo.tasks.answers import holds_words, last_integer, plain, stated_answer
 from bandpo.tasks.base import Task
-from bandpo.tasks.rewards import REWARDS
+from bandpo.tasks.rewards import REWARDS, chosen_letter
 
 Extractor = Callable[[str], str | None]
 
@@ -62,6 +62,7 @@ EXTRACTORS: dict[str, Extractor | None] = {
     "math": final_answer,
     "exact": _exact,
     "last_integer": last_integer,
+    "choice": chosen_letter,
     "coin": None,
 }
 

@@ -8,6 +8,7 @@ import numbers
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 from bandpo.tasks.base import Message, Problem
@@ -25,6 +26,8 @@ class Columns:
         question, answer, solution: Names of the columns, with dots into nested ones (`reward_model.ground_truth`,
             `answers.0`); two may be the same.
         read_question, read_answer, read_solution: From a cell's text to what is wanted, None where it is not there.
+        choices: The column of what to choose from; the question then ends with them, one lettered line each, and the
+            answer is a letter.
     """
 
     question: str = "question"
@@ -33,12 +36,14 @@ class Columns:
     read_question: Callable[[str], str | None] = str.strip
     read_answer: Callable[[str], str | None] = str.strip
     read_solution: Callable[[str], str | None] = str.strip
+    choices: str | None = None
 
     def problem(self, row: Row) -> Problem:
         """The problem in a row.
 
         The question is a text or a list of chat messages {role, content} that ends with the user's: that one is
-        the question, those before it are its context. The answer is a text or a number, or a list that holds one.
+        the question, those before it are its context. The answer is a text or a number, or a list that holds one;
+        where there are choices, a label, the text of one of them, or its index from 0.
 
         Raises:
             ValueError: If the row has no such question or answer. The message does not say which row.
@@ -51,6 +56,10 @@ class Columns:
         answer = self.read_answer(cell)
         if not answer:
             raise ValueError(f"no answer in {self.answer!r}: {excerpt(cell)}")
+        if self.choices is not None:
+            choices = _choices(_filled(row, self.choices), self.choices)
+            question = "\n".join([question, *(f"{label}. {text}" for label, text in choices.items())])
+            answer = _chosen(answer, choices, self.answer)
         return Problem(question, answer, self._solution(row), context=context)
 
     def _solution(self, row: Row) -> str | None:
@@ -113,6 +122,38 @@ def _one(cell: Any, key: str) -> str:
     if not isinstance(cell, str | numbers.Number):
         raise ValueError(f"a {type(cell).__name__} in {key!r}, allowed is a text or a number: {excerpt(cell)}")
     return str(cell).strip()
+
+
+def _choices(cell: Any, key: str) -> dict[str, str]:
+    """Label -> text of {label: [...], text: [...]}, of a list of {label, text}, or of a list of texts (A, B, ...)."""
+    if isinstance(cell, dict):  # numpy's arrays, in rows from pandas
+        cell = {part: list(cell.get(part, ())) for part in ("label", "text")}
+        labels, texts = cell["label"], cell["text"]
+    elif is_rows(cell) and all("label" in choice and "text" in choice for choice in cell):
+        labels, texts = [choice["label"] for choice in cell], [choice["text"] for choice in cell]
+    elif isinstance(cell, list) and not is_rows(cell) and len(cell) <= len(ascii_uppercase):
+        labels, texts = list(ascii_uppercase[: len(cell)]), cell
+    else:
+        raise ValueError(
+            f"no choices in {key!r}, allowed are {{label: [...], text: [...]}}, a list of {{label, text}}, or up to "
+            f"{len(ascii_uppercase)} texts: {excerpt(cell)}"
+        )
+    choices = {str(label).strip(): str(text).strip() for label, text in zip(labels, texts, strict=False)}
+    if len(labels) != len(texts) or len(choices) < max(2, len(labels)) or not all(choices.values()):
+        raise ValueError(f"choices in {key!r}, allowed are two or more with a label and a text each: {excerpt(cell)}")
+    return choices
+
+
+def _chosen(answer: str, choices: dict[str, str], key: str) -> str:
+    """The label of the right choice, given by label, by text, or by index from 0."""
+    if answer in choices:
+        return answer
+    labels = [label for label, text in choices.items() if text == answer]
+    if len(labels) == 1:
+        return labels[0]
+    if not labels and answer.isdecimal() and int(answer) < len(choices):
+        return list(choices)[int(answer)]
+    raise ValueError(f"answer {answer!r} in {key!r} is none of the choices {', '.join(choices)}")
 
 
 # Messages that a table without nested columns holds as text.

@@ -88,6 +88,13 @@ DATASETS: dict[str, HubDataset] = {
     "amc23": HubDataset("AMC 12 of 2023, 40", "math-ai/amc23", None, "test", Columns()),
     "aime24": HubDataset("AIME 2024, 30", "HuggingFaceH4/aime_2024", None, "train", Columns("problem", "answer")),
     "aime25": HubDataset("AIME 2025, 30", "math-ai/aime25", None, "test", Columns("problem", "answer")),
+    "commonsense-qa": HubDataset(
+        "CommonsenseQA, everyday questions with five choices, 9,741 and 1,221",
+        "tau/commonsense_qa",
+        "train",
+        "validation",
+        Columns("question", "answerKey", None, choices="choices"),
+    ),
 }
 
 

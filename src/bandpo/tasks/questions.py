@@ -31,6 +31,7 @@ class Questions(Task):
             or of a folder, or a data set's name on the hub. A path that exists becomes absolute.
         columns: Name of a known data set whose columns the file or hub data set has.
         question_key, answer_key, solution_key: Names of the columns otherwise; dots lead into nested ones.
+        choices_key: Name of the column of a multiple-choice question's choices, if it has any.
         split: Split of a hub data set or a folder; None is its own for training or for testing.
         subset: Configuration of a hub data set or a folder, if it has several.
         levels: Keep only rows of these levels.
@@ -44,6 +45,7 @@ class Questions(Task):
     question_key: str = "question"
     answer_key: str = "answer"
     solution_key: str = "solution"
+    choices_key: str | None = None
     split: str | None = None
     subset: str | None = None
     levels: tuple[int, ...] | None = None
@@ -129,7 +131,7 @@ class Questions(Task):
             return DATASETS[source].columns
         if self.columns is not None:
             return DATASETS[self.columns].columns
-        return Columns(self.question_key, self.answer_key, self.solution_key)
+        return Columns(self.question_key, self.answer_key, self.solution_key, choices=self.choices_key)
 
 
 def _level(row: Row, where: str, levels: Sequence[int]) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import numbers
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,6 +69,28 @@ def exact_reward(completion: str, answer: str) -> float:
     return float((stated_answer(completion) or "").rstrip(".").split() == answer.rstrip(".").split())
 
 
+# A letter in front of a word may be an article.
+_CHOICE = re.compile(r"[\W_]*(?:(?:choice|option)\s+)?[\W_]*([a-z])\s*(?:$|[^\w\s'])", re.IGNORECASE)
+
+
+def choice_reward(completion: str, answer: str) -> float:
+    """1.0 if the final answer is or begins with the letter `answer`: B, (b), B. river, option B; "A river" has none.
+
+    Raises:
+        ValueError: If the reference answer is not one letter.
+    """
+    if not re.fullmatch(r"[A-Za-z]", answer.strip()):
+        raise ValueError(f"the reference answer is {answer!r}; reward 'choice' needs a letter")
+    return float(chosen_letter(completion) == answer.strip().upper())
+
+
+def chosen_letter(text: str) -> str | None:
+    """The letter with which the final answer begins, a capital; None where it begins with anything else."""
+    stated = stated_answer(text) or ""
+    match = _CHOICE.match(stated) or _CHOICE.match(plain(stated))
+    return match[1].upper() if match else None
+
+
 def coin_reward(completion: str, answer: str) -> float:
     """1.0 or 0.0, by a hash of the completion and `answer`: a fair coin that falls alike on the same text.
 
@@ -80,6 +103,7 @@ REWARDS: dict[str, Reward] = {
     "math": math_reward,
     "last_integer": last_integer_reward,
     "exact": exact_reward,
+    "choice": choice_reward,
     "coin": coin_reward,
 }
 
