@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from bandpo.evaluation.evaluate import summarize
 from bandpo.evaluation.sampling import encode
 from bandpo.evaluation.store import read_grades
 from bandpo.evaluation.voting import EXTRACTORS, canonical, extractor, final_answer, majority
-from bandpo.tasks import REWARDS, Arithmetic, Problem, Score, benchmark
+from bandpo.tasks import REWARDS, Arithmetic, Problem, Score, Summands, benchmark
 
 
 def test_pass_at_k_equals_enumeration():
@@ -410,3 +411,21 @@ def test_cuts_give_the_entropy_of_each_part(tiny, tmp_path):
 def test_impossible_cuts_are_refused(cuts):
     with pytest.raises(ValueError, match=r"cuts are .* rising integers >= 1"):
         Sampling(cuts=cuts)
+
+
+def test_different_right_answers_and_their_entropy():
+    task = Summands(heldout=10)
+    problem = Problem("7", "7")
+
+    def graded(*texts):
+        rewards = [score.value for score in task.score([problem] * len(texts), texts)]
+        completions = [Completion(text, 3, False, None) for text in texts]
+        return Grade(problem, completions, rewards, [False] * len(texts), [extractor(task)(text) for text in texts])
+
+    grades = [graded("3+4", "03+4", "4+3", "5+5"), graded("1+6", "1+6", "1+6", "1+6"), graded("x", "9", "1+1", "8")]
+    metrics = summarize(grades, voting=True)
+    assert metrics["distinct@4"].mean == pytest.approx((2 + 1 + 0) / 3)
+    thirds = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)) + 1 / 6
+    assert metrics["spread"].mean == pytest.approx(thirds / 3)
+    assert "distinct@4" not in summarize(grades[1:], voting=True), "one right answer is no variety"
+    assert "distinct@4" not in summarize(grades, voting=False)

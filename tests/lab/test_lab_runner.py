@@ -157,6 +157,7 @@ def test_a_key_of_the_command_line_is_the_studys_or_every_runs(tmp_path):
         ({"methods": {"GRPO": {"match": {"method": "GRPO", "key": "a", "range": [1, 2]}}}}, ["unmatched"]),
         ({"methods": {"GRPO": {}, "B": {"match": {"method": "GRPO", "key": "a", "range": [2, 1]}}}}, ["[2.0, 1.0]"]),
         ({"methods": {"GRPO": {}, "B": {"match": {"methd": "GRPO"}}}}, ["methods.B.match", "did you mean 'method'"]),
+        ({"start": "before"}, ["methods.Band as GRPO.match", "'before'"]),
         ({"pilot": {"trails": 3}}, ["'pilot.trails'", "did you mean 'trials'"]),
         ({"recipe": "scrach"}, ["'scrach'", "did you mean 'scratch'"]),
     ],
@@ -177,6 +178,25 @@ def test_every_packaged_study_is_valid(name):
     for run in study.runs():
         if run.seed == study.seeds[0]:
             run_config(study, run)
+
+
+def test_a_study_may_start_where_another_one_ended(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    methods = {label: settings for label, settings in STUDY["methods"].items() if "match" not in settings}
+    study = load_study(write(tmp_path, methods=methods, seeds=[0, 1], start="before"))
+    models = [tmp_path / "before" / run.folder / "model" for run in study.runs()]
+    for run, model in zip(study.runs(), models, strict=True):
+        config = run_config(study, run)
+        assert (config.model.path, config.model.scratch, config.warmup) == (str(model), None, None)
+        assert initial_folder(config) is None
+    for model in models[1:]:
+        model.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"start is 'before', which has no model of 1 of 4 runs, GRPO seed 0 among"):
+        StudyRunner(study, "mine", tmp_path / "out", Console(quiet=True))
+    models[0].mkdir(parents=True)
+    runner = StudyRunner(study, "mine", tmp_path / "out", Console(quiet=True))
+    command = runner.command(study.runs()[0], runner.settings(study.runs()[0], {}), None)
+    assert "model.path=../before/runs/GRPO/0/model" in command, "no path of this machine is kept"
 
 
 # Calibration

@@ -18,13 +18,14 @@ from bandpo.tasks import (
     Problem,
     Questions,
     ReasoningGym,
+    Summands,
     benchmark,
     exact_reward,
     last_integer_reward,
     math_reward,
 )
 from bandpo.tasks.arithmetic import written_sum
-from bandpo.tasks.rewards import choice_reward, chosen_letter, coin_reward
+from bandpo.tasks.rewards import choice_reward, chosen_letter, coin_reward, summands_reward
 
 
 @pytest.mark.parametrize(
@@ -638,3 +639,42 @@ def test_choice_reward(completion, letter):
 def test_choice_reward_refuses_a_reference_that_is_no_letter():
     with pytest.raises(ValueError, match="reference answer is '2'; reward 'choice' needs a letter"):
         choice_reward("B", "2")
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "value"),
+    [
+        ("3+4", "7", 1),
+        (" 03 + 4\n", "7", 1),
+        ("3+4", "3+4", 1),
+        *(("4+3", answer, 0) for answer in ("3+4", "8")),
+        *((text, "7", 0) for text in ("7", "0+7", "7+0", "-1+8", "3+4+0", "3+4=7", "3 4", "", "3.0+4")),
+    ],
+)
+def test_summands_reward(completion, answer, value):
+    assert summands_reward(completion, answer) == value
+
+
+def test_summands_are_named_as_often_as_said():
+    train, heldout = Summands(low=20, high=59, heldout=10, slips=0.25, size=20_000).problems()
+    assert len(train) == 20_000
+    assert {p.question for p in train} | {p.question for p in heldout} == {str(n) for n in range(20, 60)}
+    assert not {p.question for p in train} & {p.question for p in heldout}
+    right = ones = expected_right = expected_ones = 0.0
+    for problem in train:
+        total, first = int(problem.question), int(problem.solution.split("+")[0])
+        assert 1 <= first < total
+        right += summands_reward(problem.solution, problem.answer)
+        ones += first == 1
+        expected_right += 0.75 + 0.25 / (total - 1)
+        expected_ones += 1 / sum(1 / a for a in range(1, total))
+    assert abs(right - expected_right) / 20_000 < 0.013  # 4 standard errors
+    assert abs(ones - expected_ones) / 20_000 < 0.013
+    rarest = Summands(heldout=10, only_rarest=True).problems()[1]
+    assert [p.answer for p in rarest] == [f"{int(p.question) - 1}+1" for p in rarest]
+
+
+@pytest.mark.parametrize("settings", [{"low": 9, "high": 8}, {"low": 20, "high": 29, "heldout": 10}, {"slips": 1.0}])
+def test_impossible_summands(settings):
+    with pytest.raises(ValidationError):
+        Summands(**settings)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from bandpo.evaluation.result import EvaluationResult, part_name
 from bandpo.evaluation.sampling import Progress, Sampler, Sampling, sample, slices
@@ -149,6 +151,9 @@ def summarize(grades: list[Grade], voting: bool, cuts: tuple[int, ...] | None = 
     correct = [sum(value >= 1 for value in g.rewards) for g in grades]
     for k in sorted({2**i for i in range(1, samples.bit_length())} | {samples} - {1}):
         values[f"pass@{k}"] = [pass_at_k(samples, c, k) for c in correct]
+    if voting and any(len(own) > 1 for own in map(right_answers, grades)):
+        values[f"distinct@{samples}"] = [len(right_answers(g)) for g in grades]
+        values["spread"] = [spread(right_answers(g).values()) for g in grades]
     entropies = [[c.entropy for c in g.completions if c.entropy is not None] for g in grades]
     if all(len(known) == samples for known in entropies):
         values["entropy"] = [_mean(known) for known in entropies]
@@ -160,6 +165,19 @@ def summarize(grades: list[Grade], voting: bool, cuts: tuple[int, ...] | None = 
     values["truncated"] = [_mean([c.truncated for c in g.completions]) for g in grades]
     values["timed_out"] = [_mean(g.timed_out) for g in grades]
     return {name: bootstrap_mean(own) for name, own in values.items()}
+
+
+def right_answers(grade: Grade) -> Counter[str]:
+    """How often each right final answer was given."""
+    return Counter(f for f, value in zip(grade.finals, grade.rewards, strict=True) if f is not None and value >= 1)
+
+
+def spread(counts: Iterable[int]) -> float:
+    """Entropy in nats of what was drawn so often, by Miller and Madow: -sum q ln q + (kinds - 1) / (2 draws)."""
+    drawn = np.array(list(counts), dtype=float)
+    if not drawn.size:
+        return 0.0
+    return float(scipy.stats.entropy(drawn) + (drawn.size - 1) / (2 * drawn.sum()))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ from bandpo.evaluation.statistics import Estimate
 LABELS = {
     "greedy": "success, greedy",
     "entropy": "entropy (nats/token)",
+    "spread": "entropy of right answers (nats)",
     "length": "length (tokens)",
     "truncated": "truncated",
     "timed_out": "not graded in time",

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from bandpo.tasks.answers import holds_words, last_integer, plain, stated_answer
 from bandpo.tasks.base import Task
-from bandpo.tasks.rewards import REWARDS, chosen_letter
+from bandpo.tasks.rewards import REWARDS, chosen_letter, summands
 
 Extractor = Callable[[str], str | None]
 
@@ -63,6 +63,7 @@ EXTRACTORS: dict[str, Extractor | None] = {
     "exact": _exact,
     "last_integer": last_integer,
     "choice": chosen_letter,
+    "summands": summands,
     "coin": None,
 }
 

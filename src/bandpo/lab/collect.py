@@ -135,6 +135,8 @@ def _held_out(path: Path) -> HeldOut:
         entropy=rounded(means.get("entropy")),
         length=rounded(means.get("length")),
         truncated=rounded(means.get("truncated")),
+        distinct=rounded(means.get(f"distinct@{result.samples}")),
+        spread=rounded(means.get("spread")),
         parts={m[1]: value for name in means if (m := PART.fullmatch(name)) and (value := rounded(means[name]))},
     )
 

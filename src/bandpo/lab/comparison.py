@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bandpo.lab.metrics import FinishedRun, RunResult, StudyResult
+from bandpo.lab.metrics import FinishedRun, HeldOut, RunResult, StudyResult
 from bandpo.lab.scores import (
     clip_fraction,
     compute_at,
@@ -53,6 +53,7 @@ class MethodResult:
             capped weights.
         end_entropy, halfway_entropy: Nats per token; at the end, and where the smoothed reward first was half-way
             between the reference's start and end (of the same seed), over the runs that got there.
+        distinct, spread: Different right answers among a problem's samples, and their entropy in nats.
         parts: Token positions of the held-out completions -> entropy there, in nats per token.
         target: See `Target`; None without a run of the reference to compare with.
         difference, training_reward_difference: final and training_reward minus the reference's, paired by seed; None
@@ -71,6 +72,8 @@ class MethodResult:
     clip_fraction: Interval | None = None
     end_entropy: Interval | None = None
     halfway_entropy: Interval | None = None
+    distinct: Interval | None = None
+    spread: Interval | None = None
     parts: dict[str, Interval] | None = None
     target: Target | None = None
     difference: Interval | None = None
@@ -159,8 +162,14 @@ def _with_scores(result: MethodResult, runs: list[FinishedRun], metric: str) -> 
         training_reward=mean_interval([mean_training_reward(run) for run in runs]),
         clip_fraction=mean_interval(clipped) if clipped else None,
         end_entropy=mean_interval([end_entropy(run) for run in runs]),
+        **{name: _interval_of(after, name) for name in ("distinct", "spread")},
         parts={part: mean_interval([one.parts[part] for one in after]) for part in (after[0].parts if after else ())},
     )
+
+
+def _interval_of(evaluations: Sequence[HeldOut], name: str) -> Interval | None:
+    values = [value for one in evaluations if (value := getattr(one, name)) is not None]
+    return mean_interval(values) if values else None
 
 
 def _with_levels(result: MethodResult, pairs: Pairs) -> MethodResult:

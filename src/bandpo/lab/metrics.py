@@ -137,6 +137,8 @@ class HeldOut:
         entropy: Mean entropy in nats per token.
         length: Mean length in tokens.
         truncated: Share of completions that were cut off.
+        distinct: Mean number of different right answers among a problem's samples; absent where there is one at most.
+        spread: Mean entropy of the right answers in nats, by Miller and Madow; absent as above.
         parts: Token positions -> mean entropy there, "0:6" and "6:" where `eval.cuts` is [6]; absent without cuts.
     """
 
@@ -147,6 +149,8 @@ class HeldOut:
     entropy: float | None
     length: float | None
     truncated: float | None
+    distinct: float | None = None
+    spread: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
 
 
@@ -358,8 +362,9 @@ def dump_run(run: RunResult) -> dict[str, Any]:
         data = _FINISHED.dump_python(run, mode="json")
         data |= {key: _whole(data[key]) for key in ("rollouts", "updates", "evaluation")}
         for held_out in (data["evaluation"] or {}).values():
-            if not held_out["parts"]:
-                del held_out["parts"]
+            for name in ("distinct", "spread", "parts"):
+                if not held_out[name] and held_out[name] != 0:
+                    del held_out[name]
     else:
         data = _UNFINISHED.dump_python(run, mode="json")
     return {key: value for key, value in data.items() if value or key not in ("command", "error")}

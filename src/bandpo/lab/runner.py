@@ -31,7 +31,17 @@ from bandpo.lab.metrics import (
     load_calibration,
 )
 from bandpo.lab.pool import Job, Pool
-from bandpo.lab.study import Run, Settings, Study, as_overrides, collapse, initial_folder, run_config, run_settings
+from bandpo.lab.study import (
+    Run,
+    Settings,
+    Study,
+    as_overrides,
+    collapse,
+    initial_folder,
+    run_config,
+    run_settings,
+    start_model,
+)
 from bandpo.machine import cores
 from bandpo.runs.config import load_config
 from bandpo.runs.run_dir import RunDirectory
@@ -104,6 +114,12 @@ class StudyRunner:
     def __init__(self, study: Study, name: str, directory: Path, console: Console) -> None:
         if directory.exists() and any(directory.iterdir()) and not (directory / "study.yaml").is_file():
             raise ValueError(f"{str(directory)!r} is not the directory of a study; choose another --output")
+        absent = [run.title for run in study.runs() if study.start and not start_model(study, run).is_dir()]
+        if absent:
+            raise ValueError(
+                f"start is {study.start!r}, which has no model of {len(absent)} of {len(study.runs())} runs, "
+                f"{absent[0]} among them; allowed is the directory of a finished study that was run with keep=true"
+            )
         self.study = study
         self.name = name
         self.directory = directory.resolve()  # commands and weights are then the same from anywhere
@@ -142,6 +158,8 @@ class StudyRunner:
         path = str(settings.get("model.path", ""))
         if directory is not None and path.startswith("initial/"):
             settings = {**settings, "model.path": str(directory / path)}
+        if directory is None and self.study.start is not None:
+            settings = {**settings, "model.path": os.path.relpath(path, self.directory)}
         output = run.folder if directory is None else directory / run.folder
         launch = self.study.launch or [sys.executable, "-m", "bandpo"]
         start = ["bandpo"] if directory is None and not self.study.launch else launch

@@ -103,6 +103,8 @@ class Study(Strict):
         metric: What decides: mean, greedy or pass@K of the held-out problems after training, or reward.
         budget: See `Budget`.
         pilot: See `Pilot`.
+        start: Directory of a study with `keep: true`: each run starts from the model that the run of the same method,
+            place and seed ended with there.
         keep: Whether finished runs keep their checkpoints and models.
         launch: Command before `train`, e.g. [accelerate, launch, -m, bandpo]; empty starts this Python.
         workers: Runs at a time; null lets the machine decide.
@@ -118,6 +120,7 @@ class Study(Strict):
     metric: str = "mean"
     budget: Budget = Budget()
     pilot: Pilot = Pilot()
+    start: str | None = None
     keep: bool = False
     launch: list[str] = Field(default_factory=list)
     workers: int | None = Field(default=None, ge=1)
@@ -156,6 +159,8 @@ class Study(Strict):
                 continue
             if match.method not in self.methods or self.match(match.method) is not None:
                 raise ValueError(f"methods.{label}.match.method is {match.method!r}, allowed is an unmatched method")
+            if self.start is not None:
+                raise ValueError(f"methods.{label}.match: a pilot run has no model in {self.start!r} to start from")
         return self
 
     def match(self, label: str) -> Match | None:
@@ -310,9 +315,17 @@ def run_settings(study: Study, run: Run, calibrated: Settings | None = None) -> 
         calibrated: Settings that a matched control was given.
     """
     layers: list[Settings] = [study.settings(run.method, run.point), calibrated or {}, {"seed": run.seed}]
+    if study.start is not None:
+        layers.append({"model.scratch": None, "model.path": str(start_model(study, run)), "warmup": None})
     if run.trial:
         layers += [study.pilot.overrides, {"eval": None, "seed": study.pilot.seed}]
     return collapse(*layers)
+
+
+def start_model(study: Study, run: Run) -> Path:
+    """Where the model of a study with `start` stands."""
+    assert study.start is not None
+    return Path(study.start).resolve() / run.folder / "model"
 
 
 def run_config(study: Study, run: Run, calibrated: Settings | None = None) -> RunConfig:

@@ -173,6 +173,7 @@ def scores_table(comparison: Comparison) -> Table:
 def learning_table(comparison: Comparison) -> Table:
     """One row per method: how it learned, and what it cost to reach what the reference reached."""
     parts = list(next((result.parts for result in comparison.results if result.parts), {}))
+    several = [name for name in ("distinct", "spread") if any(getattr(result, name) for result in comparison.results)]
     columns = [
         Column("method"),
         Column("mean reward"),
@@ -181,6 +182,7 @@ def learning_table(comparison: Comparison) -> Table:
         Column("clipped"),
         Column("entropy, end"),
         Column("entropy, half-way", "half-way"),
+        *(Column({"distinct": "different right answers", "spread": "their entropy"}[name], name) for name in several),
         *(Column(f"held-out entropy [{part}]", f"[{part}]") for part in parts),
         Column("target reached", "target"),
         Column("updates"),
@@ -188,7 +190,12 @@ def learning_table(comparison: Comparison) -> Table:
         Column("seconds"),
     ]
     rows = [
-        [*_learning_cells(result), *((result.parts or {}).get(part) for part in parts), *_target_cells(result.target)]
+        [
+            *_learning_cells(result),
+            *(getattr(result, name) for name in several),
+            *((result.parts or {}).get(part) for part in parts),
+            *_target_cells(result.target),
+        ]
         for result in comparison.results
     ]
     return Table(columns, rows, _title("Learning", comparison), short=point_text(comparison.point, " "))

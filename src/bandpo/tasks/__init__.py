@@ -16,6 +16,7 @@ from bandpo.tasks.mixture import Mixture
 from bandpo.tasks.questions import Questions, benchmark
 from bandpo.tasks.rewards import REWARDS, exact_reward, last_integer_reward, math_reward
 from bandpo.tasks.shaping import SHAPING, Shaping, make_shaping
+from bandpo.tasks.summands import Summands
 from bandpo.tasks.tail import Tail
 from bandpo.tasks.templates import TEMPLATES
 
@@ -24,9 +25,10 @@ TASKS: dict[str, type[Task]] = {
     "questions": Questions,
     "reasoning-gym": ReasoningGym,
     "tail": Tail,
+    "summands": Summands,
     "mixture": Mixture,
 }
-KnownTask = Annotated[Arithmetic | Questions | ReasoningGym | Tail | Mixture, Field(discriminator="name")]
+KnownTask = Annotated[Arithmetic | Questions | ReasoningGym | Tail | Summands | Mixture, Field(discriminator="name")]
 
 
 def _own_or_known(value: Any, known: ValidatorFunctionWrapHandler) -> Task:
@@ -90,6 +92,7 @@ __all__ = [
     "ReasoningGym",
     "Score",
     "Shaping",
+    "Summands",
     "Tail",
     "Task",
     "benchmark",

@@ -91,6 +91,18 @@ def chosen_letter(text: str) -> str | None:
     return match[1].upper() if match else None
 
 
+def summands_reward(completion: str, answer: str) -> float:
+    """1.0 if the completion is a+b of two positive integers, and their sum is `answer`, or `answer` is this pair."""
+    pair = summands(completion)
+    return float(pair is not None and answer.strip() in (pair, str(sum(map(int, pair.split("+"))))))
+
+
+def summands(text: str) -> str | None:
+    """The whole text as a+b without leading zeros; None if it is anything else."""
+    match = re.fullmatch(r"\s*0*([1-9][0-9]{0,8})\s*\+\s*0*([1-9][0-9]{0,8})\s*", text)
+    return f"{match[1]}+{match[2]}" if match else None
+
+
 def coin_reward(completion: str, answer: str) -> float:
     """1.0 or 0.0, by a hash of the completion and `answer`: a fair coin that falls alike on the same text.
 
@@ -104,6 +116,7 @@ REWARDS: dict[str, Reward] = {
     "last_integer": last_integer_reward,
     "exact": exact_reward,
     "choice": choice_reward,
+    "summands": summands_reward,
     "coin": coin_reward,
 }
 
