@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from bandpo.lazy import lazy
 
 if TYPE_CHECKING:
-    from bandpo.core.adaptive import AdaptiveBand
+    from bandpo.core.adaptive import AdaptiveBand, DisagreementBand, EntropyBand, PositionBand, group_disagreement
     from bandpo.core.band import RatioBounds, band, band_side, binary_divergence, inside
     from bandpo.core.certify import Certificate, certify
     from bandpo.core.divergences import FDivergence
     from bandpo.core.losses import PolicyLoss, policy_loss
-    from bandpo.core.rivals import DCPO, RIPO, Clip, NoClip
+    from bandpo.core.rivals import DCPO, ESTR, IPO, RIPO, Clip, NoClip, RelaxedBand
     from bandpo.core.rules import Band, ClipRule
     from bandpo.core.table import BandTable, band_table
     from bandpo.core.tokens import Tokens
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DCPO",
+    "ESTR",
+    "IPO",
     "RIPO",
     "AdaptiveBand",
     "Band",
@@ -25,16 +27,21 @@ __all__ = [
     "Certificate",
     "Clip",
     "ClipRule",
+    "DisagreementBand",
+    "EntropyBand",
     "FDivergence",
     "NoClip",
     "PolicyLoss",
+    "PositionBand",
     "RatioBounds",
+    "RelaxedBand",
     "Tokens",
     "band",
     "band_side",
     "band_table",
     "binary_divergence",
     "certify",
+    "group_disagreement",
     "inside",
     "policy_loss",
 ]
@@ -43,12 +50,18 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "bandpo.core.adaptive": ("AdaptiveBand",),
+        "bandpo.core.adaptive": (
+            "AdaptiveBand",
+            "DisagreementBand",
+            "EntropyBand",
+            "PositionBand",
+            "group_disagreement",
+        ),
         "bandpo.core.band": ("RatioBounds", "band", "band_side", "binary_divergence", "inside"),
         "bandpo.core.certify": ("Certificate", "certify"),
         "bandpo.core.divergences": ("FDivergence",),
         "bandpo.core.losses": ("PolicyLoss", "policy_loss"),
-        "bandpo.core.rivals": ("DCPO", "RIPO", "Clip", "NoClip"),
+        "bandpo.core.rivals": ("DCPO", "ESTR", "IPO", "RIPO", "Clip", "NoClip", "RelaxedBand"),
         "bandpo.core.rules": ("Band", "ClipRule"),
         "bandpo.core.table": ("BandTable", "band_table"),
         "bandpo.core.tokens": ("Tokens",),

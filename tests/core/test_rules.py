@@ -5,7 +5,20 @@ import math
 import pytest
 import torch
 
-from bandpo import DCPO, RIPO, AdaptiveBand, Band, Clip, ClipRule, FDivergence, NoClip, policy_loss
+from bandpo import (
+    DCPO,
+    IPO,
+    RIPO,
+    AdaptiveBand,
+    Band,
+    Clip,
+    ClipRule,
+    FDivergence,
+    NoClip,
+    PositionBand,
+    RelaxedBand,
+    policy_loss,
+)
 from bandpo.core.registry import RULES, make_rule
 
 LOGPS = torch.log(torch.tensor([[0.001, 0.01, 0.1], [0.5, 0.9, 1.0]]))
@@ -23,6 +36,9 @@ LOGPS = torch.log(torch.tensor([[0.001, 0.01, 0.1], [0.5, 0.9, 1.0]]))
         Band((0.02, 0.2), cap=5.0, floor=0.3),
         AdaptiveBand(),
         AdaptiveBand((0.02, 0.1), "chi2", cap=8.0, reference=0.5),
+        PositionBand(),
+        RelaxedBand(),
+        IPO(),
     ],
     ids=repr,
 )

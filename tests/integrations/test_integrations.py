@@ -422,7 +422,7 @@ def test_bounds_and_metrics_without_a_token(rule, shape):
 
     tokens = Tokens(
         full(-1.0), full(1.0), full(0.0), old_entropy=full(1.0), sampling_logps=full(-1.0),
-        positions=full(0.0), groups=torch.zeros(shape[0], 1),
+        positions=full(0.0), groups=torch.zeros(shape[0], 1), disagreement=full(0.5),
     )  # fmt: skip
     one = rule()
     low, high = clip_range(one, tokens, full(-1.1))

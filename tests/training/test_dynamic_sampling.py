@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from bandpo import Band
+from bandpo import Band, group_disagreement
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
 from bandpo.training.dynamic_sampling import DynamicSampling, check_dynamic_sampling
 from helpers import QUIET_ON_CPU
@@ -111,10 +111,10 @@ def test_a_replaced_row_is_one_rollout(tmp_path, tiny):
 class Hungry(Band):
     """Needs what the trainer adds to a rollout."""
 
-    needs = frozenset({"old_entropy", "groups"})
+    needs = frozenset({"old_entropy", "groups", "disagreement"})
 
     def radii(self, tokens):
-        assert tokens.old_entropy.shape == tokens.old_logps.shape
+        assert tokens.old_entropy.shape == tokens.disagreement.shape == tokens.old_logps.shape
         low, high = super().radii(tokens)
         factor = 1 + tokens.old_entropy + 0 * tokens.groups
         return factor * low, factor * high
@@ -135,6 +135,11 @@ def test_what_a_rule_needs_is_replaced_too(tmp_path, tiny):
         )
     counts = batch["completion_mask"].bool()
     torch.testing.assert_close(batch["old_entropy"][counts], entropy[counts], rtol=1e-4, atol=1e-4)
+    # But for positions that one completion alone reaches, which have the mean of the rollout they were sampled in.
+    counts &= counts.view(8, 4, -1).sum(1).repeat_interleave(4, 0) > 1
+    expected = group_disagreement(batch["completion_ids"], batch["groups"], batch["completion_mask"])
+    assert 0 < expected[counts].mean() < 1
+    torch.testing.assert_close(batch["disagreement"][counts], expected[counts])
 
 
 def test_the_limit_holds(tmp_path, tiny):

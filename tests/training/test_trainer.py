@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from bandpo import Band, Clip, policy_loss
+from bandpo import IPO, Band, Clip, DisagreementBand, policy_loss
 from bandpo.core.frameworks import clip_range
 from bandpo.models import load_model
 from bandpo.runs.build import RecipeTrainer
@@ -308,15 +308,13 @@ class ByEntropy(Band):
         return low * (0.1 + tokens.old_entropy), high * (0.1 + tokens.old_entropy)
 
 
-class Mask(Band):
-    two_sided = True
-
-
 seen = []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", [ByEntropy(1e-5), Mask(1e-4)], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    "rule", [ByEntropy(1e-5), IPO(1e-4), DisagreementBand(1e-5)], ids=lambda rule: type(rule).__name__
+)
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_rules_with_needs_get_them_and_hold_as_in_our_own_loss(tmp_path, tiny, rule, beta):
     """Entropy is the old policy's, also with a reference model; gradients are those of bandpo.policy_loss."""
@@ -331,7 +329,7 @@ def test_rules_with_needs_get_them_and_hold_as_in_our_own_loss(tmp_path, tiny, r
                 logps = self._logps.clone().requires_grad_()
                 ours = policy_loss(
                     logps, tokens.old_logps, tokens.advantages, tokens.mask, rule=self.rule, aggregation="token-mean",
-                    old_entropy=tokens.old_entropy, groups=tokens.groups,
+                    old_entropy=tokens.old_entropy, groups=tokens.groups, disagreement=tokens.disagreement,
                 )  # fmt: skip
                 low, high = clip_range(self.rule, tokens, logps)
                 ratio = (logps - tokens.old_logps).exp()

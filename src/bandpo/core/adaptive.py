@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
+from typing import ClassVar
 
-from bandpo.core.checks import as_work_dtype, check_number
+import torch
+from torch import Tensor
+
+from bandpo.core.checks import as_work_dtype, can_look, check_broadcast, check_number
 from bandpo.core.rules import Band, Radii
 from bandpo.core.tokens import Tokens
+
+
+def _times(factor: Tensor, radii: Radii) -> Radii:
+    low, high = radii
+    below = factor * low
+    return below, below if low is high else factor * high
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +55,154 @@ class AdaptiveBand(Band):
     def radii(self, tokens: Tokens) -> Radii:
         surprisal = -as_work_dtype(tokens.old_logps.detach())
         factor = (surprisal / self.reference).clamp(self.smallest, self.largest)
-        low, high = super().radii(tokens)
-        below = factor * low
-        return below, below if low is high else factor * high
+        return _times(factor, super().radii(tokens))
+
+
+@dataclass(frozen=True, eq=False)
+class PositionBand(Band):
+    """Band with a radius that grows or shrinks along the completion, in a straight line.
+
+    radius_t = radius * ((1 - s) (2 - last) + s last), s = min(t / (horizon - 1), 1), t the token's place from 0. The
+    mean radius of a completion of `horizon` tokens is `radius`; one that ends earlier has more if last < 1. CPPO
+    (arXiv 2606.10968) lets the threshold of DPPO's mask fall linearly from 1 to .8: last = 0.89 at 0.9 of the radius.
+
+    Args:
+        radius, divergence, cap, floor: As Band's.
+        last: Factor from token number `horizon` on, above 0 and below 2; the first token has 2 - last.
+        horizon: Tokens over which the radius changes, >= 2; commonly the largest completion length.
+
+    Raises:
+        ValueError: As Band, or if last or horizon is out of range.
+    """
+
+    last: float = 0.5
+    horizon: int = 512
+    needs = frozenset({"positions"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(
+            "PositionBand", "last", self.last, sys.float_info.min, math.nextafter(2, 0), "a number > 0 and < 2"
+        )
+        check_number("PositionBand", "horizon", self.horizon, 2, sys.float_info.max, "a number >= 2")
+
+    def radii(self, tokens: Tokens) -> Radii:
+        assert tokens.positions is not None
+        dtype = as_work_dtype(tokens.old_logps).dtype
+        share = (tokens.positions.to(dtype) / (self.horizon - 1)).clamp(0, 1)
+        return _times((1 - share) * (2 - self.last) + share * self.last, super().radii(tokens))
+
+
+@dataclass(frozen=True, eq=False)
+class _SharedBand(Band):
+    """Band whose radii are shared out in proportion to a field of the context, so that their mean stays.
+
+    radius_t = radius * (smallest + (1 - smallest) w_t / mean(w)), w_t >= 0 the field named in `by`. The mean is over
+    the unmasked tokens of one call: of a micro-batch on one process. Each micro-batch has the mean radius that was
+    set, whatever is in it, so with gradient accumulation a token's radius hangs on which others it is computed with.
+    """
+
+    smallest: float = 0.1
+    by: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        check_number(name, "smallest", self.smallest, sys.float_info.min, 1.0, "a number > 0 and <= 1")
+
+    def radii(self, tokens: Tokens) -> Radii:
+        assert tokens.mask is not None
+        old = as_work_dtype(tokens.old_logps.detach())
+        keep = tokens.mask.bool().expand_as(old)
+        weight = getattr(tokens, self.by).detach().to(old.dtype).clamp(min=0)
+        weight = torch.where(keep, weight, torch.zeros((), dtype=old.dtype, device=old.device))
+        mean = weight.sum() / keep.sum().clamp(min=1)
+        if can_look(mean) and not math.isfinite(mean):
+            raise ValueError(f"{self.by} has the mean {float(mean)} over unmasked tokens; allowed are finite numbers")
+        factor = torch.where(mean == 0, 1.0, weight / mean)
+        return _times(self.smallest + (1 - self.smallest) * factor, super().radii(tokens))
+
+
+@dataclass(frozen=True, eq=False)
+class EntropyBand(_SharedBand):
+    """Band with a radius for each token in proportion to the old policy's entropy there, the mean radius kept.
+
+    radius_t = radius * (smallest + (1 - smallest) H_t / mean(H)), the mean over the micro-batch's unmasked tokens:
+    `radius` stays the mean radius of every micro-batch, whatever its entropy. Where all H are 0 it is Band. No state,
+    no gradient through H, one mean over the tokens. The paper leaves a radius that adapts to future work
+    (arXiv 2603.04918); ESTR (arXiv 2607.22186) ties its bound to the entropy too.
+
+    Args:
+        radius, divergence, cap, floor: As Band's.
+        smallest: Factor at no entropy, above 0; 1 is Band.
+
+    Raises:
+        ValueError: As Band, or if smallest is not above 0 and at most 1, or (on the CPU) an unmasked H is not finite.
+    """
+
+    needs = frozenset({"old_entropy", "mask"})
+    by = "old_entropy"
+
+
+@dataclass(frozen=True, eq=False)
+class DisagreementBand(_SharedBand):
+    """Band with a radius in proportion to how differently the prompt's samples go on, the mean radius kept.
+
+    radius_t = radius * (smallest + (1 - smallest) d_t / mean(d)), with d_t the group's disagreement at the token's
+    position (`group_disagreement`) and the mean over the unmasked tokens of the micro-batch, as in `EntropyBand`.
+
+    Args:
+        radius, divergence, cap, floor: As Band's.
+        smallest: Factor where all samples agree, above 0; 1 is Band.
+
+    Raises:
+        ValueError: As Band, or if smallest is not above 0 and at most 1, or (on the CPU) an unmasked d is not finite.
+    """
+
+    needs = frozenset({"disagreement", "mask"})
+    by = "disagreement"
+
+
+@torch.no_grad()
+def group_disagreement(ids: Tensor, groups: Tensor, mask: Tensor) -> Tensor:
+    """How often two samples of one prompt hold different tokens at the same position: a semantic uncertainty.
+
+        d = 1 - sum_k n_k (n_k - 1) / (n (n - 1))
+
+    with n the group's samples that reach the position and n_k those with token k there. If the samples agree on all
+    that comes before, this is an unbiased estimate of 1 - sum_k p_k^2. Once they have parted their text is only
+    compared place by place, not by meaning, so d is near 1 wherever it is shifted. A position that one sample alone
+    reaches gets the mean of the others.
+
+    One sort of the tokens of each position: compute it once per rollout, over whole groups. It holds about 60 bytes
+    a token while it runs, and 4 after.
+
+    Args:
+        ids: Token numbers, shape (B, T).
+        groups: Number of the prompt's group, shape (B, 1) or (B,).
+        mask: 1 (or True) for tokens that count, shape (B, T).
+
+    Returns:
+        Tensor of shape (B, T), 0 to 1, float32; 0 outside the mask.
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    groups = groups.reshape(-1, 1)
+    for name, x in (("groups", groups), ("mask", mask)):
+        check_broadcast(name, x, "ids", ids)
+    keep = mask.bool().expand_as(ids)
+    names, group = torch.unique(groups.expand(len(ids), 1).flatten(), return_inverse=True)
+    # One column per position: the samples of a group with the same token lie side by side once it is sorted.
+    columns = torch.where(keep, (group.unsqueeze(1) << 32) + ids, -1).t().contiguous()
+    ordered = columns.sort(-1).values
+    same = torch.searchsorted(ordered, columns, right=True) - torch.searchsorted(ordered, columns) - 1
+
+    def total(x: Tensor) -> Tensor:
+        return torch.zeros(len(names), ids.shape[1], dtype=torch.float64, device=ids.device).index_add(0, group, x)
+
+    n = total(keep.double())
+    agreeing, pairs = total((same.t() * keep).double()), n * (n - 1)
+    known = keep & (pairs > 0)[group]
+    value = (1 - agreeing / pairs.clamp(min=1))[group] * known
+    return torch.where(known, value, value.sum() / known.sum().clamp(min=1) * keep).float()

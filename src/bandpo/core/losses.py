@@ -48,6 +48,7 @@ def policy_loss(
     sampling_logps: Tensor | None = None,
     positions: Tensor | None = None,
     groups: Tensor | None = None,
+    disagreement: Tensor | None = None,
     backend: str | None = None,
 ) -> PolicyLoss:
     """Clipped policy-gradient surrogate whose trust region is set by a clip rule.
@@ -72,8 +73,8 @@ def policy_loss(
         weights: Importance weights that multiply each token's loss, shape (B, T), e.g. rollout correction.
         entropy: Policy entropy at each position in nats, shape (B, T); only reported.
         horizon: Divisor of "seq-mean-token-sum-norm"; T if None.
-        old_entropy, sampling_logps, positions, groups: What a rule may need beyond that (`Tokens`); shapes that
-            broadcast to (B, T). Positions are counted along T if not given.
+        old_entropy, sampling_logps, positions, groups, disagreement: What a rule may need beyond that (`Tokens`);
+            shapes that broadcast to (B, T). Positions are counted along T if not given.
         backend: "eager", "compile" or "triton"; if None, the environment variable BANDPO_BACKEND, else eager or
             compile by size (docs/backends.md). All give the same value, gradient and metrics.
 
@@ -94,10 +95,9 @@ def policy_loss(
         advantages = advantages.unsqueeze(1)
     given = {
         "old_logps": old_logps, "advantages": advantages, "mask": mask, "old_entropy": old_entropy,
-        "sampling_logps": sampling_logps, "positions": positions, "groups": groups,
+        "sampling_logps": sampling_logps, "positions": positions, "groups": groups, "disagreement": disagreement,
     }  # fmt: skip
-    extra = {"weights": weights, "entropy": entropy}
-    for name, tensor in (given | extra).items():
+    for name, tensor in (given | {"weights": weights, "entropy": entropy}).items():
         if tensor is not None:
             check_broadcast(name, tensor, "logps", logps)
     for tensor in (logps, old_logps):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-EVERYTHING = frozenset({"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "logps"})
+EVERYTHING = frozenset(
+    {"advantages", "mask", "old_entropy", "sampling_logps", "positions", "groups", "disagreement", "logps"}
+)
 
 SUPPLIERS: dict[str, frozenset[str]] = {
     "bandpo.policy_loss": EVERYTHING,

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bandpo.core.band import RatioBounds
-from bandpo.core.checks import DEFAULT_RADIUS, as_work_dtype, check_cap_and_floor, check_number
-from bandpo.core.rules import ClipRule, safe_log
+from bandpo.core.band import RatioBounds, band
+from bandpo.core.checks import DEFAULT_RADIUS, Radius, as_work_dtype, check_cap_and_floor, check_number
+from bandpo.core.divergences import FDivergence, get_divergence
+from bandpo.core.rules import Band, ClipRule, safe_log
 from bandpo.core.tokens import Tokens
 
 
@@ -27,6 +28,11 @@ def _interval(old_logps: Tensor, lower: float, upper: float) -> RatioBounds:
         everywhere(safe_log(upper)),
         (everywhere(lower), everywhere(upper)),
     )
+
+
+def _check_positive(rule: ClipRule, name: str) -> None:
+    value = getattr(rule, name)
+    check_number(type(rule).__name__, name, value, sys.float_info.min, sys.float_info.max, "a finite number > 0")
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,88 @@ class RIPO(ClipRule):
     divergence = "chi2"
 
     def __post_init__(self) -> None:
-        check_number("RIPO", "radius", self.radius, sys.float_info.min, sys.float_info.max, "a finite number > 0")
+        _check_positive(self, "radius")
 
     def limits(self, tokens: Tokens) -> RatioBounds:
         reach = math.sqrt(self.radius) * (-0.5 * as_work_dtype(tokens.old_logps)).exp()
         return RatioBounds.from_ratios((1 - reach).clamp(min=0), 1 + reach)
+
+
+@dataclass(frozen=True, eq=False)
+class IPO(Band):
+    """The mask of prime-rl's IPO: a token whose probability has moved by more than `radius` loses its gradient.
+
+    |p_new - p_old| <= radius whatever the sign of the advantage (prime-rl #1930, #3418), that is Band with "tv" as a
+    two-sided mask. prime-rl measures p_old by the sampler's log-probs (`anchor="sampler"` in TRL), and adds
+    0.001 (log r)^2 over all tokens, which is not part of a clip rule.
+
+    Args:
+        radius, divergence, cap, floor, table: As Band's.
+
+    Raises:
+        ValueError: As Band.
+    """
+
+    two_sided = True
+    radius: Radius = 0.1
+    divergence: str | FDivergence = "tv"
+
+
+@dataclass(frozen=True)
+class ESTR(ClipRule):
+    """Entropy-scaled mask: (log r)^2 <= threshold (H + epsilon) (arXiv 2607.22186), H the old policy's entropy.
+
+    Bounds exp(-+sqrt(threshold (H + epsilon))), as a two-sided mask. The paper takes the sampler's entropy and clips
+    what it keeps as PPO does; this is the mask alone. Its settings are not public: with the defaults, which are ours,
+    a token of H = 1 nat has about the bounds of Clip(0.2, 0.2).
+
+    Args:
+        threshold: Largest (log r)^2 per nat of entropy.
+        epsilon: Entropy in nats that a token is given on top of its own.
+
+    Raises:
+        ValueError: If a number is not above 0 and finite.
+    """
+
+    threshold: float = 0.04
+    epsilon: float = 0.01
+    needs = frozenset({"old_entropy"})
+    two_sided = True
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "threshold")
+        _check_positive(self, "epsilon")
+
+    def limits(self, tokens: Tokens) -> RatioBounds:
+        assert tokens.old_entropy is not None
+        old, entropy = as_work_dtype(tokens.old_logps), tokens.old_entropy.clamp(min=0)
+        reach = (self.threshold * (entropy.to(old.dtype) + self.epsilon)).sqrt().expand_as(old)
+        return RatioBounds(-reach, reach)
+
+
+@dataclass(frozen=True)
+class RelaxedBand(ClipRule):
+    """Band widened to contain [1 - low, 1 + high]: the relaxed variant of arXiv 2603.04918, reported to hurt.
+
+    Args:
+        radius, divergence: As Band's; one number.
+        low, high: As Clip's.
+
+    Raises:
+        ValueError: If the divergence is unknown, or a number is out of range.
+    """
+
+    radius: float = DEFAULT_RADIUS
+    divergence: str | FDivergence = "kl"
+    low: float = 0.2
+    high: float = 0.28
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "radius")
+        get_divergence(self.divergence)
+        Clip(self.low, self.high)
+
+    def limits(self, tokens: Tokens) -> RatioBounds:
+        inner = band(tokens.old_logps, self.radius, self.divergence)
+        log_lower = inner.log_lower.clamp(max=safe_log(1 - self.low))
+        return RatioBounds(log_lower, inner.log_upper.clamp(min=math.log1p(self.high)))

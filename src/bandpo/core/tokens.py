@@ -24,6 +24,7 @@ class Tokens:
         sampling_logps: Log-probs that the sampler reported.
         positions: Place of each token in its completion, from 0; the last dimension's index if not given.
         groups: Number of the prompt's group, shape (B, 1).
+        disagreement: How often the group's samples differ at this position, 0 to 1 (`group_disagreement`).
     """
 
     old_logps: Tensor
@@ -33,6 +34,7 @@ class Tokens:
     sampling_logps: Tensor | None = None
     positions: Tensor | None = None
     groups: Tensor | None = None
+    disagreement: Tensor | None = None
 
     @classmethod
     def of(cls, old_logps: Tensor | Tokens, needs: frozenset[str] = frozenset(), rule: str = "the rule") -> Tokens:

@@ -21,6 +21,7 @@ FILLED_RIGHT = {
     "completion_mask": 0,
     "old_per_token_logps": 0.0,
     "old_entropy": 0.0,
+    "disagreement": 0.0,
     "ref_per_token_logps": 0.0,
     "sampling_per_token_logps": 0.0,
     "importance_sampling_ratio": 1.0,

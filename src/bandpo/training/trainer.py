@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
+from bandpo.core.adaptive import group_disagreement
 from bandpo.core.diagnostics import ClipStatistics, clip_statistics, finish_maxima
 from bandpo.core.frameworks import clip_range
 from bandpo.core.needs import check_needs
@@ -33,8 +34,9 @@ class BandGRPOTrainer(GRPOTrainer):
     """GRPOTrainer whose clip interval depends on each token's old probability (arXiv 2603.04918).
 
     It replaces the bounds of TRL's loss and logs `band/*` (docs/metrics.md), nothing else: checkpoints, resuming and
-    the rest of a run are TRL's. A rule that needs the old policy's entropy or the prompt's group finds it in the
-    rollout. A NaN is logged as it is and does not end the run.
+    the rest of a run are TRL's. A rule that needs the old policy's entropy, the prompt's group or the disagreement
+    of its completions (those on this process) finds it in the rollout. A NaN is logged as it is and does not end the
+    run.
 
     Args:
         rule: Any clip rule; if None, the one that `args.rule` describes. A rule given here is logged by its repr, in
@@ -74,12 +76,17 @@ class BandGRPOTrainer(GRPOTrainer):
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if "old_entropy" in self.rule.needs and self._entropy is not None:
             batch["old_entropy"] = self._entropy
-        if "groups" in self.rule.needs:
+        if self.rule.needs & {"groups", "disagreement"}:
             rows = len(batch["completion_ids"])
             first = self.accelerator.process_index * rows
             index = torch.arange(first, first + rows, device=self.accelerator.device)
             assert self.num_generations is not None
             batch["groups"] = (index // self.num_generations).unsqueeze(1)
+            # Here, because TRL shuffles the rollout before it is split into micro-batches.
+            if "disagreement" in self.rule.needs:
+                batch["disagreement"] = group_disagreement(
+                    batch["completion_ids"], batch["groups"], batch["completion_mask"]
+                )
         return batch
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -127,6 +134,7 @@ class BandGRPOTrainer(GRPOTrainer):
             old_entropy=inputs.get("old_entropy"),
             sampling_logps=inputs.get("sampling_per_token_logps"),
             groups=inputs.get("groups"),
+            disagreement=inputs.get("disagreement"),
         )
 
     @torch.no_grad()
