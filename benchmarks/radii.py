@@ -54,7 +54,7 @@ def peak(call: Callable[..., Any], *arguments: Any) -> int:
 def loss(x: Inputs, rule: Any, backend: str) -> None:
     x.new.grad = None
     # For a timing any numbers do as entropy and disagreement.
-    context = dict.fromkeys(("old_entropy", "disagreement"), x.advantages)
+    context = dict.fromkeys(rule.needs & {"old_entropy", "disagreement"}, x.advantages)
     found = bandpo.policy_loss(x.new, x.old, x.advantages, x.mask, rule=rule, backend=backend, **context)
     found.loss.backward()
 

@@ -14,6 +14,9 @@ from bandpo.core.checks import as_work_dtype, can_look, check_broadcast, check_n
 from bandpo.core.rules import Band, Radii
 from bandpo.core.tokens import Tokens
 
+TINY = 1e-36
+"""Above the smallest normal number of float32."""
+
 
 def _times(factor: Tensor, radii: Radii) -> Radii:
     low, high = radii
@@ -89,8 +92,9 @@ class PositionBand(Band):
     def radii(self, tokens: Tokens) -> Radii:
         assert tokens.positions is not None
         dtype = as_work_dtype(tokens.old_logps).dtype
-        share = (tokens.positions.to(dtype) / (self.horizon - 1)).clamp(0, 1)
-        return _times((1 - share) * (2 - self.last) + share * self.last, super().radii(tokens))
+        ends = sorted((2 - self.last, self.last))
+        factor = tokens.positions.to(dtype) * (2 * (self.last - 1) / (self.horizon - 1)) + (2 - self.last)
+        return _times(factor.clamp(*ends), super().radii(tokens))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,13 +118,12 @@ class _SharedBand(Band):
         assert tokens.mask is not None
         old = as_work_dtype(tokens.old_logps.detach())
         keep = tokens.mask.bool().expand_as(old)
-        weight = getattr(tokens, self.by).detach().to(old.dtype).clamp(min=0)
-        weight = torch.where(keep, weight, torch.zeros((), dtype=old.dtype, device=old.device))
-        mean = weight.sum() / keep.sum().clamp(min=1)
+        # Next to nothing in the place of 0, so that tokens which all have 0 share alike.
+        weight = torch.where(keep, getattr(tokens, self.by).detach().to(old.dtype).clamp(min=TINY), 0.0)
+        mean = (weight.sum() / keep.sum().clamp(min=1)).clamp(min=TINY)
         if can_look(mean) and not math.isfinite(mean):
             raise ValueError(f"{self.by} has the mean {float(mean)} over unmasked tokens; allowed are finite numbers")
-        factor = torch.where(mean == 0, 1.0, weight / mean)
-        return _times(self.smallest + (1 - self.smallest) * factor, super().radii(tokens))
+        return _times(self.smallest + (1 - self.smallest) / mean * weight, super().radii(tokens))
 
 
 @dataclass(frozen=True, eq=False)

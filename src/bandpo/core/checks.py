@@ -93,9 +93,9 @@ def check_logps_pair(logps: Tensor, old_logps: Tensor) -> tuple[Tensor, Tensor]:
 def _check_one_radius(radius: Any) -> None:
     if isinstance(radius, Tensor):
         if can_look(radius) and radius.numel():
-            bad = ~((radius > 0) & (radius < torch.inf)) & ~torch.isnan(radius)
-            if bool(bad.any()):
-                raise ValueError(f"radius must be > 0 and finite, got {float(radius.detach()[bad].flatten()[0])}")
+            least, most = map(float, torch.aminmax(radius.detach().nan_to_num(1.0, math.inf, -math.inf)))
+            if not 0.0 < least <= most < math.inf:
+                raise ValueError(f"radius must be > 0 and finite, got {most if least > 0.0 else least}")
         return
     try:
         value = float(radius)

@@ -58,10 +58,7 @@ class Tokens:
         """The same tokens with zeros, in a work dtype, where `keep` is False."""
 
         def zeroed(x: Tensor | None) -> Tensor | None:
-            if x is None or not x.dtype.is_floating_point:
-                return x
-            x = as_work_dtype(x)
-            return torch.where(keep, x, torch.zeros((), dtype=x.dtype, device=x.device))
+            return torch.where(keep, as_work_dtype(x), 0.0) if x is not None and x.dtype.is_floating_point else x
 
         cleaned: dict[str, Any] = {f.name: zeroed(getattr(self, f.name)) for f in fields(self)}
         return replace(self, **cleaned | {"mask": keep})
