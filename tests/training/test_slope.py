@@ -131,6 +131,7 @@ def test_logits_that_were_not_seen_are_said_to_be_unknown(monkeypatch, sharp):
     with mean_slopes(sharp[0]) as seen:
         sharp[0](input_ids=torch.zeros(1, 3, dtype=torch.long))
     assert seen == []
+    assert not hasattr(utils, "_ChunkedLogProbFunction")
 
 
 @pytest.mark.slow
