@@ -19,6 +19,8 @@ def test_tables_json_and_picture(bandpo, tmp_path):
     assert "mine" in said
     assert "Entropy ledger" in said
     assert "kept out" in said
+    assert said.count("Entropy ledger by kind of token") == 1, "of neutral there is one kind"
+    assert said.count("Entropy ledger by old probability") == 2
     result = SimulationResult.load(tmp_path / "o" / "deciding.json")
     assert list(result.runs) == ["mine"]
     assert result.settings.rollouts == 2

@@ -1,12 +1,13 @@
 """The exact simulator: against formulas, finite differences and PyTorch's own Adam."""
 
 import math
+import re
 
 import pytest
 import torch
 from scipy.stats import spearmanr
 
-from bandpo.core.registry import make_rule
+from bandpo.core.registry import RULES, make_rule
 from bandpo.lab.bandit import (
     Optimizer,
     Policies,
@@ -118,6 +119,55 @@ def test_the_ledger_foretells_the_change_of_entropy():
         realized += columns[1]
     assert spearmanr(predicted, realized).statistic >= 0.95
     assert predicted == pytest.approx(realized, abs=0.03)
+
+
+@pytest.mark.parametrize("optimizer", ["gradient", "adam-shared"])
+def test_the_ledger_by_kind_adds_up(optimizer):
+    rate = 2.0 if optimizer == "gradient" else 0.05
+    settings = Simulation(**SMALL, **DECIDING, optimizer=optimizer, learning_rate=rate, rules={"c": {"name": "clip"}})
+    run = simulate(settings).runs["c"]
+    for name in ("let_in_high", "let_in_low", "kept_out_high", "kept_out_low", "realized"):
+        parts = (getattr(x, name) for x in (run.ledger_deciding, run.ledger_neutral, run.ledger))
+        for deciding, neutral, whole in zip(*parts, strict=True):
+            assert (deciding + 2 * neutral) / 3 == pytest.approx(whole)
+    entropy = run.entropy_deciding.mean
+    assert sum(run.ledger_deciding.realized) == pytest.approx(entropy[-1] - entropy[0])
+    assert any(run.ledger_deciding.kept_out_high)
+    assert any(run.ledger_neutral.kept_out_low)
+    (coin,) = simulate(Simulation(**SMALL, rules={"c": {"name": "clip"}})).runs.values()
+    assert coin.ledger_deciding is None
+    assert coin.ledger_neutral == coin.ledger
+
+
+def test_the_ledger_by_probability_adds_up():
+    settings = Simulation(**SMALL, **DECIDING, learning_rate=2.0, rules={"c": {"name": "clip"}})
+    run = simulate(settings).runs["c"]
+    for name, rollouts in run.ledger_by_probability.items():
+        assert [sum(bins) for bins in rollouts] == pytest.approx(getattr(run.ledger, name), abs=1e-12)
+        assert any(sum(value != 0 for value in bins) > 2 for bins in rollouts)
+    adam = simulate(Simulation(**SMALL, optimizer="adam", learning_rate=0.01)).runs["band"]
+    assert adam.ledger_by_probability is None
+
+
+def test_a_token_is_entered_in_the_bin_of_its_old_probability():
+    """One update by hand: the tokens of one bin alone, through the gradients that they have."""
+    settings = Simulation(**SMALL | {"rollouts": 1, "updates": 1}, rules={"c": {"name": "none"}}, learning_rate=0.1)
+    policies = Policies(settings, make_rule("none"))
+    seen = []
+    sample = policies._sample
+    policies._sample = lambda log_pi: seen.append(sample(log_pi)) or seen[-1]
+    log_pi = policies.logits.log_softmax(-1)
+    policies.rollout()
+    (samples,) = seen
+    slopes = policies._by_prompt(samples.advantages.expand(-1, 1)) / settings.group
+    for place in range(len(EDGES) - 1):
+        old = log_pi.gather(-1, samples.actions).exp()
+        one = (old >= EDGES[place]) & (old < EDGES[place + 1])
+        for column, sign in enumerate((slopes > 0, slopes <= 0)):
+            kept = torch.where(one & sign, slopes, 0.0)
+            gradient = logit_gradients(log_pi.exp(), samples.actions, kept, torch.zeros_like(samples.actions))[0]
+            expected = float(entropy_change(log_pi, 0.1 * gradient).mean())
+            assert float(policies.entries_by_bin[0][column, place]) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_ledger_names_the_side_that_clips():
@@ -253,6 +303,12 @@ def test_lag_samples_from_an_older_policy():
             assert torch.equal(sampler, history[max(0, i - lag)])
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_finds_what_it_needs(name):
+    settings = Simulation(prompts=4, positions=2, group=4, rollouts=1, updates=2, rules={"one": {"name": name}})
+    assert simulate(settings).runs["one"].entropy_neutral.mean[-1] > 0
+
+
 def test_a_rule_of_ones_own():
     rules = {"mine": {"name": "bandpo.core.rivals:RIPO", "radius": 0.1}}
     assert simulate(Simulation(**SMALL, rules=rules)).runs["mine"].rule == rules["mine"]
@@ -307,6 +363,10 @@ def test_results_return_from_their_file(tmp_path):
     loaded = SimulationResult.load(tmp_path / "small.json")
     assert loaded.dump() == result.dump()
     assert loaded.settings == result.settings
+    split = re.sub(r'"ledger_(deciding|neutral|by_probability)": (\{[^{}]*\}|null), ', "", result.dump())
+    assert "ledger_" not in split
+    (tmp_path / "older.json").write_text(split)
+    assert SimulationResult.load(tmp_path / "older.json").runs["band"].ledger_deciding is None
     (tmp_path / "small.json").write_text(result.dump().replace('"seconds"', '"secs"'))
     with pytest.raises(ValueError, match="seconds"):
         SimulationResult.load(tmp_path / "small.json")

@@ -109,6 +109,9 @@ def test_the_page_says_what_the_run_left(run, tmp_path):
     assert len(list((run / "batches").glob("batch-*.npz"))) == 2
     assert "Which tokens, and why" in text
     assert "No recorded token had an advantage" not in text
+    assert "Which side of the rule moved entropy, by how much, on which tokens" in text
+    assert "The tokens that moved most, under the run's own rule" in text
+    assert "have no ledger" not in text
     for step in (1, 5, 9, 13):
         assert f"rollout before update {step}" in text
     clipped = max(row["band/clip_fraction"] for row in read_lines(run / "metrics.jsonl"))

@@ -204,7 +204,7 @@ def test_as_many_completions_are_kept_as_fit(batch):
     import torch
 
     trainer = types.SimpleNamespace(
-        last_forward=(torch.from_numpy(batch.logps), torch.from_numpy(batch.entropy)),
+        last_forward=(torch.from_numpy(batch.logps), torch.from_numpy(batch.entropy), None),
         last_inputs={
             "old_per_token_logps": torch.from_numpy(batch.old_logps),
             "completion_ids": torch.from_numpy(batch.tokens + 10),
@@ -214,13 +214,18 @@ def test_as_many_completions_are_kept_as_fit(batch):
         },
         processing_class=types.SimpleNamespace(decode=lambda ids: f"<{ids[0]}>"),
     )
-    kept = TokenBatch.of_trainer(trainer, 7, limit=2 * 30 * 20 + 1)
-    assert kept.tokens.shape == (2, 30)  # two completions of 30 tokens of 20 bytes; the rest is a tool's
+    kept = TokenBatch.of_trainer(trainer, 7, limit=2 * 30 * 24 + 1)
+    assert kept.tokens.shape == (2, 30)  # two completions of 30 tokens of 24 bytes; the rest is a tool's
     assert (kept.mask == batch.mask[:2, :30]).all()
     assert (kept.logps[kept.mask] == batch.logps[:2, :30][kept.mask]).all()
     assert (kept.advantages[kept.mask] == batch.advantages[:2, :30][kept.mask]).all()
     texts = kept.texts[kept.tokens[kept.mask]]
     assert texts.tolist() == [f"<{i + 10}>" for i in batch.tokens[:2, :30][kept.mask]]
     assert kept.step == 7
+    assert np.isnan(kept.mean_slope[kept.mask]).all(), "nobody saw the logits"
+    seen = torch.rand(6, 40)
+    trainer.last_forward = (*trainer.last_forward[:2], seen)
+    kept = TokenBatch.of_trainer(trainer, 7, limit=10**6)
+    assert (kept.mean_slope == np.where(kept.mask, seen[:, :30].numpy(), 0)).all()
     trainer.last_inputs["old_per_token_logps"] = None
     assert TokenBatch.of_trainer(trainer, 7, limit=10_000) is None

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bandpo.core.adaptive import group_disagreement
 from bandpo.core.losses import policy_loss
 from bandpo.core.registry import make_rule
 from bandpo.core.rules import ClipRule
@@ -98,6 +99,15 @@ def entropy_change(log_pi: Tensor, change: Tensor) -> Tensor:
     return -(entropy_slope(log_pi) * change).sum(-1)
 
 
+def token_changes(log_pi: Tensor, actions: Tensor, slopes: Tensor) -> Tensor:
+    """-c (S_a - E_pi[S]): what sampled tokens add to the entropy under plain ascent per unit of learning rate.
+
+    `entropy_change` of each token's own gradient; log_pi of shape (P, T, V), the others (P, T, K).
+    """
+    slope = entropy_slope(log_pi)
+    return -slopes * (slope.gather(-1, actions) - (log_pi.exp() * slope).sum(-1, keepdim=True))
+
+
 def group_advantages(rewards: Tensor, kind: str) -> Tensor:
     """GRPO's advantages of rewards of shape (P, K): R - mean, or (R - mean) / (std + 1e-4) with n - 1 ("mean/std",
     arXiv 2402.03300)."""
@@ -144,6 +154,7 @@ class Samples(NamedTuple):
     old_entropy: Tensor
     advantages: Tensor
     bins: Tensor
+    disagreement: Tensor | None
 
 
 @dataclass
@@ -152,7 +163,8 @@ class Counts:
 
     clipped: list[Tensor] = field(default_factory=list)  # (2, P): shares of a prompt's tokens, low and high
     by_bin: Tensor = field(default_factory=lambda: torch.zeros(2, len(EDGES) - 1))
-    entries: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+    entries: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))  # (4, T), prompts' mean
+    entries_by_bin: Tensor = field(default_factory=lambda: torch.zeros(4, len(EDGES) - 1, dtype=torch.float64))
 
 
 class Policies:
@@ -171,7 +183,8 @@ class Policies:
         self.states: dict[str, list[Tensor]] = {}
         self.flows: dict[str, list[Tensor]] = {"clip_fraction_low": [], "clip_fraction_high": [], "divergence": []}
         self.by_bin: list[Tensor] = []
-        self.entries: list[Tensor] = []
+        self.entries: list[Tensor] = []  # (5, T), as Ledger
+        self.entries_by_bin: list[Tensor] = []
         self._note_state(self.logits.log_softmax(-1))
 
     def _draw_right(self) -> Tensor:
@@ -200,8 +213,9 @@ class Policies:
         self.flows["divergence"].append((sampler.exp() * (sampler - after)).sum(-1).mean(-1))
         tokens = torch.bincount(samples.bins.flatten(), minlength=len(EDGES) - 1) * s.updates
         self.by_bin.append(counts.by_bin / tokens)
-        realized = (entropy_of(after) - entropy_of(log_pi)).mean()
+        realized = (entropy_of(after) - entropy_of(log_pi)).mean(0)
         self.entries.append(torch.cat([counts.entries, realized.unsqueeze(0)]))
+        self.entries_by_bin.append(counts.entries_by_bin)
         self._note_state(after)
 
     def _sample(self, log_pi: Tensor) -> Samples:
@@ -213,12 +227,15 @@ class Policies:
         decided = self.right.gather(-1, actions[:, : s.deciding]).all(1) if s.deciding else coins
         old_logps = log_pi.gather(-1, actions)
         edges = torch.tensor(EDGES[1:-1], dtype=torch.float64)
+        ids = self._by_sequence(actions)
+        asked = "disagreement" in self.rule.needs
         return Samples(
             actions,
             self._by_sequence(old_logps),
             self._by_sequence(entropy_of(log_pi).unsqueeze(-1).expand_as(actions)),
             group_advantages(decided.double(), s.advantage).reshape(-1, 1),
             torch.bucketize(old_logps.exp(), edges, right=True),
+            group_disagreement(ids, self.groups, torch.ones_like(ids)) if asked else None,
         )
 
     def _by_sequence(self, x: Tensor) -> Tensor:
@@ -237,7 +254,7 @@ class Policies:
         loss = policy_loss(
             logps, samples.old_logps, samples.advantages, torch.ones_like(samples.old_logps), self.rule,
             "seq-mean-token-sum", old_entropy=samples.old_entropy, sampling_logps=samples.old_logps,
-            groups=self.groups, backend="eager",
+            groups=self.groups, disagreement=samples.disagreement, backend="eager",
         ).loss  # fmt: skip
         slopes = torch.autograd.grad(-self.settings.prompts * loss, logps)[0]
         ratio = (logps.detach() - samples.old_logps).exp()
@@ -250,9 +267,14 @@ class Policies:
         # A clipped token is entered with the slope that it would have had; columns as in Ledger.
         slopes = torch.where(clipped, samples.advantages * ratio / self.settings.group, slopes)
         columns = torch.where(clipped, 2 + sides[0].long(), (samples.advantages <= 0).long())
-        gradients = logit_gradients(log_pi.exp(), samples.actions, *map(self._by_prompt, (slopes, columns)))
-        changes = self.optimizer.step(gradients)
-        counts.entries += entropy_change(log_pi, changes).mean((1, 2))
+        slopes, columns = self._by_prompt(slopes), self._by_prompt(columns)
+        changes = self.optimizer.step(logit_gradients(log_pi.exp(), samples.actions, slopes, columns))
+        counts.entries = counts.entries + entropy_change(log_pi, changes).mean(1)
+        if self.optimizer.name not in SHARED:
+            moved = self.settings.learning_rate * token_changes(log_pi, samples.actions, slopes)
+            places = columns * (len(EDGES) - 1) + samples.bins
+            sums = torch.bincount(places.flatten(), moved.flatten(), minlength=counts.entries_by_bin.numel())
+            counts.entries_by_bin += sums.view(4, -1) / log_pi[..., 0].numel()
         self.logits = self.logits + changes[0] + changes[1]
         if not bool(self.logits.isfinite().all()):
             rate = self.settings.learning_rate
@@ -274,7 +296,8 @@ class Policies:
     def result(self, rule: Mapping[str, object], seconds: float) -> RuleRun:
         states = {name: _series(values) for name, values in self.states.items()}
         low, high = torch.stack(self.by_bin, 1).tolist()
-        names = [entry.name for entry in fields(Ledger)]
+        entries, deciding = torch.stack(self.entries, 1), self.settings.deciding  # (5, rollouts, T)
+        by_bin = torch.stack(self.entries_by_bin, 1).tolist()
         return RuleRun(
             rule=dict(rule),  # type: ignore[arg-type]
             success=states.get("success"),
@@ -284,9 +307,20 @@ class Policies:
             **{name: _series(values) for name, values in self.flows.items()},
             clip_low_by_probability=_nulls(low),
             clip_high_by_probability=_nulls(high),
-            ledger=Ledger(**dict(zip(names, torch.stack(self.entries, 1).tolist(), strict=True))),
+            ledger=_ledger(entries),
+            ledger_deciding=_ledger(entries[..., :deciding]) if deciding else None,
+            ledger_neutral=_ledger(entries[..., deciding:]) if deciding < self.settings.positions else None,
+            ledger_by_probability=None
+            if self.optimizer.name in SHARED
+            else {entry.name: rows for entry, rows in zip(fields(Ledger), by_bin, strict=False)},
             seconds=seconds,
         )
+
+
+def _ledger(entries: Tensor) -> Ledger:
+    """Entries of shape (5, rollouts, positions) as means over positions."""
+    names = [entry.name for entry in fields(Ledger)]
+    return Ledger(**dict(zip(names, entries.mean(-1).tolist(), strict=True)))
 
 
 def _series(values: list[Tensor]) -> Series:

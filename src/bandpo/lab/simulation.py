@@ -189,6 +189,10 @@ class RuleRun:
         clip_high_by_probability: The same above 1.
         divergence: KL(policy that sampled || policy after the updates) per position in nats, exact.
         ledger: What moved the entropy.
+        ledger_deciding: The same of the deciding positions alone; null if there are none.
+        ledger_neutral: The same of the others.
+        ledger_by_probability: The first four columns of `ledger` by bin of the tokens' old probability, which add up
+            to them: column -> rollout -> bin; null under Adam, whose momentum holds tokens of earlier rollouts.
         seconds: Wall time.
     """
 
@@ -203,6 +207,9 @@ class RuleRun:
     clip_high_by_probability: list[list[float | None]]
     divergence: Series
     ledger: Ledger
+    ledger_deciding: Ledger | None = None
+    ledger_neutral: Ledger | None = None
+    ledger_by_probability: dict[str, list[list[float]]] | None = None
     seconds: float
 
 
@@ -318,7 +325,7 @@ def _at(run: RuleRun, cells: Expected) -> tuple[float, float] | None:
     return sum(series.mean) / len(series.mean), sum(series.error) / len(series.error)
 
 
-def ledger_totals(run: RuleRun) -> dict[str, float]:
-    """The ledger summed over the run: the fields of `Ledger`, and `predicted`."""
+def ledger_totals(run: RuleRun, ledger: str = "ledger") -> dict[str, float]:
+    """A ledger of the run (the name of its field) summed over the run: the fields of `Ledger`, and `predicted`."""
     names = [*(field.name for field in fields(Ledger)), "predicted"]
-    return {name: sum(getattr(run.ledger, name)) for name in names}
+    return {name: sum(getattr(getattr(run, ledger), name)) for name in names}

@@ -120,6 +120,7 @@ class Page:
 
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         environment.filters["visible"] = visible
+        environment.filters["token"] = visible_token
         environment.filters["kind"] = lambda block: type(block).__name__
         environment.filters["drawn"] = Markup  # for what drawing.py drew, and nothing else
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -168,3 +169,10 @@ def visible(text: str, longest: int = LONGEST_TEXT) -> str:
         c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else f"\\u{ord(c):04x}"
         for c in shown
     )
+
+
+def visible_token(text: str) -> str:
+    """A token's text with its white space visible too: ␣ a blank, ⏎ a new line, ⇥ a tab, others as their code."""
+    marks = {"\n": "⏎", "\t": "⇥", " ": "␣"}
+    shown = "".join(marks.get(c) or (f"\\u{ord(c):04x}" if c.isspace() else c) for c in text)
+    return visible(shown) or "(empty)"

@@ -17,6 +17,7 @@ from bandpo.lab.tables import Table
 from bandpo.report import pictures, why
 from bandpo.report.curves import Points, RunRecord
 from bandpo.report.html import Block, Drawing, Sample, Samples, Section, Text, TokenRow, Tokens
+from bandpo.report.ledger_tables import LEDGER_TITLE, ledger_blocks
 from bandpo.runs.run_dir import RunDirectory, rewards_of
 from bandpo.training.batches import TokenBatch, read_batches
 
@@ -50,6 +51,8 @@ def shared_sections(
         known = {name: rule for name, rule in compared.items() if rule.needs <= why.RECORDED}
         blocks = _why_blocks(batches, known, styles, prefix)
         sections.append(Section(f"{prefix}tokens", "Which tokens, and why", [*blocks, *_left_out(compared, known)]))
+        own = {record.label: record.rule or rules.get(record.label) for record in first}
+        sections.append(Section(f"{prefix}ledger", LEDGER_TITLE, ledger_blocks(batches, known, own)))
     points = _points_of([batch for recorded in batches.values() for batch in recorded])
     known = {name: rule for name, rule in compared.items() if not rule.needs}
     drawn = [pictures.bounds_picture(known, styles), pictures.regions_picture(known, points)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from bandpo.lab.simulation import Ledger, Series, SimulationResult, agreements, ledger_totals
+from bandpo.lab.simulation import EDGES, Ledger, Series, SimulationResult, agreements, ledger_totals
 from bandpo.lab.statistics import Interval
-from bandpo.lab.tables import Column, Table
+from bandpo.lab.tables import Cell, Column, Table
 from bandpo.report.drawing import Line, Panel, Picture
+from bandpo.report.why import bin_labels
 
 # Series of `RuleRun` -> heading in the table, title of the panel.
 SERIES = {
@@ -41,8 +42,40 @@ def simulation_tables(result: SimulationResult) -> list[Table]:
     ledger = [Column("rule"), *(Column(name.replace("_", " "), form="+.3f") for name in order)]
     totals = {label: ledger_totals(run) for label, run in result.runs.items()}
     rows = [[label, *(total[name] for name in order)] for label, total in totals.items()]
-    tables.append(Table(ledger, rows, "Entropy ledger", LEDGER_NOTE))
+    tables += [Table(ledger, rows, "Entropy ledger", LEDGER_NOTE), *_ledger_by_kind(result), *_ledger_by_bin(result)]
     return [*tables, *([_agreement(result)] if result.settings.expected else [])]
+
+
+def _ledger_by_kind(result: SimulationResult) -> list[Table]:
+    """Deciding beside neutral tokens, where there are both."""
+    kinds = ("deciding", "neutral")
+    if not all(getattr(run, f"ledger_{kind}") for run in result.runs.values() for kind in kinds):
+        return []
+    names = {"predicted": "let in", "kept_out_high": "out high", "kept_out_low": "out low", "realized": "realized"}
+    columns = [
+        Column("rule"),
+        *(Column(f"{kind[0].upper()}: {x}", form="+.3f") for kind in kinds for x in names.values()),
+    ]
+    rows: list[list[Cell]] = []
+    for label, run in result.runs.items():
+        totals = [ledger_totals(run, f"ledger_{kind}") for kind in kinds]
+        rows.append([label, *(total[name] for total in totals for name in names)])
+    note = "D: nats per deciding token, N: per neutral token; let in: high and low together; out: kept out"
+    return [Table(columns, rows, "Entropy ledger by kind of token", note)]
+
+
+def _ledger_by_bin(result: SimulationResult) -> list[Table]:
+    """What was let in and kept out by the tokens' old probability."""
+    rows: list[list[Cell]] = []
+    for label, run in result.runs.items():
+        if (ledger := run.ledger_by_probability) is None:
+            return []
+        for title in ("let_in", "kept_out"):
+            both = zip(*ledger[f"{title}_high"], *ledger[f"{title}_low"], strict=True)
+            rows.append([f"{label}: {title.replace('_', ' ')}", *map(sum, both)])
+    bins = zip(bin_labels(EDGES), EDGES[1:], strict=True)
+    columns = [Column("rule"), *(Column(name, f"<{end:g}" if end < 1 else "to 1", "+.3f") for name, end in bins)]
+    return [Table(columns, rows, "Entropy ledger by old probability", "the same nats, high and low together")]
 
 
 def _end(series: Series | None) -> Interval | None:

@@ -64,6 +64,9 @@ class BatchRecorder(TrainerCallback):
         per_rollout = micro_batches_per_rollout(args) / args.gradient_accumulation_steps
         self._steps = steps_to_record(state.max_steps, per_rollout, self.batches)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.recording = state.is_world_process_zero and state.global_step + 1 in self._steps
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero and state.global_step in self._steps:
             batch = TokenBatch.of_trainer(self.trainer, state.global_step, BYTES_A_RUN // self.batches)

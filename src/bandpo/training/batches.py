@@ -6,11 +6,12 @@ import io
 import re
 import zipfile
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bandpo.files import write_atomic
@@ -31,6 +32,8 @@ class TokenBatch:
         entropy: Entropy of the policy in nats, shape (B, T).
         advantages: Shape (B, T).
         mask: True for tokens that count, shape (B, T).
+        mean_slope: E_pi[S] = sum_k pi_k^2 (ln pi_k + H) of the policy, which the entropy ledger needs
+            (`bandpo.report.ledger`), shape (B, T); NaN where the logits were not seen, as in older files.
     """
 
     step: int
@@ -41,10 +44,13 @@ class TokenBatch:
     entropy: NDArray[np.float32]
     advantages: NDArray[np.float32]
     mask: NDArray[np.bool_]
+    mean_slope: NDArray[np.float32] = field(default_factory=lambda: np.full((1, 1), np.nan, np.float32))
 
     def __post_init__(self) -> None:
         shape = self.tokens.shape
-        for name in ("logps", "old_logps", "entropy", "advantages", "mask"):
+        if self.mean_slope.shape == (1, 1) and len(shape) == 2:
+            object.__setattr__(self, "mean_slope", np.broadcast_to(self.mean_slope, shape))
+        for name in ("logps", "old_logps", "entropy", "advantages", "mask", "mean_slope"):
             if getattr(self, name).shape != shape or len(shape) != 2:
                 raise ValueError(
                     f"{name} has shape {getattr(self, name).shape}, allowed is (B, T) as tokens, here {shape}"
@@ -60,12 +66,12 @@ class TokenBatch:
         inputs = trainer.last_inputs
         if inputs is None or inputs.get("old_per_token_logps") is None:
             return None
-        logps, entropy = trainer.last_forward
+        logps, entropy, slope = trainer.last_forward
         mask = inputs["completion_mask"].bool()
         if "tool_mask" in inputs:
             mask = mask & inputs["tool_mask"].bool()
         length = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
-        rows = min(len(mask), max(1, limit // (length * 4 * 5)))
+        rows = min(len(mask), max(1, limit // (length * 4 * 6)))
 
         def take(values: Any) -> Any:
             return values[:rows, :length].cpu().numpy()
@@ -80,6 +86,7 @@ class TokenBatch:
             "old_logps": inputs["old_per_token_logps"],
             "entropy": entropy,
             "advantages": advantages,
+            "mean_slope": torch.full_like(logps, torch.nan) if slope is None else slope,
         }
         return cls(
             step=step,
@@ -107,7 +114,7 @@ class TokenBatch:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                arrays = {f.name: file[f.name] for f in fields(cls)}
+                arrays = {f.name: file[f.name] for f in fields(cls) if f.name in file or f.name != "mean_slope"}
             return cls(**{**arrays, "step": int(arrays["step"])})
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{str(path)!r} is not a record of tokens: {error}") from error

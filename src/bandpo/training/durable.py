@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from bandpo.training.checkpoints import find_checkpoint, seal
+from bandpo.training.slope import mean_slopes
 
 
 class TrainingDivergedError(ArithmeticError):
@@ -35,15 +37,19 @@ class Durable(GRPOTrainer):
         CheckpointError: If a checkpoint cannot be written, e.g. to a full disk; what was written of it is removed.
     """
 
-    # (logps, entropies) of the latest forward pass over completions, both (B, T) and detached, and the inputs of
-    # the latest loss: `TokenBatch.of_trainer` reads them.
-    last_forward: tuple[Tensor, Tensor | None] | None = None
+    # (logps, entropies, E_pi[S]) of the latest forward pass over completions, each (B, T) and detached, and the
+    # inputs of the latest loss: `TokenBatch.of_trainer` reads them. E_pi[S] if `recording`, of an update's last pass.
+    last_forward: tuple[Tensor, Tensor | None, Tensor | None] | None = None
     last_inputs: dict[str, Any] | None = None
+    recording = False
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        logps, entropies = result[:2]
-        self.last_forward = logps.detach(), None if entropies is None else entropies.detach()
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            wanted = self.recording and torch.is_grad_enabled() and self.accelerator.sync_gradients
+            slopes = stack.enter_context(mean_slopes(model)) if wanted else []
+            result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        logps, entropies = result[0].detach(), None if result[1] is None else result[1].detach()
+        self.last_forward = logps, entropies, torch.cat(slopes)[:, -logps.shape[1] :] if slopes else None
         return result
 
     # Behind BandGRPOTrainer in a trainer's bases, so that the inputs are those that reach TRL's loss.
