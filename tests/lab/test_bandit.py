@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from bandpo.core.registry import RULES, make_rule
+from bandpo.core import registry
+from bandpo.core.registry import make_rule
 from bandpo.lab.bandit import (
     Optimizer,
     Policies,
@@ -303,7 +304,7 @@ def test_lag_samples_from_an_older_policy():
             assert torch.equal(sampler, history[max(0, i - lag)])
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", registry.RULES)
 def test_every_rule_finds_what_it_needs(name):
     settings = Simulation(prompts=4, positions=2, group=4, rollouts=1, updates=2, rules={"one": {"name": name}})
     assert simulate(settings).runs["one"].entropy_neutral.mean[-1] > 0

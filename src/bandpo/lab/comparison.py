@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bandpo.lab.metrics import FinishedRun, HeldOut, RunResult, StudyResult
+from bandpo.lab.metrics import FinishedRun, RunResult, StudyResult
 from bandpo.lab.scores import (
     clip_fraction,
     compute_at,
@@ -162,14 +162,15 @@ def _with_scores(result: MethodResult, runs: list[FinishedRun], metric: str) -> 
         training_reward=mean_interval([mean_training_reward(run) for run in runs]),
         clip_fraction=mean_interval(clipped) if clipped else None,
         end_entropy=mean_interval([end_entropy(run) for run in runs]),
-        **{name: _interval_of(after, name) for name in ("distinct", "spread")},
+        distinct=_interval_of([one.distinct for one in after]),
+        spread=_interval_of([one.spread for one in after]),
         parts={part: mean_interval([one.parts[part] for one in after]) for part in (after[0].parts if after else ())},
     )
 
 
-def _interval_of(evaluations: Sequence[HeldOut], name: str) -> Interval | None:
-    values = [value for one in evaluations if (value := getattr(one, name)) is not None]
-    return mean_interval(values) if values else None
+def _interval_of(values: Sequence[float | None]) -> Interval | None:
+    known = [value for value in values if value is not None]
+    return mean_interval(known) if known else None
 
 
 def _with_levels(result: MethodResult, pairs: Pairs) -> MethodResult:
