@@ -169,6 +169,21 @@ class Ledger:
         return [a + b for a, b in zip(self.let_in_high, self.let_in_low, strict=True)]
 
 
+@dataclass
+class ControlRun:
+    """What a controller (`bandpo.core.control`) did, one entry per rollout.
+
+    Attributes:
+        value: The number that it moved, floor or radius, during the updates on this rollout.
+        measured: What it went by; null before the first measurement.
+        warning: That the target cannot be reached, once it has turned out.
+    """
+
+    value: list[float]
+    measured: list[float | None]
+    warning: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RuleRun:
     """A simulation under one rule.
@@ -190,6 +205,7 @@ class RuleRun:
         divergence: KL(policy that sampled || policy after the updates) per position in nats, exact.
         ledger: What moved the entropy.
         seconds: Wall time.
+        control: What the rule's controller did; null without one.
     """
 
     rule: dict[str, JsonValue]
@@ -204,6 +220,7 @@ class RuleRun:
     divergence: Series
     ledger: Ledger
     seconds: float
+    control: ControlRun | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
