@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from bandpo.core.control import Controller, make_controlled
 from bandpo.core.losses import policy_loss
 from bandpo.core.rules import ClipRule
-from bandpo.lab.simulation import EDGES, ControlRun, Ledger, RuleRun, Series, Simulation, SimulationResult
+from bandpo.lab.simulation import EDGES, Change, ControlRun, Ledger, RuleRun, Series, Simulation, SimulationResult
 
 # The dimensions of the logits (prompts, positions, vocabulary) that share Adam's second moment.
 SHARED: dict[str, tuple[int, ...]] = {"adam": (), "adam-token": (0, 1), "adam-shared": (0, 1, 2)}
@@ -161,7 +161,7 @@ class Policies:
     def __init__(self, settings: Simulation, rule: ClipRule, controller: Controller | None = None) -> None:
         s = self.settings = settings
         self.rule, self.optimizer = rule, Optimizer(s.optimizer, s.learning_rate)
-        self.controller, self.control = controller, ControlRun([], [])
+        self.controller, self.control = controller, ControlRun([], [], [])
         self.random = torch.Generator().manual_seed(s.seed)
         ranks = torch.arange(s.vocabulary, dtype=torch.float64)
         start = -s.exponent * torch.log1p(ranks)
@@ -189,6 +189,7 @@ class Policies:
     def rollout(self) -> None:
         """Sample, update, and note what happened."""
         s = self.settings
+        self._change(s.changes.get(len(self.entries), Change()))
         log_pi = self.logits.log_softmax(-1)
         self.past.append(log_pi)
         samples, counts = self._sample(self.past[0]), Counts()
@@ -207,6 +208,12 @@ class Policies:
         self.entries.append(torch.cat([counts.entries, realized.unsqueeze(0)]))
         self._note_state(after)
 
+    def _change(self, change: Change) -> None:
+        if change.learning_rate is not None:
+            self.optimizer.learning_rate = change.learning_rate
+        if change.target is not None and self.controller is not None:
+            self.controller.control = replace(self.controller.control, target=change.target)
+
     def _control(self, controller: Controller) -> None:
         """Move the rule's number: by the entropy of this rollout, else by what the updates on the last one gave."""
         if controller.control.metric == "entropy":
@@ -215,6 +222,7 @@ class Policies:
         self.rule = controller.rule
         self.control.value.append(controller.value)
         self.control.measured.append(controller.measured)
+        self.control.target.append(controller.control.target)
 
     def _sample(self, log_pi: Tensor) -> Samples:
         s = self.settings
