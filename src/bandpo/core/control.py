@@ -133,12 +133,11 @@ class Controller:
             if any(isinstance(x, Tensor) for x in self._pair) or getattr(rule, "table", False):
                 raise ValueError("control of the radius needs one that is a number, and table=False")
             start = self._pair[0]
-        elif start is None:
-            start = FLOOR
-            rule = replace(rule, floor=start)  # type: ignore[type-var]
-        self._rule = rule
         defaults = (0.0, 0.99) if number == "floor" else (start / 20, start * 20)
         low, high = _checked_limits(defaults if control.limits is None else control.limits, number, start)
+        if start is None:
+            start = min(max(FLOOR, low), high)
+        self._rule = rule
         self._low, self._high = self._to(low), self._to(high)
         self.state = State(self._to(start), self._to(start))
         self.measured: float | None = None
@@ -229,7 +228,7 @@ def _numbers(rule: type[ClipRule]) -> set[str]:
     return {name for name in getattr(rule, "__dataclass_fields__", {}) if name in ("floor", "radius")}
 
 
-def _checked_limits(limits: Any, number: str, start: float) -> tuple[float, float]:
+def _checked_limits(limits: Any, number: str, start: float | None) -> tuple[float, float]:
     floor = number == "floor"
     least, most = (0.0, 1 - 2**-53) if floor else (sys.float_info.min, sys.float_info.max)
     allowed = "a number from 0 to below 1" if floor else "a finite number > 0"
@@ -242,7 +241,7 @@ def _checked_limits(limits: Any, number: str, start: float) -> tuple[float, floa
         raise ValueError(
             f"control: limits are {list(limits)}, allowed are [smallest, largest] with smallest < largest"
         )
-    if not low <= start <= high:
+    if start is not None and not low <= start <= high:
         raise ValueError(
             f"control: the rule's {number} is {start:g}, allowed is a number within limits, [{low:g}, {high:g}]"
         )
