@@ -161,9 +161,9 @@ class Controller:
         return replace(self._rule, radius=pair[0] if low is high else pair)  # type: ignore[type-var]
 
     @property
-    def short(self) -> float:
-        """Relative distance from the target, -1 to 1, if the number is at the limit that keeps it there; else 0."""
-        return self.state.before if self.state.waited else 0.0
+    def stuck(self) -> bool:
+        """Whether the target has turned out to be out of reach, and the number is still at the limit."""
+        return self.state.told and self.state.waited >= PATIENCE
 
     def add(self, measured: float) -> None:
         """One measurement of the rollout; the next move goes by the mean of them."""
@@ -205,9 +205,9 @@ class Controller:
             state.before = error
         state.waited += 1
         stuck = state.waited % PATIENCE == 0 and abs(error) > max(HELD, 0.9 * abs(state.before))
-        if not stuck or state.told:
+        told, state.told = state.told, state.told or stuck
+        if told or not stuck:
             return None
-        state.told = True
         return (
             f"control cannot reach its target: {self.control.metric} is {self.measured:.4g} and not "
             f"{self.control.target:.4g} after {PATIENCE} rollouts with the {self.metric.number} at its limit of "

@@ -102,12 +102,16 @@ class BandGRPOTrainer(GRPOTrainer):
             total, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
             controller.add(total / tokens if tokens else math.nan)
         if advice := controller.move():
-            warnings.warn(advice, stacklevel=2)
+            self._tell(advice)
         self.rule = controller.rule
-        figures = {"value": controller.value, "measured": controller.measured, "short": controller.short}
+        figures = {"value": controller.value, "measured": controller.measured, "stuck": float(controller.stuck)}
         for name, value in figures.items():
             if value is not None:
                 self._metrics["train"][f"band/control_{name}"].append(value)
+
+    def _tell(self, advice: str) -> None:
+        """Say that the target is out of reach."""
+        warnings.warn(advice, stacklevel=2)
 
     def _saved_states(self) -> dict[str, Any]:
         """What trainer_state.json keeps by name, for callbacks and whoever else has a state."""
