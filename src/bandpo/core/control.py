@@ -193,7 +193,7 @@ class Controller:
         state.value = min(max(wanted, self._low), self._high)
         outside = (wanted > self._high and error > 0) or (wanted < self._low and error < 0)
         if not outside:
-            state.integral = min(max(integral, self._low), self._high)
+            state.integral = integral
         return self._tell(outside, error)
 
     def _tell(self, outside: bool, error: float) -> str | None:
