@@ -32,6 +32,9 @@ def update(**changes):
         "band/ratio_min": 0.6,
         "band/cap_fraction": 0.0,
         "band/first_distance": 0.001,
+        "band/control_stuck": 0.0,
+        "band/control_measured": 0.4,
+        "band/control_value": 0.99,
         "reward": 0.3,
         "frac_reward_zero_std": 0.3,
         "completions/clipped_ratio": 0.1,
@@ -52,6 +55,7 @@ SICK = {
     },
     "first_update_moved": {"band__first_distance": 0.03},
     "cap_binds": {"band__cap_fraction": 0.015},
+    "control_limit": {"band__control_stuck": 1.0},
     "sampler_drift": {"sampling__sampling_logp_difference__mean": 0.15},
     "zero_variance": {"frac_reward_zero_std": 1.0},
     "truncated": {"completions__clipped_ratio": 0.97},
@@ -288,7 +292,7 @@ def test_says_what_it_means_and_what_to_try(name):
 def test_advice_names_settings_that_exist():
     known = {
         "train": set(BandGRPOConfig.__dataclass_fields__),
-        "rule": {*Band.__dataclass_fields__, *Clip.__dataclass_fields__},
+        "rule": {*Band.__dataclass_fields__, *Clip.__dataclass_fields__, "control"},
         "model": set(ModelConfig.model_fields),
     }
     named = re.findall(r"\b(train|rule|model)\.(\w+)", " ".join(" ".join(a.advice) for a in ALARMS))

@@ -154,7 +154,7 @@ def check_number(owner: str, name: str, value: float, low: float, high: float, a
 
 def check_cap_and_floor(owner: str, cap: float | None, floor: float | None) -> None:
     """ValueError unless the largest ratio allowed is >= 1 and the smallest from 0 to 1, or None."""
-    if cap is not None:
+    if not (cap is None or isinstance(cap, Tensor)):  # a tensor is one that was checked as a number
         check_number(owner, "cap", cap, 1.0, math.inf, "None or a number >= 1")
-    if floor is not None:
+    if not (floor is None or isinstance(floor, Tensor)):
         check_number(owner, "floor", floor, 0.0, 1.0, "None or a number from 0 to 1")

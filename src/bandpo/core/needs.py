@@ -8,8 +8,8 @@ EVERYTHING = frozenset(
 
 SUPPLIERS: dict[str, frozenset[str]] = {
     "bandpo.policy_loss": EVERYTHING,
-    "TRL's BandGRPOTrainer": EVERYTHING - {"sampling_logps"},
-    "TRL's BandGRPOTrainer with use_vllm=True": EVERYTHING,
+    "TRL's BandGRPOTrainer": EVERYTHING - {"sampling_logps"} | {"control"},
+    "TRL's BandGRPOTrainer with use_vllm=True": EVERYTHING | {"control"},
     "verl": frozenset({"advantages", "mask", "positions", "logps"}),
     "SkyRL": frozenset({"advantages", "mask", "positions", "logps"}),
     "prime-rl": frozenset({"advantages", "mask", "sampling_logps", "positions", "logps"}),
@@ -18,7 +18,8 @@ SUPPLIERS: dict[str, frozenset[str]] = {
     "slime": frozenset({"positions"}),
 }
 """Who hands a rule what, beyond the old log-probs. "logps" are those of the policy being trained, which a rule that
-ignores the advantage's sign needs wherever the clipping itself is a framework's."""
+ignores the advantage's sign needs wherever the clipping itself is a framework's. "control" is somebody who measures
+once a rollout, over all processes, and keeps a controller's state (`bandpo.core.control`)."""
 
 
 def check_needs(needs: frozenset[str], supplier: str, rule: str) -> None:

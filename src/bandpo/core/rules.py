@@ -115,7 +115,9 @@ class ClipRule(ABC):
     @property
     def log_limits(self) -> tuple[float, float]:
         """(log floor, log cap), infinite if there is none."""
-        return safe_log(self.floor or 0.0), safe_log(math.inf if self.cap is None else self.cap)
+        return safe_log(0.0 if self.floor is None else self.floor), safe_log(
+            math.inf if self.cap is None else self.cap
+        )
 
     @property
     def all_needs(self) -> frozenset[str]:
@@ -136,9 +138,9 @@ class ClipRule(ABC):
         return RatioBounds(bounds.log_lower.clamp(min=log_floor), bounds.log_upper.clamp(max=log_cap))
 
 
-def safe_log(value: float) -> float:
-    """log(value), -inf at 0."""
-    return math.log(value) if value > 0 else -math.inf
+def safe_log(value: Any) -> Any:
+    """log(value) of a number or (`ClipRule.traced`) a tensor, -inf at 0."""
+    return value.log() if isinstance(value, Tensor) else math.log(value) if value > 0 else -math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,11 +214,9 @@ class Band(ClipRule):
 
     def traced(self, like: Tensor) -> ClipRule:
         dtype = as_work_dtype(like.detach()).dtype
-        low, high = (
-            x if isinstance(x, Tensor) else torch.full((), float(x), dtype=dtype, device=like.device)
-            for x in check_radius(self.radius)
-        )
-        return replace(self, radius=(low, high))
+        given = (*check_radius(self.radius), self.cap, self.floor)
+        numbers = [x if x is None else torch.as_tensor(x, dtype=dtype, device=like.device) for x in given]
+        return replace(self, radius=numbers[:2], cap=numbers[2], floor=numbers[3])  # type: ignore[arg-type]
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):

@@ -31,8 +31,9 @@ def read_rule(options: Mapping[str, Any] | None, supplier: str = "bandpo.policy_
     if not isinstance(options, Mapping):
         raise ValueError(f"rule is {options!r}, allowed is a mapping such as {{name: band, radius: 0.05}}")
     given = {str(key): list(value) if _is_pair(value) else value for key, value in options.items()}
+    control = frozenset({"control"} if given.pop("control", None) is not None else ())
     rule = make_rule(str(given.pop("name", "band")), **given)
-    check_needs(rule.all_needs, supplier, type(rule).__name__)
+    check_needs(rule.all_needs | control, supplier, type(rule).__name__)
     return rule
 
 

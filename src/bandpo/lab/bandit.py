@@ -10,17 +10,17 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bandpo.core.adaptive import group_disagreement
+from bandpo.core.control import Controller, make_controlled
 from bandpo.core.losses import policy_loss
-from bandpo.core.registry import make_rule
 from bandpo.core.rules import ClipRule
-from bandpo.lab.simulation import EDGES, Ledger, RuleRun, Series, Simulation, SimulationResult
+from bandpo.lab.simulation import EDGES, Change, ControlRun, Ledger, RuleRun, Series, Simulation, SimulationResult
 
 # The dimensions of the logits (prompts, positions, vocabulary) that share Adam's second moment.
 SHARED: dict[str, tuple[int, ...]] = {"adam": (), "adam-token": (0, 1), "adam-shared": (0, 1, 2)}
@@ -39,11 +39,11 @@ def simulate(settings: Simulation, name: str = "simulation", report: Report | No
     Raises:
         ValueError: For an unknown rule or option, before anything is run; for logits that overflow.
     """
-    rules = {label: make_rule(**rule) for label, rule in settings.rules.items()}  # type: ignore[arg-type]
+    rules = {label: make_controlled(**rule) for label, rule in settings.rules.items()}  # type: ignore[arg-type]
     runs = {}
-    for label, rule in rules.items():
+    for label, (rule, controller) in rules.items():
         started = time.perf_counter()
-        policies = Policies(settings, rule)
+        policies = Policies(settings, rule, controller)
         for done in range(1, settings.rollouts + 1):
             policies.rollout()
             if report is not None:
@@ -170,9 +170,10 @@ class Counts:
 class Policies:
     """The softmax policies of all prompts under one rule, and what was seen of them."""
 
-    def __init__(self, settings: Simulation, rule: ClipRule) -> None:
+    def __init__(self, settings: Simulation, rule: ClipRule, controller: Controller | None = None) -> None:
         s = self.settings = settings
         self.rule, self.optimizer = rule, Optimizer(s.optimizer, s.learning_rate)
+        self.controller, self.control = controller, ControlRun([], [], [])
         self.random = torch.Generator().manual_seed(s.seed)
         ranks = torch.arange(s.vocabulary, dtype=torch.float64)
         start = -s.exponent * torch.log1p(ranks)
@@ -201,9 +202,12 @@ class Policies:
     def rollout(self) -> None:
         """Sample, update, and note what happened."""
         s = self.settings
+        self._change(s.changes.get(len(self.entries), Change()))
         log_pi = self.logits.log_softmax(-1)
         self.past.append(log_pi)
         samples, counts = self._sample(self.past[0]), Counts()
+        if self.controller is not None:
+            self._control(self.controller)
         for _ in range(s.updates):
             self._update(samples, counts)
         after = self.logits.log_softmax(-1)
@@ -217,6 +221,22 @@ class Policies:
         self.entries.append(torch.cat([counts.entries, realized.unsqueeze(0)]))
         self.entries_by_bin.append(counts.entries_by_bin)
         self._note_state(after)
+
+    def _change(self, change: Change) -> None:
+        if change.learning_rate is not None:
+            self.optimizer.learning_rate = change.learning_rate
+        if change.target is not None and self.controller is not None:
+            self.controller.control = replace(self.controller.control, target=change.target)
+
+    def _control(self, controller: Controller) -> None:
+        """Move the rule's number: by the entropy of this rollout, else by what the updates on the last one gave."""
+        if controller.control.metric == "entropy":
+            controller.add(float(entropy_of(self.past[0]).mean()))
+        self.control.warning = controller.move() or self.control.warning
+        self.rule = controller.rule
+        self.control.value.append(controller.value)
+        self.control.measured.append(controller.measured)
+        self.control.target.append(controller.control.target)
 
     def _sample(self, log_pi: Tensor) -> Samples:
         s = self.settings
@@ -251,12 +271,14 @@ class Policies:
         """One step on sum_i min(r_i A_i, clip(r_i) A_i) / group of each prompt."""
         log_pi = self.logits.log_softmax(-1)
         logps = self._by_sequence(log_pi.gather(-1, samples.actions)).requires_grad_()
-        loss = policy_loss(
+        found = policy_loss(
             logps, samples.old_logps, samples.advantages, torch.ones_like(samples.old_logps), self.rule,
             "seq-mean-token-sum", old_entropy=samples.old_entropy, sampling_logps=samples.old_logps,
             groups=self.groups, disagreement=samples.disagreement, backend="eager",
-        ).loss  # fmt: skip
-        slopes = torch.autograd.grad(-self.settings.prompts * loss, logps)[0]
+        )  # fmt: skip
+        slopes = torch.autograd.grad(-self.settings.prompts * found.loss, logps)[0]
+        if self.controller is not None and self.controller.control.metric != "entropy":
+            self.controller.add(float(found.metrics[self.controller.control.metric]))
         ratio = (logps.detach() - samples.old_logps).exp()
         clipped = (slopes == 0) & (samples.advantages != 0)  # read off the loss, whatever the rule
         sides = torch.stack([clipped & (ratio <= 1), clipped & (ratio > 1)])
@@ -307,6 +329,7 @@ class Policies:
             **{name: _series(values) for name, values in self.flows.items()},
             clip_low_by_probability=_nulls(low),
             clip_high_by_probability=_nulls(high),
+            control=None if self.controller is None else self.control,
             ledger=_ledger(entries),
             ledger_deciding=_ledger(entries[..., :deciding]) if deciding else None,
             ledger_neutral=_ledger(entries[..., deciding:]) if deciding < self.settings.positions else None,

@@ -42,6 +42,18 @@ class Expected(Strict):
     rounding: float = Field(default=0.005, ge=0)
 
 
+class Change(Strict):
+    """What is different from a rollout on; null is as before.
+
+    Attributes:
+        learning_rate: Of the optimizer.
+        target: Of every controller.
+    """
+
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    target: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
 class Simulation(Strict):
     """A batch of tabular softmax policies (prompts, positions, vocabulary), trained once under each rule.
 
@@ -65,7 +77,9 @@ class Simulation(Strict):
             vocabulary, shared by prompts and positions ("adam-token"), or a single one ("adam-shared").
         learning_rate: Of the optimizer.
         seed: Of answers, samples and coins, which are the same under every rule.
-        rules: Label -> a rule as recipes state it: {name: band, radius: 0.05}.
+        rules: Label -> a rule as recipes state it: {name: band, radius: 0.05}, with a controller if it states one:
+            {name: band, control: {metric: entropy, target: 2.5}}.
+        changes: Rollouts done -> what is different from then on, as a disturbance for controllers.
         expected: What it should reproduce.
 
     Raises:
@@ -89,6 +103,7 @@ class Simulation(Strict):
     learning_rate: float = Field(default=0.3, gt=0, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0)
     rules: dict[str, dict[str, JsonValue]] = Field(default={"band": {"name": "band"}}, min_length=1)
+    changes: dict[int, Change] = Field(default_factory=dict)
     expected: list[Expected] = Field(default_factory=list)
 
     def __init__(self, **settings: Any) -> None:
@@ -114,6 +129,11 @@ class Simulation(Strict):
         for label, rule in self.rules.items():
             if not isinstance(rule.get("name"), str):
                 raise ValueError(f"rules.{label} has no name; write it as {{name: band, radius: 0.05}}")
+        for rollout, change in self.changes.items():
+            if not 0 < rollout < self.rollouts:
+                raise ValueError(f"changes has {rollout}, allowed is a rollout from 1 to {self.rollouts - 1}")
+            if change.target is not None and not any("control" in rule for rule in self.rules.values()):
+                raise ValueError(f"changes.{rollout} has a target, but no rule has a control")
         for label in {label for cells in self.expected for label in cells.values} - set(self.rules):
             raise ValueError(f"expected has an unknown rule {label!r}{nearest(label, self.rules)}")
         return self
@@ -169,6 +189,28 @@ class Ledger:
         return [a + b for a, b in zip(self.let_in_high, self.let_in_low, strict=True)]
 
 
+@dataclass
+class ControlRun:
+    """What a controller (`bandpo.core.control`) did, one entry per rollout.
+
+    Attributes:
+        value: The number that it moved, floor or radius, during the updates on this rollout.
+        measured: What it went by; null before the first measurement.
+        target: What it aimed at.
+        warning: That the target cannot be reached, once it has turned out.
+    """
+
+    value: list[float]
+    measured: list[float | None]
+    target: list[float]
+    warning: str | None = None
+
+    def errors(self, start: int, end: int) -> list[float]:
+        """Relative distances from the target of what was measured in the rollouts `start` to `end` - 1."""
+        seen = zip(self.measured[start:end], self.target[start:end], strict=True)
+        return [measured / target - 1 for measured, target in seen if measured is not None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RuleRun:
     """A simulation under one rule.
@@ -194,6 +236,7 @@ class RuleRun:
         ledger_by_probability: The first four columns of `ledger` by bin of the tokens' old probability, which add up
             to them: column -> rollout -> bin; null under Adam, whose momentum holds tokens of earlier rollouts.
         seconds: Wall time.
+        control: What the rule's controller did; null without one.
     """
 
     rule: dict[str, JsonValue]
@@ -211,6 +254,7 @@ class RuleRun:
     ledger_neutral: Ledger | None = None
     ledger_by_probability: dict[str, list[list[float]]] | None = None
     seconds: float
+    control: ControlRun | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

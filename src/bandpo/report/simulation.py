@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
 
+from bandpo.core.control import HELD
 from bandpo.lab.simulation import EDGES, Ledger, Series, SimulationResult, agreements, ledger_totals
 from bandpo.lab.statistics import Interval
 from bandpo.lab.tables import Cell, Column, Table
@@ -43,6 +47,7 @@ def simulation_tables(result: SimulationResult) -> list[Table]:
     totals = {label: ledger_totals(run) for label, run in result.runs.items()}
     rows = [[label, *(total[name] for name in order)] for label, total in totals.items()]
     tables += [Table(ledger, rows, "Entropy ledger", LEDGER_NOTE), *_ledger_by_kind(result), *_ledger_by_bin(result)]
+    tables += [_controllers(result)] if any(run.control for run in result.runs.values()) else []
     return [*tables, *([_agreement(result)] if result.settings.expected else [])]
 
 
@@ -83,6 +88,29 @@ def _end(series: Series | None) -> Interval | None:
         return None
     mean, half = series.mean[-1], 1.96 * series.error[-1]
     return Interval(mean, mean - half, mean + half)
+
+
+def _controllers(result: SimulationResult) -> Table:
+    """How each controller reached its target and held it, from one change of the settings to the next."""
+    columns = [Column("rule"), Column("rollouts"), Column("target", form=".3g"), Column("reached after", form="d"),
+               Column("then within", form=".1%"), Column("mean of last 10", form=".3g"), Column("number", form=".3g"),
+               ]  # fmt: skip
+    ends = [*sorted(result.settings.changes), result.settings.rollouts]
+    rows: list[list[Any]] = []
+    runs = {label: run.control for label, run in result.runs.items() if run.control is not None}
+    for label, run in runs.items():
+        for start, end in pairwise([0, *ends]):
+            errors, target = run.errors(start, end), run.target[start]
+            reached = next((i for i, error in enumerate(errors) if abs(error) <= HELD), None)
+            worst = None if reached is None else max(map(abs, errors[reached:]))
+            last = target * (1 + fmean(errors[-10:]))
+            rows.append([label, f"{start + 1} to {end}", target, reached, worst, last, run.value[end - 1]])
+    notes = [
+        f"reached after: rollouts until the measured value is within {HELD:.0%} of the target; then within: the "
+        "largest distance from there on; number: the floor or radius at the end",
+        *(f"{label}: {run.warning}" for label, run in runs.items() if run.warning),
+    ]
+    return Table(columns, rows, "Controllers", "\n".join(notes))
 
 
 def _agreement(result: SimulationResult) -> Table:

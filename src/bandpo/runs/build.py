@@ -53,6 +53,9 @@ class RecipeTrainer(DynamicSampling, BandGRPOTrainer, Durable):
             )
         return metrics
 
+    def _tell(self, advice: str) -> None:
+        """The alarm `control_limit` says it."""
+
 
 def build_model(config: RunConfig) -> tuple[Any, Any]:
     """The model that the recipe names, and its tokenizer."""

@@ -121,16 +121,16 @@ class RuleSetting:
 
     @cached_property
     def clip_rule(self) -> ClipRule | None:
-        """The rule that bounds the ratio; None if TRL's own loss is left alone.
+        """The rule that bounds the ratio, before any `control` has moved it; None if TRL's own loss is left alone.
 
         Raises:
             ValueError: For an unknown name or option, or a bad value.
         """
         if self.settings["name"] == TRL_RULE:
             return None
-        from bandpo.core.registry import make_rule  # PyTorch, which a list of recipes does without
+        from bandpo.core.control import make_controlled  # PyTorch, which a list of recipes does without
 
-        return make_rule(**self.settings)
+        return make_controlled(**self.settings)[0]
 
 
 def parse_rule(value: RuleSetting | Mapping[str, Any]) -> RuleSetting:

@@ -19,6 +19,7 @@ Row = Mapping[str, Any]  # one log line of the trainer
 
 SAMPLER_GAP = "sampling/sampling_logp_difference/mean"
 FIRST_DISTANCE = "band/first_distance"
+CONTROL_STUCK = "band/control_stuck"
 LEAST_REWARD = 0.1
 """A rise of the reward is compared with its first values, but with no less than this."""
 
@@ -203,6 +204,15 @@ def cap_binds(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
     return Reading(share / config.cap_fraction, {"share of tokens beyond the cap": share})
 
 
+def control_limit(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
+    """Whether a controller has found its target out of reach, and its number has stayed at the limit since."""
+    last = rows[-config.rollouts :]
+    if len(last) < config.rollouts:
+        return None
+    figures = {"measured": last[-1]["band/control_measured"], "number": last[-1]["band/control_value"]}
+    return Reading(min(row[CONTROL_STUCK] for row in last), figures)
+
+
 def sampler_drift(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
     """Mean distance between the trainer's and the sampler's log-probs of the same tokens."""
     last = rows[-config.rollouts :]
@@ -309,6 +319,18 @@ ALARMS: tuple[Alarm, ...] = (
         (
             "a larger rule.cap, or rule.cap=null",
             "a smaller upper radius, rule.radius=[lower, upper], if the ratios are meant to stay below the cap",
+        ),
+    ),
+    Alarm(
+        "control_limit",
+        (CONTROL_STUCK, "band/control_measured", "band/control_value"),
+        control_limit,
+        "the controller's number has been at its limit for 10 rollouts without coming nearer to the target, so the "
+        "target cannot be reached; it stays there",
+        (
+            "a target nearer to what is measured, or wider rule.control.limits",
+            "for an entropy that is too low: a larger upper radius, rule.radius=[lower, upper], since the floor only "
+            "spares what the lower side would take",
         ),
     ),
     Alarm(

@@ -10,7 +10,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from bandpo.core.registry import make_rule
+from bandpo.core.control import make_controlled
 from bandpo.core.rollouts import outlook
 from bandpo.settings import parse_value, read_numbers
 from bandpo.words import nearest
@@ -26,7 +26,8 @@ class BandGRPOConfig(GRPOConfig):
     Args:
         rule: The clip rule as a mapping of `name` and options, the same one as in every other framework, for example
             {"name": "band", "radius": 0.05, "divergence": "kl"}; `name` is a rule's name or your own as
-            "module:Class". A string is read as YAML or JSON, so `--rule '{"name": "band"}'` works on the command
+            "module:Class". Its option "control", {"metric": "entropy", "target": 0.5}, holds a target.
+            A string is read as YAML or JSON, so `--rule '{"name": "band"}'` works on the command
             line of HfArgumentParser and TrlParser. None is Band with its defaults.
         anchor: Policy on which the trust region is centered: "old" (the trainer's own log-probs at the time of the
             rollout, as in the paper) or "sampler" (the log-probs reported by vLLM, as DPPO does).
@@ -55,7 +56,7 @@ class BandGRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         _translate_old_names(self)
         self.rule = rule_mapping(self.rule)
-        make_rule(**self.rule)
+        make_controlled(**self.rule)
         _refuse_epsilon(self)
         super().__post_init__()
         if self.anchor not in ANCHORS:

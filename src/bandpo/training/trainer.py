@@ -7,6 +7,7 @@ normaliser, correction, metric and back-end stays TRL's own.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -15,18 +16,20 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from bandpo.core.adaptive import group_disagreement
+from bandpo.core.control import Controller, make_controlled
 from bandpo.core.diagnostics import ClipStatistics, clip_statistics, finish_maxima
 from bandpo.core.frameworks import clip_range
 from bandpo.core.needs import check_needs
-from bandpo.core.registry import make_rule
 from bandpo.core.rollouts import RESHAPING, check_sampling
 from bandpo.core.rules import ClipRule
 from bandpo.core.tokens import Tokens
-from bandpo.training.config import BandGRPOConfig, can_clip, clip_outlook
+from bandpo.training.config import BandGRPOConfig, can_clip, clip_outlook, micro_batches_per_rollout
 from bandpo.training.dynamic_sampling import DynamicSampling, check_dynamic_sampling
 
 __all__ = ["BandGRPOConfig", "BandGRPOTrainer"]
 
+CONTROL = "bandpo_control"
+"""Key of the controller's state in the trainer_state.json of a checkpoint."""
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 
 
@@ -34,9 +37,9 @@ class BandGRPOTrainer(GRPOTrainer):
     """GRPOTrainer whose clip interval depends on each token's old probability (arXiv 2603.04918).
 
     It replaces the bounds of TRL's loss and logs `band/*` (docs/metrics.md), nothing else: checkpoints, resuming and
-    the rest of a run are TRL's. A rule that needs the old policy's entropy, the prompt's group or the disagreement
-    of its completions (those on this process) finds it in the rollout. A NaN is logged as it is and does not end the
-    run.
+    the rest of a run are TRL's. A controller (docs/control.md) moves the rule once a rollout; its state is in every
+    checkpoint. A rule that needs the old policy's entropy, the prompt's group or the disagreement of its completions
+    (those on this process) finds it in the rollout. A NaN is logged as it is and does not end the run.
 
     Args:
         rule: Any clip rule; if None, the one that `args.rule` describes. A rule given here is logged by its repr, in
@@ -53,14 +56,16 @@ class BandGRPOTrainer(GRPOTrainer):
     _entropy: Tensor | None = None
     _tokens: Tokens | None = None
     _sampled_at: int | None = None  # updates made when the rollout in use was sampled
+    _moved_at: int | None = None  # micro-batches seen when the controller last moved
 
     def __init__(self, *args: Any, rule: ClipRule | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, BandGRPOConfig):
             raise ValueError(f"args is a {type(self.args).__name__}, allowed is a BandGRPOConfig")
+        self.controller = None
         if rule is None:
             assert isinstance(self.args.rule, dict)
-            rule = make_rule(**self.args.rule)
+            rule, self.controller = make_controlled(**self.args.rule)
         else:
             self.args = copy.copy(self.args)
             self.args.rule = repr(rule)
@@ -74,6 +79,8 @@ class BandGRPOTrainer(GRPOTrainer):
         if self.model.training:  # type: ignore[union-attr]
             self._sampled_at = self.state.global_step
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.controller is not None and self.model.training:  # type: ignore[union-attr]
+            self._move(self.controller, batch)
         if "old_entropy" in self.rule.needs and self._entropy is not None:
             batch["old_entropy"] = self._entropy
         if self.rule.needs & {"groups", "disagreement"}:
@@ -89,9 +96,49 @@ class BandGRPOTrainer(GRPOTrainer):
                 )
         return batch
 
+    def _move(self, controller: Controller, batch: dict[str, Any]) -> None:
+        """Move the rule's number, by the entropy of this rollout or by what the updates on the last one gave."""
+        if self._moved_at == self._step:  # dynamic sampling draws again, and the first draw is the policy's own
+            return
+        self._moved_at = self._step
+        if controller.control.metric == "entropy":
+            assert self._entropy is not None
+            mask = _mask_of(batch)
+            sums = torch.stack([(self._entropy * mask).sum(dtype=torch.float64), mask.sum(dtype=torch.float64)])
+            total, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
+            controller.add(total / tokens if tokens else math.nan)
+        if advice := controller.move():
+            self._tell(advice)
+        self.rule = controller.rule
+        figures = {"value": controller.value, "measured": controller.measured, "stuck": float(controller.stuck)}
+        for name, value in figures.items():
+            if value is not None:
+                self._metrics["train"][f"band/control_{name}"].append(value)
+
+    def _tell(self, advice: str) -> None:
+        """Say that the target is out of reach."""
+        warnings.warn(advice, stacklevel=2)
+
+    def _saved_states(self) -> dict[str, Any]:
+        """What trainer_state.json keeps by name, for callbacks and whoever else has a state."""
+        return self.state.stateful_callbacks  # type: ignore[return-value]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.controller is not None:
+            self._saved_states()[CONTROL] = self.controller.state_dict()
+        super()._save_checkpoint(model, trial)
+
+    def _load_callback_state(self) -> None:  # called once the state of a checkpoint is read
+        state = self._saved_states().pop(CONTROL, None)
+        if self.controller is not None and state is not None:
+            self.controller.load_state_dict(state)
+            self.rule = self.controller.rule
+        super()._load_callback_state()
+
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         # During generation the first pass is the old policy's, a later one the reference model's.
-        wanted = "old_entropy" in self.rule.needs and self._entropy is None
+        controlled = self.controller is not None and self.controller.control.metric == "entropy"
+        wanted = self._entropy is None and ("old_entropy" in self.rule.needs or controlled)
         result = super()._get_per_token_logps_and_entropies(
             *args, **(kwargs | {"compute_entropy": True} if wanted else kwargs)
         )
@@ -123,14 +170,11 @@ class BandGRPOTrainer(GRPOTrainer):
 
     def _context(self, inputs: dict[str, Any], old_logps: Tensor) -> Tokens:
         """A micro-batch as the rule sees it, (B, T); `old_logps` are those of the anchor policy."""
-        mask = inputs["completion_mask"]
-        if "tool_mask" in inputs:
-            mask = mask * inputs["tool_mask"]
         advantages = inputs["advantages"]
         return Tokens(
             old_logps,
             advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
-            mask,
+            _mask_of(inputs),
             old_entropy=inputs.get("old_entropy"),
             sampling_logps=inputs.get("sampling_per_token_logps"),
             groups=inputs.get("groups"),
@@ -150,6 +194,8 @@ class BandGRPOTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"  # type: ignore[union-attr]
         for name, value in metrics.items():
             self._metrics[mode][f"band/{name}"].append(value)
+        if self.controller is not None and mode == "train" and self.controller.control.metric in metrics:
+            self.controller.add(metrics[self.controller.control.metric])
         return metrics
 
     def _reduce(self, statistics: ClipStatistics) -> dict[str, float]:
@@ -164,6 +210,12 @@ class BandGRPOTrainer(GRPOTrainer):
             **{name: value / max(tokens, 1) for name, value in zip(names, sums, strict=True)},
             **dict(zip(maxima, values, strict=True)),
         }
+
+
+def _mask_of(inputs: dict[str, Any]) -> Tensor:
+    """Tokens that count, (B, T)."""
+    mask: Tensor = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
 
 def _sampler_logps(inputs: dict[str, Any]) -> Tensor:
@@ -181,6 +233,8 @@ def _check_settings(trainer: BandGRPOTrainer) -> None:
             f"dynamic_sampling={args.dynamic_sampling} needs a trainer that samples again: "
             "class MyTrainer(DynamicSampling, BandGRPOTrainer), see bandpo.training.dynamic_sampling"
         )
+    if trainer.controller is not None:
+        _check_control(args, trainer.controller.control.metric)
     if args.loss_type not in CLIPPED_LOSSES:
         raise ValueError(
             f"loss_type {args.loss_type!r} does not clip the ratio to an interval, so a clip rule would have no "
@@ -216,9 +270,20 @@ def _check_settings(trainer: BandGRPOTrainer) -> None:
     if advice := check_sampling(sampling, args.anchor == "sampler"):
         warnings.warn(advice, stacklevel=3)
     if not can_clip(args):
-        warnings.warn(
-            f"{clip_outlook(args)}. gradient_accumulation_steps={args.gradient_accumulation_steps} is a multiple of "
-            f"steps_per_generation={args.steps_per_generation} x num_iterations={args.num_iterations}; raise one of "
-            "these two.",
-            stacklevel=3,
-        )
+        warnings.warn(f"{clip_outlook(args)}. {_layout(args)}", stacklevel=3)
+
+
+def _layout(args: BandGRPOConfig) -> str:
+    """Why no update follows another on the same rollout, and what to change."""
+    return (
+        f"gradient_accumulation_steps={args.gradient_accumulation_steps} is a multiple of "
+        f"steps_per_generation={args.steps_per_generation} x num_iterations={args.num_iterations}; raise one of "
+        "these two."
+    )
+
+
+def _check_control(args: BandGRPOConfig, metric: str) -> None:
+    """Refuse a controller of a rule that cannot act, or of an entropy that TRL does not compute for a rollout."""
+    together = args.gradient_accumulation_steps % micro_batches_per_rollout(args) == 0
+    if not can_clip(args) or (metric == "entropy" and together):
+        raise ValueError(f"control of {metric!r} needs several updates a rollout: {_layout(args)}")
