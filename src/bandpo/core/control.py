@@ -223,8 +223,8 @@ class Controller:
         self.state = State(**state)
 
 
-def _numbers(rule: type[ClipRule]) -> set[str]:
-    """The options that a controller could move; a rule without a dataclass's fields has none."""
+def _numbers(rule: object) -> set[str]:
+    """The options of a rule's class that a controller could move."""
     return {name for name in getattr(rule, "__dataclass_fields__", {}) if name in ("floor", "radius")}
 
 
