@@ -8,7 +8,7 @@ SHORT = ("prompts=8", "rollouts=2", "updates=2", "vocabulary=8", "first_rank=2")
 
 
 def test_list(bandpo):
-    assert bandpo("simulate").splitlines()[0].startswith("deciding       One token that decides")
+    assert bandpo("simulate").splitlines()[1].startswith("deciding       One token that decides")
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_expected_beside_seen(bandpo, tmp_path):
     ("arguments", "words"),
     [
         (["simulate", "neutrl"], "unknown simulation 'neutrl' (did you mean 'neutral'?)"),
-        (["simulate", "rollouts=3"], "'rollouts=3' comes without a simulation; known: deciding"),
+        (["simulate", "rollouts=3"], "'rollouts=3' comes without a simulation; known: control, deciding"),
         (["simulate", "neutral", "group=1"], "group is 1: input should be greater than or equal to 2"),
         (["simulate", "neutral", "neutral"], "names are neutral, neutral, allowed are distinct ones"),
         (["simulate", "neutral", "rules={a: {name: band, radius: -1}}"], "radius must be > 0 and finite, got -1"),

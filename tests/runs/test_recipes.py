@@ -76,6 +76,7 @@ def test_mistakes_in_inheritance_are_named(tmp_path, recipes, words):
 
 ROOT = Path(__file__).parents[2]
 PAPER = ("qwen2.5-3b", "qwen2.5-7b", "llama-3-8b", "qwen2.5-3b-dapo")
+MANY = {"scratch", "letters", "summands"}  # updates a rollout
 NEEDS = {"word-problems": ["task.data=problems.jsonl"]}
 
 
@@ -89,7 +90,7 @@ def test_every_recipe_builds_the_trainers_configuration(name, tmp_path):
     args = args_of(config, tmp_path)
     assert can_clip(args), "a recipe under which no rule can act"
     processes = 4 if name in PAPER else 1
-    assert plan_steps(args, None, processes).updates_per_rollout == (16 if name in ("scratch", "letters") else 4)
+    assert plan_steps(args, None, processes).updates_per_rollout == (16 if name in MANY else 4)
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -293,7 +293,8 @@ def test_the_drop_in_trainer_replaces_the_loss_and_nothing_of_a_run():
     own = {name for name, value in vars(BandGRPOTrainer).items() if callable(value)}
     replaced = {name for name in own if hasattr(GRPOTrainer, name)} - {"__init__"}
     assert replaced == {
-        "_compute_loss", "_get_per_token_logps_and_entropies", "_generate_and_score_completions"
+        "_compute_loss", "_get_per_token_logps_and_entropies", "_generate_and_score_completions",
+        "_save_checkpoint", "_load_callback_state",  # to which a controller's state is added
     }  # fmt: skip
     assert BandGRPOTrainer.__mro__[1] is GRPOTrainer
 
