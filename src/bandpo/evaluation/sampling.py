@@ -70,8 +70,7 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p:g}, allowed is a share above 0 and at most 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}, allowed is an integer >= 0")
-        if self.cuts is not None and not all(a < b for a, b in pairwise((0, *self.cuts))):
-            raise ValueError(f"cuts are {list(self.cuts)}, allowed are rising integers >= 1")
+        check_cuts(self.cuts)
 
     def greedy(self) -> Sampling:
         """One completion per prompt without sampling."""
@@ -190,6 +189,17 @@ def _split(generated: Tensor, entropies: Tensor, tokenizer: Any, cuts: tuple[int
             )
         )
     return completions
+
+
+def check_cuts(cuts: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """`cuts` as they are.
+
+    Raises:
+        ValueError: If they do not rise from 1 on.
+    """
+    if cuts is not None and not all(a < b for a, b in pairwise((0, *cuts))):
+        raise ValueError(f"cuts are {list(cuts)}, allowed are rising integers >= 1")
+    return cuts
 
 
 def slices(cuts: tuple[int, ...] | None) -> list[slice]:

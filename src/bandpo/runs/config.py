@@ -10,8 +10,17 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from bandpo.evaluation.sampling import check_cuts
 from bandpo.settings import (
     Strict,
     apply_overrides,
@@ -100,7 +109,7 @@ class EvalConfig(Strict):
     temperature: float = Field(default=1.0, gt=0)
     greedy: bool = True
     batch_size: int = Field(default=64, ge=1)
-    cuts: tuple[int, ...] | None = None
+    cuts: Annotated[tuple[int, ...] | None, AfterValidator(check_cuts)] = None
 
 
 class RecordConfig(Strict):
