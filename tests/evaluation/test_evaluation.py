@@ -423,9 +423,9 @@ def test_different_right_answers_and_their_entropy():
         return Grade(problem, completions, rewards, [False] * len(texts), [extractor(task)(text) for text in texts])
 
     grades = [graded("3+4", "03+4", "4+3", "5+5"), graded("1+6", "1+6", "1+6", "1+6"), graded("x", "9", "1+1", "8")]
-    metrics = summarize(grades, voting=True)
+    metrics = summarize(grades, voting=True, many=task.many_answers)
     assert metrics["distinct@4"].mean == pytest.approx((2 + 1 + 0) / 3)
     thirds = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)) + 1 / 6
     assert metrics["spread"].mean == pytest.approx(thirds / 3)
-    assert "distinct@4" not in summarize(grades[1:], voting=True), "one right answer is no variety"
-    assert "distinct@4" not in summarize(grades, voting=False)
+    assert "distinct@4" not in summarize(grades, voting=True, many=Arithmetic.many_answers)
+    assert "distinct@4" not in summarize(grades, voting=False, many=True)

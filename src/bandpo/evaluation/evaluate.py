@@ -85,7 +85,7 @@ def evaluate_into(
     grade_chunk = partial(grade, model, tokenizer, task, sampler=sampler, progress=progress)
     grades = _grade_all(directory / SAMPLES, problems, sampling, grade_chunk, progress)
     best = _grade_all(directory / GREEDY, problems, sampling.greedy(), grade_chunk, progress) if greedy else []
-    metrics = summarize(grades, extractor(task) is not None, sampling.cuts)
+    metrics = summarize(grades, extractor(task) is not None, task.many_answers, sampling.cuts)
     if greedy:
         metrics["greedy"] = bootstrap_mean([g.rewards[0] for g in best])
     timeouts = sum(sum(g.timed_out) for g in (*grades, *best))
@@ -142,8 +142,16 @@ def grade(
     return grades
 
 
-def summarize(grades: list[Grade], voting: bool, cuts: tuple[int, ...] | None = None) -> dict[str, Estimate]:
-    """Estimates over problems that all have the same number of completions; maj@n only where they can vote."""
+def summarize(
+    grades: list[Grade], voting: bool, many: bool = False, cuts: tuple[int, ...] | None = None
+) -> dict[str, Estimate]:
+    """Estimates over problems that all have the same number of completions.
+
+    Args:
+        voting: Whether completions state final answers, which maj@n needs.
+        many: Whether to count different right answers, too.
+        cuts: As the sampling's.
+    """
     samples = len(grades[0].rewards)
     values: dict[str, list[float]] = {f"mean@{samples}": [_mean(g.rewards) for g in grades]}
     if voting and samples > 1:
@@ -151,7 +159,7 @@ def summarize(grades: list[Grade], voting: bool, cuts: tuple[int, ...] | None = 
     correct = [sum(value >= 1 for value in g.rewards) for g in grades]
     for k in sorted({2**i for i in range(1, samples.bit_length())} | {samples} - {1}):
         values[f"pass@{k}"] = [pass_at_k(samples, c, k) for c in correct]
-    if voting and any(len(own) > 1 for own in map(right_answers, grades)):
+    if voting and many:
         values[f"distinct@{samples}"] = [len(right_answers(g)) for g in grades]
         values["spread"] = [spread(right_answers(g).values()) for g in grades]
     entropies = [[c.entropy for c in g.completions if c.entropy is not None] for g in grades]

@@ -137,7 +137,7 @@ class HeldOut:
         entropy: Mean entropy in nats per token.
         length: Mean length in tokens.
         truncated: Share of completions that were cut off.
-        distinct: Mean number of different right answers among a problem's samples; absent where there is one at most.
+        distinct: Mean number of different right answers among a problem's samples; absent unless the task has many.
         spread: Mean entropy of the right answers in nats, by Miller and Madow; absent as above.
         parts: Token positions -> mean entropy there, "0:6" and "6:" where `eval.cuts` is [6]; absent without cuts.
     """

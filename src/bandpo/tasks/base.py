@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -67,6 +67,7 @@ class Task(BaseModel, ABC):
         time_limit: Seconds to grade one completion; what needs longer is wrong.
         heldout: Number of problems held out for evaluation.
         seed: Seed of the split and of procedural problems.
+        many_answers: Whether a problem has several right answers, so that evaluations count the different ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,6 +80,7 @@ class Task(BaseModel, ABC):
     time_limit: float = Field(default=DEFAULT_TIME_LIMIT, gt=0)
     heldout: int = Field(default=100, ge=1)
     seed: int = 0
+    many_answers: ClassVar[bool] = False
 
     @field_validator("template")
     @classmethod

@@ -31,6 +31,7 @@ class Summands(Task):
     size: int = Field(default=4000, ge=1)
     slips: float = Field(default=0.3, ge=0, lt=1)
     only_rarest: bool = False
+    many_answers = True
 
     @model_validator(mode="after")
     def _check(self) -> Summands:
