@@ -31,6 +31,48 @@ QUIET_ON_CPU = {
     "disable_tqdm": True,
 }
 
+# What differs between two runs that are the same.
+TIMES = {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
+
+
+def even_digits(completions, **_):
+    """A reward: how many even digits a completion has."""
+    return [float(sum(c in "02468" for c in text)) for text in completions]
+
+
+def small_trainer(path, model, tokenizer, base, **changes):
+    """A trainer of class `base` for 20 updates, 8 after each rollout, with a checkpoint after each; `changes` are the
+    configuration's."""
+    import copy
+
+    from datasets import Dataset
+
+    from bandpo.training import BandGRPOConfig
+
+    settings = {
+        "output_dir": str(path),
+        "per_device_train_batch_size": 4,
+        "generation_batch_size": 16,
+        "num_generations": 4,
+        "num_iterations": 2,
+        "max_completion_length": 6,
+        "max_steps": 20,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_steps": 1,
+        **QUIET_ON_CPU,
+        "seed": 3,
+        **changes,
+    }
+    return base(
+        model=copy.deepcopy(model),
+        reward_funcs=even_digits,
+        args=BandGRPOConfig(**settings),
+        train_dataset=Dataset.from_list([{"prompt": f"{i}+{i}="} for i in range(8)]),
+        processing_class=tokenizer,
+    )
+
+
 # Settings of the recipe scratch that make a run of seconds; a test adds what it is about.
 TINY = [
     "model.scratch={hidden_size: 32, layers: 2, heads: 2, positions: 64}",

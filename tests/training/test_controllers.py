@@ -1,26 +1,19 @@
 """A controller in TRL: what it measures, that it moves the rule once a rollout, that a resumed run is the same."""
 
-import copy
 import json
 import math
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import TrainerCallback
 
 from bandpo.models import scratch_model
 from bandpo.runs.build import RecipeTrainer
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
-from helpers import QUIET_ON_CPU
+from helpers import QUIET_ON_CPU, TIMES, small_trainer
 
-TIMES = {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
 ENTROPY = {"name": "band", "radius": 0.05, "control": {"metric": "entropy", "target": 4.4}}
 CLIPPED = {"name": "band", "radius": 0.001, "control": {"metric": "clip_fraction", "target": 0.2, "smoothing": 0.5}}
-
-
-def reward(completions, **_):
-    return [float(sum(c in "02468" for c in text)) for text in completions]
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +22,7 @@ def small():
 
 
 def trainer(path, small, rule, base=RecipeTrainer, **changes):
-    settings = {
-        "output_dir": str(path),
-        "per_device_train_batch_size": 4,
-        "generation_batch_size": 16,
-        "num_generations": 4,
-        "num_iterations": 2,
-        "max_completion_length": 6,
-        "max_steps": 20,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_steps": 1,
-        **QUIET_ON_CPU,
-        "seed": 3,
-        **changes,
-    }
-    return base(
-        model=copy.deepcopy(small[0]),
-        reward_funcs=reward,
-        args=BandGRPOConfig(rule=rule, **settings),
-        train_dataset=Dataset.from_list([{"prompt": f"{i}+{i}="} for i in range(8)]),
-        processing_class=small[1],
-    )
+    return small_trainer(path, *small, base, rule=rule, **changes)
 
 
 def rows(done):

@@ -1,51 +1,21 @@
 """Checkpoints: a run that goes on from one equals a run that was never interrupted, and a damaged one is refused."""
 
-import copy
 import os
 import shutil
 
 import pytest
 import torch
-from datasets import Dataset
 
 from bandpo.runs.build import RecipeTrainer
-from bandpo.training import BandGRPOConfig
 from bandpo.training.checkpoints import find_checkpoint, list_checkpoints, seal, set_aside_newer
 from bandpo.training.durable import CheckpointError, TrainingDivergedError
-from helpers import QUIET_ON_CPU
+from helpers import TIMES, small_trainer
 
 pytestmark = pytest.mark.slow
 
-TIMES = {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
-
-
-def reward(completions, **_):
-    return [float(sum(c in "02468" for c in text)) for text in completions]
-
 
 def trainer(path, tiny, **changes):
-    settings = {
-        "output_dir": str(path),
-        "per_device_train_batch_size": 4,
-        "generation_batch_size": 16,
-        "num_generations": 4,
-        "num_iterations": 2,
-        "max_completion_length": 6,
-        "max_steps": 20,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_steps": 1,
-        **QUIET_ON_CPU,
-        "seed": 3,
-        **changes,
-    }
-    return RecipeTrainer(
-        model=copy.deepcopy(tiny[0]),
-        reward_funcs=reward,
-        args=BandGRPOConfig(**settings),
-        train_dataset=Dataset.from_list([{"prompt": f"{i}+{i}="} for i in range(8)]),
-        processing_class=tiny[1],
-    )
+    return small_trainer(path, *tiny, RecipeTrainer, **changes)
 
 
 def rows(done):
