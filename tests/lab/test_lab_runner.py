@@ -147,6 +147,8 @@ def test_a_key_of_the_command_line_is_the_studys_or_every_runs(tmp_path):
         ({"seeds": [1, 1]}, ["[1, 1]", "distinct"]),
         ({"seeds": []}, ["seeds is []"]),
         ({"metric": "maen"}, ["'maen'", "pass@K"]),
+        ({"metric": "entropy[0:6]"}, ["entropy[0:6]", "eval.cuts"]),
+        ({"metric": "entropy[0:"}, ["entropy[0:", "entropy[FROM:TO]"]),
         ({"metric": "pass@4"}, ["pass@4", "eval.samples is 2"]),
         ({"overrides": {"eval": None}}, ["eval is null", "reward"]),
         ({"overrides": {"eval.greedy": False}, "metric": "greedy"}, ["eval.greedy is false"]),

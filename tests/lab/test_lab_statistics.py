@@ -1,6 +1,7 @@
 """Statistics of a study on synthetic runs whose truth is known, and against SciPy and hand counts."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,6 +144,11 @@ def test_scores_of_a_run():
     assert final_score(run, "greedy") == 0.25
     assert final_score(run, "pass@2") == pytest.approx((1 + (1 - 1 / 6) + 0 + 0.5) / 4)
     assert final_score(run, "pass@4") == 0.75
+    after = replace(run.evaluation.after, entropy=1.5, parts={"0:6": 2.5, "6:": 0.5})
+    run = replace(run, evaluation=replace(run.evaluation, after=after))
+    assert [final_score(run, name) for name in ("entropy", "entropy[0:6]", "entropy[6:]")] == [1.5, 2.5, 0.5]
+    with pytest.raises(ValueError, match="'entropy\\[0:5\\]' is not known of a run"):
+        final_score(run, "entropy[0:5]")
     assert final_score(run, "reward") == pytest.approx((18 / 19 + 1) / 2)
     assert mean_training_reward(run) == pytest.approx(0.5)
     assert end_entropy(run) == pytest.approx(0.075)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bandpo.evaluation.result import PART
 from bandpo.evaluation.statistics import pass_at_k
 from bandpo.lab.metrics import FinishedRun, HeldOut
 
@@ -33,16 +34,23 @@ def pass_at(evaluation: HeldOut, k: int) -> float:
 
 
 def final_score(run: FinishedRun, metric: str) -> float:
-    """The number that decides: mean, greedy or pass@K after training, or the reward at its end.
+    """The number that decides: mean, greedy, entropy (or that of a part, as entropy[0:6]) or pass@K
+    after training, or the reward at its end.
 
     Raises:
-        ValueError: If the metric needs an evaluation and the run has none.
+        ValueError: If the run has no such metric.
     """
     if metric == "reward":
         return float(smoothed_reward(run)[1][-1])
     if run.evaluation is None:
         raise ValueError(f"metric {metric!r} needs an evaluation, and a run of method {run.method!r} has none")
     after = run.evaluation.after
+    if metric.startswith("entropy"):
+        part = PART.fullmatch(metric)
+        value = after.parts.get(part[1]) if part else after.entropy
+        if value is None:
+            raise ValueError(f"metric {metric!r} is not known of a run of method {run.method!r}; see eval.cuts")
+        return value
     if metric == "mean":
         return success(after)
     return float(np.mean(after.greedy)) if metric == "greedy" else pass_at(after, int(metric.partition("@")[2]))

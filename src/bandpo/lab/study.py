@@ -13,6 +13,8 @@ from pathlib import Path
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
+from bandpo.evaluation.result import PART, part_name
+from bandpo.evaluation.sampling import slices
 from bandpo.runs.config import RunConfig, load_config
 from bandpo.settings import (
     Strict,
@@ -29,7 +31,8 @@ from bandpo.words import nearest
 STUDIES = resources.files("bandpo") / "studies"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]*")
 MATCH = "match"
-DECIDING = "mean, greedy, reward or pass@K"
+DECIDING = "mean, greedy, reward, entropy, entropy[FROM:TO] or pass@K"
+_METRIC = re.compile(rf"mean|greedy|reward|entropy|pass@[1-9]\d*|{PART.pattern}")
 
 Settings = dict[str, JsonValue]  # of a run, nested as in a recipe or with dotted keys
 
@@ -100,7 +103,8 @@ class Study(Strict):
         reference: Label of the method that the others are compared with.
         seeds: Of initial weights, data order and sampling: runs with one seed start from the same weights.
         sweep: Axis -> values of the setting of that name, or -> {label: settings}. Every combination is run.
-        metric: What decides: mean, greedy or pass@K of the held-out problems after training, or reward.
+        metric: What decides: mean, greedy, entropy, entropy[FROM:TO] (see `eval.cuts`) or pass@K of the held-out
+            problems after training, or reward.
         budget: See `Budget`.
         pilot: See `Pilot`.
         start: Directory of a study with `keep: true`: each run starts from the model that the run of the same method,
@@ -128,7 +132,7 @@ class Study(Strict):
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, value: str) -> str:
-        if value not in ("mean", "greedy", "reward") and not re.fullmatch(r"pass@[1-9]\d*", value):
+        if not _METRIC.fullmatch(value):
             raise ValueError(f"metric is {value!r}, allowed is {DECIDING}")
         return value
 
@@ -304,6 +308,8 @@ def _check(study: Study, method: str, config: RunConfig) -> None:
             raise ValueError(f"metric {study.metric!r} needs an evaluation, and eval is null; allowed is reward")
     elif name == "pass" and int(k) > config.eval.samples:
         raise ValueError(f"metric is {study.metric!r}, but eval.samples is {config.eval.samples}")
+    elif PART.fullmatch(study.metric) and study.metric not in map(part_name, slices(config.eval.cuts)):
+        raise ValueError(f"metric is {study.metric!r}, but eval.cuts is {config.eval.cuts}")
     elif name == "greedy" and not config.eval.greedy:
         raise ValueError("metric is 'greedy', but eval.greedy is false")
 
