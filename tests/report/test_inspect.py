@@ -233,11 +233,16 @@ def test_a_radius_and_an_epsilon_with_the_same_bound():
         ({"temperature": 1.4}, ("old_entropy",), "flattened"),
         ({"temperature": 1.4}, ("old_entropy", "sampling_logps"), "flattened"),
         ({"top_p": 0.9}, (), "cannot tell"),
+        ({"top_p": 0.9, "drift": 0.1, "anchored": "sampling_logps"}, ("logps", "sampling_logps"), "cannot tell"),
         ({"top_p": 0.9, "drift": 1.0}, ("logps", "entropy"), "cannot tell"),
     ],
 )
 def test_truncated_sampling(tmp_path, made, columns, verdict):
-    found = sampling(read_log([write(tmp_path / "a.jsonl", draws(**made), *columns)]))
+    made = dict(made)
+    anchor = made.pop("anchored", "old_logps")
+    given = draws(**made)
+    given["old_logps"] = given[anchor]
+    found = sampling(read_log([write(tmp_path / "a.jsonl", given, *columns)]))
     assert found.verdict == verdict, found
     assert ("p then is not" in found.text) == (verdict != "whole" and bool(columns))
 
@@ -304,6 +309,9 @@ def test_other_bad_files(bandpo, tmp_path):
     assert code == 1
     for part in ("by gzip", "not UTF-8", "truncated?", "is no recorded batch", "holds a list, expected slime's"):
         assert part in said
+    archive = (DUMPS / "slime_train_3.pt").read_bytes()
+    (tmp_path / "name.pt").write_bytes(archive.replace(b"slime_train_3/data.pkl", b"slime_train_3/data.\xb7kl"))
+    assert "is a damaged archive" in bandpo("name.pt")[1]
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="a directory without token logs"):
         bandpo("none")

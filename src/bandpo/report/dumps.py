@@ -6,6 +6,7 @@ Nothing in a file is executed: .npz files are read without pickle, .pt files wit
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -84,10 +85,7 @@ def read_file(path: Path) -> Read:
             if not start:
                 yield Note(str(path), "is empty")
             elif start.startswith(b"PK"):
-                with zipfile.ZipFile(path) as archive:
-                    names = archive.namelist()
-                is_torch = any(name.endswith("data.pkl") for name in names)
-                yield from _torch(path) if is_torch else _npz(path)
+                yield from _archive(path)
             elif start == b"PAR1":
                 yield from _parquet(path)
             elif start.startswith(b"\x80"):
@@ -99,10 +97,17 @@ def read_file(path: Path) -> Read:
                 yield from _lines(path, stream)
     except OSError as error:
         yield Problem(str(path), None, f"cannot be read: {error.strerror or first_line(error)}")
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        yield Problem(
-            str(path), None, f"is a damaged archive ({first_line(error)}), expected a whole .npz or .pt file"
-        )
+
+
+def _archive(path: Path) -> Read:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception as error:  # zipfile raises what it likes on a damaged file
+        text = f"is a damaged archive ({first_line(error)}), expected a whole .npz or .pt file"
+        yield Problem(str(path), None, text)
+        return
+    yield from _torch(path) if any(name.endswith("data.pkl") for name in names) else _npz(path)
 
 
 def _lines(path: Path, stream: BinaryIO) -> Read:
@@ -180,6 +185,7 @@ def _prime_rl(record: Record, line: int) -> Completion:
     for name in ("old_logps", "logps"):
         if name not in columns:
             raise BadRecordError(f"has no {names[name]}, expected a list of {len(tokens)} log-probs")
+    columns["sampling_logps"] = columns["old_logps"]
     columns["advantages"] = _advantages(record, "advantages", len(tokens))
     mask = _mask(record, "loss_mask", len(tokens))
     first = int(mask.argmax()) if mask.any() else 0
@@ -232,7 +238,9 @@ _BATCH = [f.name for f in fields(TokenBatch)]
 
 def _torch(path: Path) -> Read:
     try:
-        data: object = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it thinks of a damaged file; it is said below
+            data: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # as PyTorch says: whatever it met in the file
         text = (
             f"cannot be loaded with weights_only=True ({first_line(error)[:200]}): it is damaged, or holds Python "

@@ -22,10 +22,11 @@ from bandpo.report.token_logs import Floats, TokenLog
 from bandpo.report.why import bin_of
 
 DIVERGENCES = ("kl", "tv", "chi2")
-PROBABILITIES = (0.001, 0.01, 0.1, 0.3, 0.5, 0.8)
+PROBABILITIES = (0.001, 0.01, 0.1, 0.3, 0.5, 0.8, 0.9)
 POSITIONS = (0, 1, 4, 16, 64, 256, 1024, 4096)  # starts of the stretches of positions
 LISTED = 8  # token strings that are listed
 STRONG = 5.0  # standard errors
+FEWEST = 100  # tokens that a mean is taken over
 MASS_LOST, ENTROPY_LOST = 0.005, 0.02  # shares below which a difference that is significant does not matter
 
 
@@ -356,17 +357,20 @@ def sampling(log: TokenLog) -> Sampling:
         return Sampling("cannot tell", f"cannot tell; weak signs that it was {weak[0].verdict}. {P_MEANS}", evidence)
     if strong:
         return Sampling("whole", "no sign of truncated sampling in these log-probs", evidence)
-    need = "log entropies, or the sampler's log-probs beside the anchor's"
-    return Sampling("cannot tell", f"cannot tell from these columns: {need}", evidence)
+    need = f"entropies, or the sampler's log-probs beside the anchor's, of {FEWEST} tokens or more"
+    return Sampling("cannot tell", f"cannot tell; that would take {need}", evidence)
 
 
 def _kept_mass(log: TokenLog) -> Evidence | None:
     """The sampler's mean of anchor / sampler is the anchor's mass on what the sampler can draw: 1 if everything."""
-    test = "mean of anchor / sampler"
-    keep = log.has("old_logps", "sampling_logps")
-    x = log.columns["old_logps"][keep].astype(np.float64) - log.columns["sampling_logps"][keep]
-    if len(x) < 100 or (x == 0).all():
+    for name, column in (("anchor", "old_logps"), ("current", "logps")):
+        keep = log.has(column, "sampling_logps")
+        x = log.columns[column][keep].astype(np.float64) - log.columns["sampling_logps"][keep]
+        if len(x) >= FEWEST and (x != 0).any():
+            break
+    else:
         return None
+    test = f"mean of {name} / sampler"
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = np.exp(x)
         mean, error = float(ratio.mean()), float(ratio.std() / math.sqrt(len(ratio)))
@@ -376,9 +380,13 @@ def _kept_mass(log: TokenLog) -> Evidence | None:
         return Evidence(test, "cannot tell", "none", f"{numbers}; the ratios are too large to average")
     if z < -STRONG and mean < 1 - MASS_LOST:
         higher = float(np.mean(x[np.abs(x) > 1e-3] < 0))
-        text = f"{numbers}. About {1 - mean:.1%} of the anchor's mass is out of the sampler's reach, whose log-probs "
-        text += f"are renormalized ({higher:.0%} of those that differ are higher than the anchor's)"
-        return Evidence(test, "truncated", "strong", text)
+        text = (
+            f"{numbers}. About {1 - mean:.1%} of that policy's mass is out of the sampler's reach, whose log-probs "
+        )
+        text += f"are renormalized ({higher:.0%} of those that differ are higher)"
+        if name == "anchor":
+            return Evidence(test, "truncated", "strong", text)
+        return Evidence(test, "truncated", "weak", f"{text}; or the policy has been trained on these tokens since")
     narrow = error < MASS_LOST
     text = numbers if narrow else f"{numbers}; the error is too large to tell"
     return Evidence(test, "whole" if narrow else "cannot tell", "weak" if narrow else "none", text)
@@ -388,7 +396,7 @@ def _surprisal(log: TokenLog) -> Evidence | None:
     """E[-log p] = H at every position if the token is drawn from p itself; the sum of differences is a martingale."""
     for logps, entropy in (("old_logps", "old_entropy"), ("logps", "entropy")):
         keep = log.has(logps, entropy)
-        if keep.sum() >= 100:
+        if keep.sum() >= FEWEST:
             break
     else:
         return None

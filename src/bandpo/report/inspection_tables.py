@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from bandpo.core.checks import DEFAULT_RADIUS
 from bandpo.lab.tables import Cell, Column, Table
 from bandpo.report.inspection import DIVERGENCES, Inspection, Place
-from bandpo.report.token_logs import FileSummary, quoted
+from bandpo.report.token_logs import LOGPS, FileSummary, quoted
+from bandpo.report.why import bin_labels
 
 COLUMNS = {
     "old_logps": "anchor",
@@ -22,29 +25,42 @@ NAMES = {"kl": "KL", "tv": "TV", "chi2": "chi2"}
 
 
 def files_table(files: Sequence[FileSummary]) -> Table:
-    """What each file held; columns that no file has are not shown."""
-    shown = [name for name in COLUMNS if any(file.having[name] for file in files)]
-    columns = [Column(x) for x in ("file", "format", "completions", "tokens", "masked", "left out")]
-    columns += [Column(f"with {COLUMNS[name]}", COLUMNS[name]) for name in shown]
-    rows: list[list[Cell]] = [_file(one, shown) for one in files[:LISTED]]
+    """What each file held, and which columns; files without a token that counts are told of elsewhere."""
+    files = [file for file in files if file.format]
+    folder = os.path.commonpath([Path(file.file).absolute().parent for file in files] or ["."])
+    names = ("file", "format", "completions", "tokens", "masked", "left out", "log-probs of", "also")
+    columns = [Column(name, {"completions": "samples", "left out": "out"}.get(name, "")) for name in names]
+    rows = [_file(os.path.relpath(file.file, folder), file) for file in files[:LISTED]]
     if rest := files[LISTED:]:
-        sums = FileSummary(f"and {len(rest)} more")
+        sums = FileSummary("", "")
         for one in rest:
             sums.completions, sums.tokens = sums.completions + one.completions, sums.tokens + one.tokens
             sums.masked, sums.left_out = sums.masked + one.masked, sums.left_out + one.left_out
             sums.having = {name: count + one.having[name] for name, count in sums.having.items()}
-        rows.append(_file(sums, shown))
-    return Table(columns, rows, "Tokens")
+        rows.append(_file(f"and {len(rest)} more", sums))
+    return Table(columns, rows, f"Tokens of {folder}", "a number in parentheses: so many of the tokens have it")
 
 
-def _file(file: FileSummary, shown: Sequence[str]) -> list[Cell]:
-    counts = [file.completions, file.tokens, file.masked, file.left_out, *(file.having[name] for name in shown)]
-    return [file.file, file.format or "-", *counts]
+def _file(name: str, file: FileSummary) -> list[Cell]:
+    def having(names: Sequence[str]) -> str:
+        some = [(COLUMNS[x], file.having[x]) for x in names if file.having[x]]
+        return ", ".join(x if count == file.tokens else f"{x} ({count:,})" for x, count in some) or "-"
+
+    counts: list[Cell] = [file.completions, file.tokens, file.masked, file.left_out]
+    return [name, file.format or "-", *counts, having(LOGPS), having([x for x in COLUMNS if x not in LOGPS])]
 
 
 def inspection_tables(found: Inspection) -> list[Table]:
     """All tables that have something to say, in the order of the questions."""
-    tables = [_rules(found), _moves(found), _same_share(found), _same_bounds(found), _ratios(found), _sampling(found)]
+    tables = [
+        _rules(found),
+        _probabilities(found),
+        _moves(found),
+        _same_share(found),
+        _same_bounds(found),
+        _ratios(found),
+        _sampling(found),
+    ]
     chosen = [found.reference, *(one.to for one in found.moves if one.held or one.freed)][:2]
     for place in found.places:
         if place.rule in chosen:
@@ -54,17 +70,21 @@ def inspection_tables(found: Inspection) -> list[Table]:
 
 
 def _rules(found: Inspection) -> Table:
-    ends = [f"<{end:g}" if end < 1 else "to 1" for end in found.probabilities[1:]]
-    columns = [Column("rule"), Column("clipped", form=".2%"), Column("below"), Column("above")]
-    columns += [Column(f"p {end}", end, ".2%") for end in ends]
-    columns.append(Column("same share as clip of", "= epsilon", ".3g"))
-    rows: list[list[Cell]] = [
-        [r.rule, r.share, r.below, r.above, *r.share_by_probability, r.epsilon] for r in found.rules
-    ]
-    note = f"{found.edge}. Shares of the {found.judged:,} tokens with an advantage other than 0, by the anchor's p"
+    columns = [Column("rule"), Column("clipped", form=".2%"), Column("below", form=","), Column("above", form=",")]
+    columns.append(Column("same share as clip of", "as many as clip", ".3g"))
+    rows: list[list[Cell]] = [[r.rule, r.share, r.below, r.above, r.epsilon] for r in found.rules]
+    note = f"{found.edge}. Shares of the {found.judged:,} tokens with an advantage other than 0"
     if found.no_advantage:
         note += f"; {found.no_advantage:,} have no advantage logged: there, outside the bounds counts as clipped"
     return Table(columns, rows, "What each rule would have clipped", note)
+
+
+def _probabilities(found: Inspection) -> Table:
+    labels = bin_labels(found.probabilities)
+    ends = [f"<{end:g}" if end < 1 else "to 1" for end in found.probabilities[1:]]
+    columns = [Column("rule"), *(Column(label, end, ".1%") for label, end in zip(labels, ends, strict=True))]
+    rows: list[list[Cell]] = [[r.rule, *r.share_by_probability] for r in found.rules]
+    return Table(columns, rows, "The same by the anchor's p", "nothing where no token has such a p")
 
 
 def _moves(found: Inspection) -> Table:
@@ -88,7 +108,10 @@ def _same_share(found: Inspection) -> Table:
 def _same_bounds(found: Inspection) -> Table:
     columns = [Column("p", form="g")]
     columns += [Column(f"{NAMES[d]} radius", form=".3g") for d in DIVERGENCES]
-    columns += [Column(f"epsilon of {NAMES[d]} {DEFAULT_RADIUS:g}", form=".3g") for d in DIVERGENCES]
+    columns += [
+        Column(f"epsilon of {NAMES[d]} {DEFAULT_RADIUS:g}", f"{NAMES[d]} {DEFAULT_RADIUS:g}: eps", ".3g")
+        for d in DIVERGENCES
+    ]
     rows: list[list[Cell]] = [
         [b.p, *(b.radii[d] for d in DIVERGENCES), *(b.upper[d] for d in DIVERGENCES)] for b in found.same_bounds
     ]
@@ -111,6 +134,8 @@ def _ratios(found: Inspection) -> Table:
     rows: list[list[Cell]] = [[r.ratio, r.tokens, r.kl, r.largest, r.below, r.above] for r in found.ratios]
     equal = [r.ratio for r in found.ratios if r.same]
     note = f"equal on every token: {', '.join(equal)}" if equal else ""
+    if "current / anchor" in equal:
+        note += "; logged in the first update of a rollout, or there is one update a rollout: nothing can be clipped"
     return Table(columns, rows, "How far the policies are apart", note)
 
 
