@@ -218,9 +218,11 @@ def test_moves_and_the_radius_of_the_same_share(tmp_path):
 def test_a_radius_and_an_epsilon_with_the_same_bound():
     for row in same_bounds(0.2):
         for divergence, radius in row.radii.items():
+            if row.p == 0.9:
+                assert radius is None
+                continue
             bound = Band(radius, divergence).bounds(torch.tensor(row.p, dtype=torch.float64).log()).upper
             assert float(bound) == pytest.approx(1.2, rel=1e-6)
-    assert same_bounds(0.2, [0.9])[0].radii == {"kl": None, "tv": None, "chi2": None}
 
 
 @pytest.mark.parametrize(

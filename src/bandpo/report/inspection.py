@@ -299,10 +299,9 @@ def ratio_rows(log: TokenLog) -> list[RatioRow]:
     """The three ratios apart, those whose log-probs are logged."""
     rows = []
     for name, (new, old) in EDGES_OF_TRIANGLE.items():
-        keep = log.has(new, old)
-        if not keep.any():
+        x = _gap(log, new, old)
+        if not len(x):
             continue
-        x = log.columns[new][keep].astype(np.float64) - log.columns[old][keep]
         with np.errstate(over="ignore"):
             kl = float(np.mean(np.expm1(x) - x))
         below, above = float(np.mean(x < math.log(0.8))), float(np.mean(x > math.log(1.2)))
@@ -357,18 +356,24 @@ def sampling(log: TokenLog) -> Sampling:
         return Sampling("cannot tell", f"cannot tell; weak signs that it was {weak[0].verdict}. {P_MEANS}", evidence)
     if strong:
         return Sampling("whole", "no sign of truncated sampling in these log-probs", evidence)
+    if evidence:
+        return Sampling("cannot tell", "cannot tell: these numbers leave it open", evidence)
     need = f"entropies, or the sampler's log-probs beside the anchor's, of {FEWEST} tokens or more"
     return Sampling("cannot tell", f"cannot tell; that would take {need}", evidence)
 
 
+def _gap(log: TokenLog, new: str, old: str) -> NDArray[np.float64]:
+    """new - old on the tokens that have both."""
+    keep = log.has(new, old)
+    return log.columns[new][keep].astype(np.float64) - log.columns[old][keep]
+
+
 def _kept_mass(log: TokenLog) -> Evidence | None:
     """The sampler's mean of anchor / sampler is the anchor's mass on what the sampler can draw: 1 if everything."""
-    for name, column in (("anchor", "old_logps"), ("current", "logps")):
-        keep = log.has(column, "sampling_logps")
-        x = log.columns[column][keep].astype(np.float64) - log.columns["sampling_logps"][keep]
-        if len(x) >= FEWEST and (x != 0).any():
-            break
-    else:
+    name, x = "anchor", _gap(log, "old_logps", "sampling_logps")
+    if not x.any():  # the anchor is the sampler
+        name, x = "current", _gap(log, "logps", "sampling_logps")
+    if len(x) < FEWEST or not x.any():
         return None
     test = f"mean of {name} / sampler"
     with np.errstate(over="ignore", invalid="ignore"):

@@ -27,7 +27,7 @@ NAMES = {"kl": "KL", "tv": "TV", "chi2": "chi2"}
 def files_table(files: Sequence[FileSummary]) -> Table:
     """What each file held, and which columns; files without a token that counts are told of elsewhere."""
     files = [file for file in files if file.format]
-    folder = os.path.commonpath([Path(file.file).absolute().parent for file in files] or ["."])
+    folder = os.path.commonpath([str(Path(file.file).absolute().parent) for file in files] or ["."])
     names = ("file", "format", "completions", "tokens", "masked", "left out", "log-probs of", "also")
     columns = [Column(name, {"completions": "samples", "left out": "out"}.get(name, "")) for name in names]
     rows = [_file(os.path.relpath(file.file, folder), file) for file in files[:LISTED]]
@@ -38,7 +38,9 @@ def files_table(files: Sequence[FileSummary]) -> Table:
             sums.masked, sums.left_out = sums.masked + one.masked, sums.left_out + one.left_out
             sums.having = {name: count + one.having[name] for name, count in sums.having.items()}
         rows.append(_file(f"and {len(rest)} more", sums))
-    return Table(columns, rows, f"Tokens of {folder}", "a number in parentheses: so many of the tokens have it")
+    partial = any("(" in str(cell) for row in rows for cell in row[-2:])
+    note = "a number in parentheses: so many of the tokens have it" if partial else ""
+    return Table(columns, rows, f"Tokens of {folder}", note)
 
 
 def _file(name: str, file: FileSummary) -> list[Cell]:
@@ -61,7 +63,8 @@ def inspection_tables(found: Inspection) -> list[Table]:
         _ratios(found),
         _sampling(found),
     ]
-    chosen = [found.reference, *(one.to for one in found.moves if one.held or one.freed)][:2]
+    most = max(found.moves, key=lambda one: one.held + one.freed, default=None)
+    chosen = [found.reference, *([most.to] if most is not None and most.held + most.freed else [])]
     for place in found.places:
         if place.rule in chosen:
             tables.append(_places(f"Tokens clipped by {place.rule}", "token", place.texts, quote=True))
