@@ -94,7 +94,6 @@ MISTAKES = [
     (["samples", "nowhere"], "'nowhere'"),
     (["report", "nowhere"], "'nowhere' does not exist"),
     (["inspect", "nowhere"], "'nowhere' does not exist"),
-    (["inspect", "data.jsonl", "--rule", "bnd"], "did you mean 'band'"),
     (["bounds", "--p", "2"], "--p is 2"),
     (["bounds", "--radius", "x"], "--radius"),
     (["bounds", "--plot", "a.pdf"], "'a.pdf'"),

@@ -126,6 +126,10 @@ def test_slime_has_anchor_and_sampler_apart(bandpo):
     assert (train.tokens, train.having["old_logps"], train.having["sampling_logps"]) == (24, 24, 24)
     assert (rollout.tokens, rollout.having["old_logps"], rollout.having["sampling_logps"]) == (24, 0, 24)
     assert choose_edge(log).new == "old_logps"
+    responses = [sample["tokens"][-6:].tolist() for sample in torch.load(SLIME_TRAIN, weights_only=True)["samples"]]
+    assert [log.texts[k] for k in log.tokens[:24]] == [f"#{token}" for one in responses for token in one]
+    decoded = read_log([SLIME_TRAIN], decode=lambda token: f"<{token}>")
+    assert decoded.texts[decoded.tokens[0]] == f"<{responses[0][0]}>"
     assert len(set(log.groups.tolist()) - {-1}) == 2
     code, said = bandpo(SLIME_TRAIN)
     assert code == 0
@@ -354,6 +358,9 @@ def test_json_is_strict_and_complete(bandpo, tmp_path):
     assert data["tokens"] == 340
     assert [row["rule"] for row in data["rules"]] == list(RIVALS)
     assert "old_entropy" in data["skipped"]["ESTR"]
+    assert data["reference"] == GRPO
+    other = json.loads(bandpo("batch-7.npz", "--epsilon", "0.1", "--epsilon-high", "0.3", "--json")[1])
+    assert (other["reference"], other["rules"][0]["rule"], len(other["rules"])) == ("Clip 0.1/0.3",) * 2 + (7,)
     assert {"moves", "same_share", "same_bounds", "ratios", "sampling", "places", "problems"} <= data.keys()
 
 

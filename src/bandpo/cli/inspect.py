@@ -44,6 +44,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what clip rules would have done to the tokens that any framework logged."""
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{str(path)!r} does not exist; allowed are token logs and directories of them")
+
     from bandpo.report.dumps import read_log
     from bandpo.report.inspection import inspect_log
 
