@@ -343,6 +343,12 @@ def test_nothing_in_a_token_is_markup(bandpo, tmp_path):
     for shown in ("'[red]x[/red]'", "'<script>alert(1)</script>'", r"'\x1b[31m'", r"'\ud800'", "':smile:'", r"'\n'"):
         assert shown in said
     assert "\x1b" not in said
+    odd = tmp_path / "odd" / "\x1b[31m\udcff.jsonl"
+    odd.parent.mkdir()
+    odd.write_text(f'{line()}\n{{"\x1b[31m": 1}}\n{{"\\u001b[31m": 1}}\n')
+    _, said = bandpo("odd")
+    assert said.count(r"\x1b[31m\udcff.jsonl") == 3
+    assert "\x1b" not in said
     _, said = bandpo("a.jsonl", "--json")
     assert json.loads(said)["places"][0]["texts"][0]["clipped"] == 1
 

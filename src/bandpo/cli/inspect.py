@@ -89,15 +89,23 @@ def choose_rules(
 
 
 def load_decoder(name: str) -> Callable[[int], str]:
-    """Text of a token's number by a tokenizer of the hub or of a directory."""
+    """Text of a token's number by a tokenizer of the hub or of a directory.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
     from functools import cache
 
     from bandpo.cli.quiet import quiet_libraries
+    from bandpo.words import first_line
 
     quiet_libraries()
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--tokenizer is {name!r}, which cannot be loaded: {first_line(error)}") from error
     size = len(tokenizer)
 
     @cache
@@ -123,12 +131,13 @@ def show(log: TokenLog, found: Inspection) -> None:
     from rich.console import Console
 
     from bandpo.report.inspection_tables import files_table, inspection_tables
+    from bandpo.report.token_logs import one_line
 
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=False)
     for note in log.notes:
-        console.print(f"{note.file} {note.text}.")
+        console.print(one_line(f"{note.file} {note.text}."))
     for problem in log.problems[:SHOWN]:
-        console.print(f"{problem}.", style="yellow")
+        console.print(one_line(f"{problem}."), style="yellow")
     if len(log.problems) > SHOWN:
         console.print(f"... and {len(log.problems) - SHOWN:,} more problems; --json lists all.", style="yellow")
     if not len(log):

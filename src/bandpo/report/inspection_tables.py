@@ -9,7 +9,7 @@ from pathlib import Path
 from bandpo.core.checks import DEFAULT_RADIUS
 from bandpo.lab.tables import Cell, Column, Table
 from bandpo.report.inspection import DIVERGENCES, Inspection, Place
-from bandpo.report.token_logs import LOGPS, FileSummary, quoted
+from bandpo.report.token_logs import LOGPS, FileSummary, one_line, quoted
 from bandpo.report.why import bin_labels
 
 COLUMNS = {
@@ -40,7 +40,7 @@ def files_table(files: Sequence[FileSummary]) -> Table:
         rows.append(_file(f"and {len(rest)} more", sums))
     partial = any("(" in str(cell) for row in rows for cell in row[-2:])
     note = "a number in parentheses: so many of the tokens have it" if partial else ""
-    return Table(columns, rows, f"Tokens of {folder}", note)
+    return Table(columns, rows, f"Tokens of {one_line(folder)}", note)
 
 
 def _file(name: str, file: FileSummary) -> list[Cell]:
@@ -49,7 +49,13 @@ def _file(name: str, file: FileSummary) -> list[Cell]:
         return ", ".join(x if count == file.tokens else f"{x} ({count:,})" for x, count in some) or "-"
 
     counts: list[Cell] = [file.completions, file.tokens, file.masked, file.left_out]
-    return [name, file.format or "-", *counts, having(LOGPS), having([x for x in COLUMNS if x not in LOGPS])]
+    return [
+        one_line(name),
+        file.format or "-",
+        *counts,
+        having(LOGPS),
+        having([x for x in COLUMNS if x not in LOGPS]),
+    ]
 
 
 def inspection_tables(found: Inspection) -> list[Table]:

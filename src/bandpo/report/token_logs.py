@@ -165,6 +165,11 @@ class TokenLog:
         return packer.log()
 
 
+def one_line(text: str) -> str:
+    """What others wrote, with all that is not printable (control characters, lone surrogates) as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def quoted(text: str) -> str:
     """A token on one line: quoted, with white space, control characters and the like as escapes."""
     shown = repr(text)
