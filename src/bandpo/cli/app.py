@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from bandpo.cli import bounds, compare, doctor, eval, grade, launch, recipes, report, samples, simulate, tasks, train
+from bandpo.cli import (
+    bounds,
+    compare,
+    doctor,
+    eval,
+    grade,
+    inspect,
+    launch,
+    recipes,
+    report,
+    samples,
+    simulate,
+    tasks,
+    train,
+)
 
 app = typer.Typer(
     name="bandpo",
@@ -42,6 +56,7 @@ app.command("samples")(samples.samples)
 app.command("simulate")(simulate.simulate)
 app.add_typer(launch.app, name="launch")
 app.command("report")(report.report)
+app.command("inspect")(inspect.inspect)
 app.command("bounds")(bounds.bounds)
 app.command("recipes")(recipes.recipes)
 app.command("grade")(grade.grade)
