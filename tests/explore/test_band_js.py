@@ -31,6 +31,7 @@ def listed(x):
     return [None if value == -math.inf else value for value in x.tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_bounds_are_those_of_band(name):
     driver = "given.radii.map((r) => given.old.map((a) => bandBounds(a ?? -Infinity, [r, 2 * r], getDivergence(given.name))))"
@@ -44,6 +45,7 @@ def test_bounds_are_those_of_band(name):
             assert bool(close.all()), (name, radius, side, LOG_P[~close], seen[~close], bound[~close])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_divergence_and_membership_are_those_of_band(name):
     old = LOG_P[torch.isfinite(LOG_P)].repeat_interleave(8)
@@ -72,6 +74,7 @@ STATED = [{"name": name} for name in SHOWN] + [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stated", STATED, ids=str)
 def test_rules_are_those_of_the_registry(stated):
     name = stated["name"]

@@ -32,7 +32,7 @@ def samples_of(settings, log_pi, random):
 
 
 RULES = [
-    {"name": "band"},
+    {"name": "band", "radius": 0.002},
     {"name": "band", "radius": [0.001, 0.02], "divergence": "js", "cap": 1.3, "floor": 0.7},
     {"name": "clip", "high": 0.28},
     {"name": "ipo", "radius": 0.01},

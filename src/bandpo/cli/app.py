@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from bandpo.cli import bounds, compare, doctor, eval, grade, launch, recipes, report, samples, simulate, tasks, train
+from bandpo.cli import (
+    bounds,
+    compare,
+    doctor,
+    eval,
+    explore,
+    grade,
+    launch,
+    recipes,
+    report,
+    samples,
+    simulate,
+    tasks,
+    train,
+)
 
 app = typer.Typer(
     name="bandpo",
@@ -43,6 +57,7 @@ app.command("simulate")(simulate.simulate)
 app.add_typer(launch.app, name="launch")
 app.command("report")(report.report)
 app.command("bounds")(bounds.bounds)
+app.command("explore")(explore.explore)
 app.command("recipes")(recipes.recipes)
 app.command("grade")(grade.grade)
 app.command("tasks")(tasks.tasks)
