@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from helpers import NAMES
 from node import run_node
 
 from bandpo.core.band import band, binary_divergence
 from bandpo.core.registry import make_rule
 from bandpo.core.tokens import Tokens
 from bandpo.explore.page import SHOWN, known_rules
+from helpers import NAMES
 
 RADII = (1e-6, 1e-3, 0.05, 0.3, 2.0)
 LOG_P = torch.cat(
@@ -34,7 +34,8 @@ def listed(x):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_bounds_are_those_of_band(name):
-    driver = "given.radii.map((r) => given.old.map((a) => bandBounds(a ?? -Infinity, [r, 2 * r], getDivergence(given.name))))"
+    driver = """given.radii.map((r) => given.old.map((a) =>
+      bandBounds(a ?? -Infinity, [r, 2 * r], getDivergence(given.name))))"""
     found = run_node(driver, {"old": listed(LOG_P), "radii": RADII, "name": name}, "band")
     assert len(RADII) * len(LOG_P) > 300
     for radius, rows in zip(RADII, found, strict=True):

@@ -7,7 +7,7 @@ import torch
 from node import run_node
 
 from bandpo.core.registry import make_rule
-from bandpo.explore.page import known_rules, presets
+from bandpo.explore.page import PRESETS, known_rules, presets
 from bandpo.lab.bandit import Counts, Policies, Samples, entropy_of, group_advantages, simulate
 from bandpo.lab.simulation import Simulation, load_simulation
 
@@ -117,7 +117,8 @@ def test_rules_have_common_random_numbers():
     settings = Simulation(prompts=4, rollouts=2, vocabulary=8, group=4).model_dump(mode="json")
     driver = "[...simulate(given.settings, [given.rule, given.rule])].map((x) => x.states)"
     states = run_node(driver, {"settings": settings, "rule": full({"name": "band"})}, "band", "sim")
-    assert all(one == other for one, other in states) and states[0] != states[2]
+    assert all(one == other for one, other in states)
+    assert states[0] != states[2]
 
 
 def test_logits_that_overflow_are_one_sentence():
@@ -130,8 +131,8 @@ def test_logits_that_overflow_are_one_sentence():
 
 
 def test_presets_are_the_packages_simulations():
-    for preset in presets().values():
-        simulation = load_simulation(preset["simulation"])
+    for key, preset in presets().items():
+        simulation = load_simulation(PRESETS[key].simulation)
         assert preset["rules"].items() <= simulation.rules.items()
-        for key, value in preset["settings"].items():
-            assert key == "prompts" or value == getattr(simulation, key)
+        for name, value in preset["settings"].items():
+            assert name == "prompts" or value == getattr(simulation, name)

@@ -11,9 +11,9 @@ import hashlib
 import inspect
 import json
 import re
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from bandpo.core.registry import RULES, make_rule
 from bandpo.files import write_atomic
@@ -23,7 +23,7 @@ from bandpo.version import __version__
 
 STATIC = resources.files("bandpo") / "explore" / "static"
 ENGINE = ("band", "sim")  # what the worker needs as well
-PAGE = ("copy", "plot", "page")
+PAGE = ("copy", "plot", "state", "page")
 SHOWN = (
     "band", "clip", "dcpo", "ripo", "dppo-tv", "dppo-kl", "ipo", "estr", "adaptive-band", "relaxed-band", "none",
 )  # fmt: skip
@@ -31,27 +31,39 @@ SHOWN = (
 LEFT_OUT = ("description", "rules", "changes", "expected", "lag")  # of a simulation: the page has no use for them
 PROMPTS = 128  # enough for curves that part; the page is watched
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "bleeds": {
-        "title": "The fixed clip bleeds entropy",
-        "text": "Tokens that decide nothing, rewarded by a coin. On average nothing should happen; the fixed clip "
-        "holds back more of what would raise the entropy than of what lowers it.",
-        "simulation": "neutral",
-        "labels": ("Clip", "Band KL", "No clip"),
-    },
-    "halves": {
-        "title": "The two halves of Band",
-        "text": "Band above with a fixed clip below (floor .8), and the reverse (cap 1.2): one token decides, seven "
-        "do not. The upper half frees the rare right answer and keeps the entropy; the lower half alone does neither.",
-        "simulation": "deciding",
-        "labels": ("Band KL", "floor .8", "lower half"),
-    },
-    "same": {
-        "title": "Nothing differs",
-        "text": "Four updates a rollout: few tokens reach any bound, and the rules are all but alike.",
-        "simulation": "neutral-few",
-        "labels": ("Clip", "Band KL", "No clip"),
-    },
+
+@dataclass(frozen=True)
+class Preset:
+    """A simulation of the package under some of its rules, and what to look for."""
+
+    title: str
+    text: str
+    simulation: str
+    labels: tuple[str, ...]
+
+
+PRESETS = {
+    "bleeds": Preset(
+        "The fixed clip bleeds entropy",
+        "Tokens that decide nothing, rewarded by a coin: to first order nothing should happen on average. The entropy "
+        "falls furthest under the fixed clip, further than without any clip.",
+        "neutral",
+        ("Clip", "Band KL", "No clip"),
+    ),
+    "halves": Preset(
+        "The two halves of Band",
+        "Band above with a fixed clip below (floor .8), and the reverse (cap 1.2): one token decides, seven do not. "
+        "The upper half frees the rare right answer and keeps the entropy; the lower half alone does neither.",
+        "deciding",
+        ("Band KL", "floor .8", "lower half"),
+    ),
+    "same": Preset(
+        "Nothing differs",
+        "The neutral tokens again, with four updates a rollout: fewer of them reach any bound, and the rules end "
+        "within a twentieth of a nat of each other.",
+        "neutral-few",
+        ("Clip", "Band KL", "No clip"),
+    ),
 }
 
 
@@ -61,9 +73,9 @@ def script(name: str) -> str:
     return re.sub(r"^export |^import .*?;\n", "", text, flags=re.MULTILINE)
 
 
-def known_rules() -> dict[str, dict[str, Any]]:
+def known_rules() -> dict[str, dict[str, object]]:
     """What the page knows of each rule: its class, the defaults of its options, whether it masks both sides."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, object]] = {}
     for name in SHOWN:
         rule = make_rule(name)
         options = [option for option in inspect.signature(RULES[name]).parameters if option != "table"]
@@ -76,14 +88,14 @@ def known_rules() -> dict[str, dict[str, Any]]:
     return found
 
 
-def presets() -> dict[str, dict[str, Any]]:
+def presets() -> dict[str, dict[str, object]]:
     """The simulations that the page offers: title, text, settings, and rules by label."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, object]] = {}
     for key, preset in PRESETS.items():
-        simulation = load_simulation(preset["simulation"])
+        simulation = load_simulation(preset.simulation)
         settings = {k: v for k, v in simulation.model_dump().items() if k not in LEFT_OUT} | {"prompts": PROMPTS}
-        rules = {label: simulation.rules[label] for label in preset["labels"]}
-        found[key] = {k: preset[k] for k in ("title", "text", "simulation")} | {"settings": settings, "rules": rules}
+        rules = {label: simulation.rules[label] for label in preset.labels}
+        found[key] = {"title": preset.title, "text": preset.text, "settings": settings, "rules": rules}
     return found
 
 

@@ -3,133 +3,15 @@ import { bandBounds, binaryDivergence, getDivergence, makeRule } from "./band.js
 import { simulate } from "./sim.js";
 import { FORMS } from "./copy.js";
 import { element, Plot, short } from "./plot.js";
+import { NUMBERS, positive, PROBABILITY, SETTINGS, SIDES, stateOf, takesPair } from "./state.js";
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const SIDES = ["a", "b"], LETTERS = { a: "A", b: "B" };
+const LETTERS = { a: "A", b: "B" };
 const NAMED = ["kl", "reverse_kl", "tv", "chi2", "neyman_chi2", "hellinger2", "js", "jeffreys"];
-const finite = Number.isFinite, positive = (x) => finite(x) && x > 0;
-
-// What a number may be, and the slider beside it; none: the end of the slider that stands for "no such limit".
-const NUMBERS = {
-  radius: { label: "radius", low: 1e-4, high: 2, log: true, fits: positive, allowed: "a number above 0" },
-  cap: { label: "cap", low: 1, high: 100, log: true, none: "high", fits: (x) => finite(x) && x >= 1, allowed: "a number from 1 on, or nothing" },
-  floor: { label: "floor", low: 0, high: 1, none: "low", fits: (x) => x >= 0 && x <= 1, allowed: "a number from 0 to 1, or nothing" },
-  low: { label: "low", low: 0, high: 1, fits: (x) => x >= 0 && x <= 1, allowed: "a number from 0 to 1" },
-  high: { label: "high", low: 0, high: 2, fits: (x) => finite(x) && x >= 0, allowed: "a number from 0 on" },
-  threshold: { label: "threshold", low: 1e-3, high: 1, log: true, fits: positive, allowed: "a number above 0" },
-  epsilon: { label: "epsilon", low: 1e-4, high: 1, log: true, fits: positive, allowed: "a number above 0" },
-  reference: { label: "reference", low: 0.05, high: 10, log: true, fits: positive, allowed: "a number above 0" },
-  smallest: { label: "smallest", low: 0.01, high: 1, log: true, fits: positive, allowed: "a number above 0" },
-  largest: { label: "largest", low: 1, high: 10, log: true, fits: positive, allowed: "a number above 0" },
-  p: { label: "old probability", low: 1e-4, high: 0.999, log: true, fits: (x) => x > 0 && x < 1, allowed: "a number above 0 and below 1" },
-  entropy: { label: "entropy (nats)", low: 0, high: 8, fits: (x) => finite(x) && x >= 0, allowed: "a number from 0 on" },
-};
-const whole = (low, high) => ({ fits: (x) => Number.isInteger(x) && x >= low && x <= high, allowed: `a whole number from ${low} to ${high}` });
-const SETTINGS = {
-  prompts: { label: "prompts", ...whole(2, 2048) },
-  rollouts: { label: "rollouts", ...whole(1, 2000) },
-  updates: { label: "updates a rollout", ...whole(1, 256) },
-  group: { label: "group", ...whole(2, 256) },
-  learning_rate: { label: "learning rate", fits: positive, allowed: "a number above 0" },
-  seed: { label: "seed", ...whole(0, 2 ** 31 - 1) },
-  optimizer: { label: "optimizer", options: ["gradient", "adam", "adam-token", "adam-shared"] },
-  advantage: { label: "advantages", options: ["mean", "mean/std"] },
-};
-
-const freshRule = (name) => ({ name, ...structuredClone(DATA.rules[name].options) });
-const takesPair = (rule) => "radius" in rule && "cap" in rule && rule.name !== "ripo";
-
-function freshState() {
-  const state = { a: freshRule("band"), b: freshRule("clip"), p: 0.05, entropy: 1, chosen: [0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 0.9, 0.99] };
-  return { ...state, match: { p: 0.1, epsilon: 0.2, side: "upper" }, copy: { form: "Python", rule: "a" }, sim: { preset: "bleeds", rules: "preset", settings: {} } };
-}
+const { freshRule, freshState, optionsInWords, address, readAddress } = stateOf(DATA);
 
 let state = freshState();
-
-// --- the address ---------------------------------------------------------------------------------------------------
-
-/** What a rule says that is not its default, as [key, text]. */
-function optionsInWords(rule) {
-  const defaults = freshRule(rule.name), text = (value) => (value === null ? "none" : String(value));
-  return Object.entries(rule).filter(([key, value]) => text(value) !== text(defaults[key])).map(([key, value]) => [key, text(value)]);
-}
-
-function address() {
-  const found = new URLSearchParams(), { sim } = state;
-  for (const side of SIDES) {
-    found.set(side, state[side].name);
-    optionsInWords(state[side]).forEach(([key, text]) => found.set(`${side}.${key}`, text));
-  }
-  found.set("p", short(state.p));
-  if (SIDES.some((side) => DATA.rules[state[side].name].needs.length)) found.set("entropy", state.entropy);
-  found.set("sim", sim.preset);
-  if (sim.rules !== "preset") found.set("sim.rules", sim.rules);
-  Object.entries(sim.settings).forEach(([key, value]) => found.set(`sim.${key}`, value));
-  return String(found);
-}
-
-/** A number of the address, or an Error that says what is allowed. */
-function readNumber(key, text, { fits, allowed, none }) {
-  if (none && text === "none") return null;
-  const value = text.trim() === "" ? NaN : Number(text);
-  if (!fits(value)) throw new Error(`${key} is ${text || "empty"}; allowed is ${allowed}`);
-  return value;
-}
-
-function readOption(rule, key, option, text) {
-  if (!(option in rule) || option === "name") throw new Error(`${key}: ${rule.name} has no such option`);
-  if (option === "divergence") {
-    getDivergence(text);
-    return text;
-  }
-  const parts = text.split(",");
-  if (option === "radius" && parts.length === 2 && takesPair(rule)) return parts.map((part) => readNumber(key, part, NUMBERS.radius));
-  return readNumber(key, text, NUMBERS[option]);
-}
-
-/** The state that a hash describes, and a sentence for each part of it that was ignored. */
-function readAddress(hash) {
-  const state = freshState(), ignored = [], entries = [...new URLSearchParams(hash)];
-  const attempt = (read) => {
-    try {
-      read();
-    } catch (error) {
-      ignored.push(error.message);
-    }
-  };
-  const oneOf = (key, text, known) => {
-    if (!known.includes(text)) throw new Error(`${key} is ${text || "empty"}; allowed is ${known.join(", ")}`);
-    return text;
-  };
-  const { sim } = state;
-  const readers = {
-    p: (text) => (state.p = readNumber("p", text, NUMBERS.p)),
-    entropy: (text) => (state.entropy = readNumber("entropy", text, NUMBERS.entropy)),
-    sim: (text) => (sim.preset = oneOf("sim", text, Object.keys(DATA.presets))),
-    "sim.rules": (text) => (sim.rules = oneOf("sim.rules", text, ["preset", "ab"])),
-  };
-  for (const side of SIDES) readers[side] = (text) => (state[side] = freshRule(oneOf(side, text, Object.keys(DATA.rules))));
-  for (const [key, spec] of Object.entries(SETTINGS)) {
-    const name = `sim.${key}`;
-    readers[name] = (text) => (sim.settings[key] = spec.options ? oneOf(name, text, spec.options) : readNumber(name, text, spec));
-  }
-  const isOption = ([key]) => /^[ab]\./.test(key);
-  for (const [key, text] of entries.filter((entry) => !isOption(entry))) {
-    attempt(() => {
-      if (!Object.hasOwn(readers, key)) throw new Error(`${key} is not known`);
-      readers[key](text);
-    });
-  }
-  for (const [key, text] of entries.filter(isOption)) attempt(() => (state[key[0]][key.slice(2)] = readOption(state[key[0]], key, key.slice(2), text)));
-  for (const side of SIDES) {
-    if (state[side].smallest > state[side].largest) {
-      ignored.push(`${side}.smallest is above ${side}.largest`);
-      state[side] = freshRule(state[side].name);
-    }
-  }
-  return { state, ignored };
-}
 
 // --- controls ------------------------------------------------------------------------------------------------------
 
@@ -203,7 +85,7 @@ function divergenceRows(side, rule, rebuild, redraw) {
   });
   const rows = [twoColumns(choice)];
   if (family === "alpha") {
-    const spec = { label: "alpha", low: -3, high: 4, fits: (x) => finite(x) && x !== 0 && x !== 1, allowed: "a number other than 0 (kl) and 1 (reverse_kl)" };
+    const spec = { label: "alpha", low: -3, high: 4, fits: (x) => Number.isFinite(x) && x !== 0 && x !== 1, allowed: "a number other than 0 (kl) and 1 (reverse_kl)" };
     const change = (a) => {
       if (spec.fits(a)) rule.divergence = `alpha:${a}`;
       redraw();
@@ -353,6 +235,7 @@ function matchRadius({ p, epsilon, side }, f) {
   return radius;
 }
 
+let matched = null;  // the radius found, if there is one
 const matchDivergence = () => state.a.divergence ?? "kl";
 
 function buildMatch() {
@@ -360,23 +243,25 @@ function buildMatch() {
     const { input, bad } = numberField(id, spec, state.match[key], (x) => {
       state.match[key] = x;
       redrawMatch();
+      remember();
     });
     return [element("label", {}, spec.label, input), bad];
   };
   const side = selectField("match-side", "bound", { upper: "upper, 1 + epsilon", lower: "lower, 1 − epsilon" }, state.match.side, (value) => {
     state.match.side = value;
     redrawMatch();
+    remember();
   });
   const epsilon = { ...NUMBERS.epsilon, label: "epsilon" };
   byId("match-fields").replaceChildren(labelled(side), ...field("match-p", NUMBERS.p, "p"), ...field("match-epsilon", epsilon, "epsilon"));
 }
 
 function redrawMatch() {
-  const name = matchDivergence(), f = getDivergence(name), { p, side } = state.match, answer = [];
-  state.match.radius = null;
+  const name = matchDivergence(), f = getDivergence(name), { p, side, epsilon } = state.match, answer = [];
+  matched = null;
   try {
-    state.match.radius = matchRadius(state.match, f);
-    answer.push(`Radius ${short(state.match.radius)} (${name}) has the ${side} bound ${short(side === "upper" ? 1 + state.match.epsilon : 1 - state.match.epsilon)} at p = ${short(p)}.`);
+    matched = matchRadius(state.match, f);
+    answer.push(`Radius ${short(matched)} (${name}) has the ${side} bound ${short(side === "upper" ? 1 + epsilon : 1 - epsilon)} at p = ${short(p)}.`);
   } catch (error) {
     answer.push(error.message);
   }
@@ -384,7 +269,7 @@ function redrawMatch() {
   const [low, high] = bandBounds(Math.log(p), pair, f).map(Math.exp);
   answer.push(`The other way: radius ${pair[0] === pair[1] ? short(pair[0]) : pair.map(short).join(" and ")} (${name}) allows there what 1 − ${short(1 - low)} and 1 + ${short(high - 1)} allow.`);
   byId("match-answer").replaceChildren(...answer.map((text) => element("div", {}, text)));
-  byId("match-use").disabled = state.match.radius === null || !("divergence" in state.a);
+  byId("match-use").disabled = matched === null || !("divergence" in state.a);
 }
 
 // --- copy as -------------------------------------------------------------------------------------------------------
@@ -393,6 +278,7 @@ function buildCopy() {
   const choose = (key) => (value) => {
     state.copy[key] = value;
     redrawCopy();
+    remember();
   };
   const form = selectField("copy-form", "form", Object.keys(FORMS), state.copy.form, choose("form"));
   const rule = selectField("copy-rule", "rule", { a: "A", b: "B" }, state.copy.rule, choose("rule"));
@@ -557,7 +443,7 @@ function curvesOf(settings, labels, states) {
 let written = null;
 
 function remember() {
-  written = `#${address()}`;
+  written = `#${address(state)}`;
   history.replaceState(null, "", written);
 }
 
@@ -584,17 +470,18 @@ function load() {
 
 byId("chosen").addEventListener("input", ({ target }) => {
   const parts = target.value.split(/[\s,;]+/).filter(Boolean), numbers = parts.map(Number);
-  const wrong = parts.find((_, i) => !(numbers[i] > 0 && numbers[i] <= 1)), fits = parts.length > 0 && wrong === undefined;
+  const wrong = parts.find((_, i) => !PROBABILITY.fits(numbers[i])), fits = parts.length > 0 && wrong === undefined;
   target.setAttribute("aria-invalid", !fits);
-  byId("chosen-bad").textContent = fits ? "" : `${wrong ?? "nothing"} is no probability; allowed are numbers above 0 and at most 1.`;
+  byId("chosen-bad").textContent = fits ? "" : `${wrong ?? "nothing"} is not allowed here; allowed is ${PROBABILITY.allowed}.`;
   if (!fits) return;
   state.chosen = numbers;
   fillTable(SIDES.map((side) => makeRule(state[side])));
+  remember();
 });
 byId("match-use").addEventListener("click", () => {
-  const { radius, side } = state.match, old = state.a.radius;
-  if (Array.isArray(old)) state.a.radius = side === "upper" ? [old[0], radius] : [radius, old[1]];
-  else state.a.radius = radius;
+  const old = state.a.radius;
+  if (Array.isArray(old)) state.a.radius = state.match.side === "upper" ? [old[0], matched] : [matched, old[1]];
+  else state.a.radius = matched;
   fillRule("a");
   redraw();
 });
