@@ -92,6 +92,7 @@ MISTAKES = [
     (["compare", "scratch", "methds=1"], "did you mean 'methods'"),
     (["samples", "nowhere"], "'nowhere'"),
     (["report", "nowhere"], "'nowhere' does not exist"),
+    (["explore", "--export", "data.jsonl"], "'data.jsonl', which exists"),
     (["bounds", "--p", "2"], "--p is 2"),
     (["bounds", "--radius", "x"], "--radius"),
     (["bounds", "--plot", "a.pdf"], "'a.pdf'"),

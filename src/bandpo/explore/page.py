@@ -13,10 +13,8 @@ import json
 import re
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 
 from bandpo.core.registry import RULES, make_rule
-from bandpo.files import write_atomic
 from bandpo.lab.simulation import load_simulation
 from bandpo.report.html import style
 from bandpo.version import __version__
@@ -121,16 +119,3 @@ def page() -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def export(path: Path) -> None:
-    """Write the page.
-
-    Raises:
-        ValueError: If something is there already, or there is no such directory.
-    """
-    if path.exists():
-        raise ValueError(f"--export is {str(path)!r}, which exists; allowed is a name that is free")
-    if not path.parent.is_dir():
-        raise ValueError(f"--export is {str(path)!r}; {str(path.parent)!r} is no directory")
-    write_atomic(path, page())
