@@ -43,8 +43,8 @@ class Preset:
 PRESETS = {
     "bleeds": Preset(
         "The fixed clip bleeds entropy",
-        "Tokens that decide nothing, rewarded by a coin: to first order nothing should happen on average. The "
-        "entropy falls furthest under the fixed clip, further than without any clip.",
+        "Tokens that decide nothing, rewarded by a coin: to first order nothing should happen on average. Over "
+        "200 rollouts the entropy falls furthest under the fixed clip, further than without any clip.",
         "neutral",
         ("Clip", "Band KL", "No clip"),
     ),

@@ -408,9 +408,7 @@ function run() {
     }
     if (done) stop(`${settings.rollouts} rollouts in ${short((performance.now() - started) / 1000)} s`);
   };
-  byId("sim-bad").textContent = "";
-  byId("sim-run").textContent = "Stop";
-  byId("sim-status").textContent = "Running";
+  Object.entries({ bad: "", run: "Stop", status: "Running" }).forEach(([id, text]) => (byId(`sim-${id}`).textContent = text));
   running = runSimulation(settings, rules.map(([, rule]) => rule), tell, (message) => {
     stop("");
     byId("sim-bad").textContent = message;
