@@ -113,6 +113,19 @@ def test_curves_agree_within_the_sampling_error():
             assert abs(seen[-1][i][name] - series.mean[-1]) < 4 * error, (i, name)
 
 
+def test_coins_are_fair_and_tokens_as_likely_as_the_policy_says():
+    settings = Simulation(prompts=200, vocabulary=4, group=50, advantage="mean").model_dump(mode="json")
+    driver = """(() => {
+      const policies = new Policies(given, null), { actions, advantages } = policies.sample();
+      const shares = [0, 1, 2, 3].map((token) => actions.filter((one) => one === token).length / actions.length);
+      return [...shares, advantages.filter((one) => one > 0).length / advantages.length];
+    })()"""
+    *shares, heads = run_node(driver, settings, "band", "sim")
+    pi = (-1.5 * torch.log1p(torch.arange(4, dtype=torch.float64))).softmax(0).tolist()
+    for seen, expected in zip([*shares, heads], [*pi, 0.5], strict=True):
+        assert abs(seen - expected) < 4 * math.sqrt(expected * (1 - expected) / 10_000)
+
+
 def test_rules_have_common_random_numbers():
     settings = Simulation(prompts=4, rollouts=2, vocabulary=8, group=4).model_dump(mode="json")
     driver = "[...simulate(given.settings, [given.rule, given.rule])].map((x) => x.states)"
