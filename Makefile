@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 quickstart: install
 	$(BIN)/bandpo train quickstart $(if $(RUN),--output $(RUN))
 
-test: install $(VENV)/installed-gym
+test: install $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # With the dependencies that pyproject.toml declares, not those of the lock files.
@@ -49,8 +49,8 @@ $(VENV)/installed: requirements.lock requirements-model.lock pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
 	touch $@
 
-$(VENV)/installed-gym: requirements-gym.lock $(VENV)/installed
-	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-gym.lock
+$(VENV)/installed-test: requirements-test.lock $(VENV)/installed
+	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-test.lock
 	touch $@
 
 # verl wants an older transformers than the trainer.

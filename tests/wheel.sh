@@ -43,6 +43,8 @@ bandpo --version
 bandpo bounds | grep -q "p x upper"
 bandpo recipes | grep -q "^ *quickstart"
 bandpo doctor
+bandpo explore --export page.html
+grep -q "function bandBounds" page.html
 phase "training"
 bandpo train scratch train.max_steps=2 --output run
 for file in summary.json report.html model/model.safetensors; do

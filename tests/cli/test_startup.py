@@ -94,6 +94,7 @@ MISTAKES = [
     (["samples", "nowhere"], "'nowhere'"),
     (["report", "nowhere"], "'nowhere' does not exist"),
     (["inspect", "nowhere"], "'nowhere' does not exist"),
+    (["explore", "--export", "data.jsonl"], "'data.jsonl', which exists"),
     (["bounds", "--p", "2"], "--p is 2"),
     (["bounds", "--radius", "x"], "--radius"),
     (["bounds", "--plot", "a.pdf"], "'a.pdf'"),

@@ -11,6 +11,7 @@ from bandpo.cli import (
     compare,
     doctor,
     eval,
+    explore,
     grade,
     inspect,
     launch,
@@ -58,6 +59,7 @@ app.add_typer(launch.app, name="launch")
 app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 app.command("bounds")(bounds.bounds)
+app.command("explore")(explore.explore)
 app.command("recipes")(recipes.recipes)
 app.command("grade")(grade.grade)
 app.command("tasks")(tasks.tasks)

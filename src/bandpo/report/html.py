@@ -15,7 +15,7 @@ from bandpo.lab.tables import Table
 from bandpo.report import drawing
 from bandpo.report.drawing import Picture
 
-TEMPLATE = resources.files("bandpo") / "report" / "report.html.jinja"
+TEMPLATES = resources.files("bandpo") / "report"
 LONGEST_TEXT = 3000  # characters of a completion that a page shows
 
 
@@ -123,9 +123,8 @@ class Page:
         environment.filters["token"] = visible_token
         environment.filters["kind"] = lambda block: type(block).__name__
         environment.filters["drawn"] = Markup  # for what drawing.py drew, and nothing else
-        template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-        light, dark = (_variables(which) for which in (0, 1))
-        return template.render(page=self, light=light, dark=dark)
+        template = environment.from_string((TEMPLATES / "report.html.jinja").read_text(encoding="utf-8"))
+        return template.render(page=self, style=Markup(style()))
 
     def markdown(self) -> str:
         """Tables, pictures by file name, commands; what is collapsed in the page is not here."""
@@ -151,6 +150,16 @@ def _in_markdown(block: Block) -> list[str]:
         case Drawing():
             return [f"![{block.picture.title}]({block.picture.name}.png)"]
     return []
+
+
+def style() -> str:
+    """The style sheet of every page of the package, its colors those of the pictures, light and dark."""
+    from jinja2 import Environment
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((TEMPLATES / "style.css.jinja").read_text(encoding="utf-8"))
+    light, dark = (_variables(which) for which in (0, 1))
+    return template.render(light=light, dark=dark)
 
 
 def _variables(which: int) -> dict[str, str]:

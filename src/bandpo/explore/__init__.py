@@ -1,0 +1,1 @@
+"""The explorer: clip rules to move and to watch, one HTML file without a request."""

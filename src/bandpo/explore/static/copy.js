@@ -1,0 +1,50 @@
+// A rule as Python, recipes and frameworks state it; tests/explore/test_page.py builds the rule of each.
+
+/** A number that YAML 1.1, TOML and Python all read as one: an exponent needs a point before it. */
+function numeral(x) {
+  const text = String(x);
+  return /^-?\d+e/.test(text) ? text.replace("e", ".0e") : text;
+}
+
+function literal(value, none) {
+  if (value === null) return none;
+  if (Array.isArray(value)) return `[${value.map(numeral).join(", ")}]`;
+  return typeof value === "number" ? numeral(value) : JSON.stringify(value);
+}
+
+const plain = (value) => (/^[a-z][\w-]*$/.test(value) ? value : literal(value, "null"));
+
+/** Options worth stating: all but a null that is the default. */
+const statedOptions = (rule, defaults) =>
+  Object.entries(rule).filter(([key, value]) => value !== null || (defaults[key] ?? null) !== null);
+
+const yamlOf = (entries) => `{${entries.map(([key, value]) => `${key}: ${plain(value)}`).join(", ")}}`;
+
+/** Name of the form -> (rule {name, ...options}, what the page knows of it) -> text. */
+export const FORMS = {
+  Python(rule, { class: kind, options }) {
+    const entries = statedOptions(rule, options).filter(([key]) => key !== "name");
+    const stated = entries.map(([key, value]) => `${key}=${literal(value, "None")}`).join(", ");
+    return `import bandpo\n\nrule = bandpo.${kind}(${stated})\n`
+      + "result = bandpo.policy_loss(logps, old_logps, advantages, mask, rule=rule)";
+  },
+  TRL(rule, { options }) {
+    const entries = statedOptions(rule, options).map(([key, value]) => `"${key}": ${literal(value, "None")}`);
+    return "from bandpo.training import BandGRPOConfig, BandGRPOTrainer\n\n"
+      + `args = BandGRPOConfig(output_dir="out", steps_per_generation=4, rule={${entries.join(", ")}})`;
+  },
+  "recipe (YAML)": (rule, { options }) => `rule: ${yamlOf(statedOptions(rule, options))}`,
+  verl(rule, { options }) {
+    const at = "actor_rollout_ref.actor.policy_loss";
+    return `${at}._target_=bandpo.integrations.verl.BandPolicyLossConfig\n${at}.loss_mode=bandpo\n`
+      + `'+${at}.rule=${yamlOf(statedOptions(rule, options))}'`;
+  },
+  slime: (rule, { options }) => `bandpo_rule: ${yamlOf(statedOptions(rule, options))}`,
+  "prime-rl"(rule, { options }) {
+    const entries = statedOptions(rule, options);
+    const lines = entries.filter(([, value]) => value !== null).map(([key, value]) => `${key} = ${literal(value)}`);
+    const lacking = entries.filter(([, value]) => value === null).map(([key]) => `# TOML has no null: no way to lift ${key}`);
+    return `[trainer.loss]\ntype = "custom"\nimport_path = "bandpo.integrations.prime_rl.band_loss"\n\n`
+      + `[trainer.loss.kwargs.rule]\n${[...lines, ...lacking].join("\n")}`;
+  },
+};
