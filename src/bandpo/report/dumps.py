@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ KNOWN = (
     f"a line of {SCHEMA} (docs/inspect.md), of prime-rl's token_exports or of verl's rollout dump; a batch-STEP.npz "
     "of bandpo; slime's --dump-details (.pt); TRL's completions (.parquet)"
 )
+T = TypeVar("T")
 Record = Mapping[str, object]
 Read = Iterator[Completion | Problem | Note]
 
@@ -110,8 +111,42 @@ def _archive(path: Path) -> Read:
     yield from _torch(path) if any(name.endswith("data.pkl") for name in names) else _npz(path)
 
 
+def _each(
+    path: Path, what: str, items: Iterable[tuple[int, T] | Problem], read: Callable[[T, int], Completion | None],
+    unlogged: str,
+) -> Read:  # fmt: skip
+    """Numbered items one by one: a bad one is a problem that says `what` is left out; those without log-probs are
+    counted, and a note says so in the words of `unlogged`."""
+    without = 0
+    for item in items:
+        if isinstance(item, Problem):
+            yield item
+            continue
+        number, one = item
+        try:
+            found = read(one, number)
+        except BadRecordError as error:
+            yield Problem(str(path), number, f"{error}; the {what} is left out")
+            continue
+        if found is None:
+            without += 1
+        else:
+            yield found
+    if without:
+        yield Note(str(path), unlogged.format(without), without)
+
+
 def _lines(path: Path, stream: BinaryIO) -> Read:
-    number, unlogged = 0, 0
+    unlogged = (
+        "is verl's rollout dump: {} completions without log-probs, so no rule can be applied. Have the "
+        f"reward function return rollout_log_probs and old_log_probs among its extra values, or write {SCHEMA}"
+    )
+    return _each(path, "line", _numbered(path, stream), _record, unlogged)
+
+
+def _numbered(path: Path, stream: BinaryIO) -> Iterator[tuple[int, bytes] | Problem]:
+    """Lines with their numbers, empty ones passed over."""
+    number = 0
     while line := stream.readline(LONGEST_LINE):
         number += 1
         if not line.strip():
@@ -122,21 +157,7 @@ def _lines(path: Path, stream: BinaryIO) -> Read:
                     break
             yield Problem(str(path), number, f"is longer than {LONGEST_LINE:,} bytes, expected one completion a line")
             continue
-        try:
-            found = _record(line, number)
-        except BadRecordError as error:
-            yield Problem(str(path), number, f"{error}; the line is left out")
-            continue
-        if found is None:
-            unlogged += 1
-        else:
-            yield found
-    if unlogged:
-        text = (
-            f"is verl's rollout dump: {unlogged} completions without log-probs, so no rule can be applied. Have the "
-            f"reward function return rollout_log_probs and old_log_probs among its extra values, or write {SCHEMA}"
-        )
-        yield Note(str(path), text, unlogged)
+        yield number, line
 
 
 def _record(line: bytes, number: int) -> Completion | None:
@@ -254,19 +275,8 @@ def _torch(path: Path) -> Read:
         text = f"holds {found[:200]}, expected slime's --dump-details: a dict with a list 'samples'"
         yield Problem(str(path), None, text)
         return
-    unlogged = 0
-    for number, sample in enumerate(samples, 1):
-        try:
-            one = _slime(sample, number)
-        except BadRecordError as error:
-            yield Problem(str(path), number, f"{error}; the sample is left out")
-            continue
-        if one is None:
-            unlogged += 1
-        else:
-            yield one
-    if unlogged:
-        yield Note(str(path), f"is slime's dump: {unlogged} samples without log-probs", unlogged)
+    unlogged = "is slime's dump: {} samples without log-probs"
+    yield from _each(path, "sample", enumerate(samples, 1), _slime, unlogged)
 
 
 def _slime(sample: object, number: int) -> Completion | None:
