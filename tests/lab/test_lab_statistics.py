@@ -244,3 +244,14 @@ def test_an_unfinished_study_has_rows_without_figures():
     grpo, band = compare(make_result(runs))[0].results
     assert grpo.final is None
     assert (band.final.mean, band.difference, band.target) == (7 / 16, None, None)
+
+
+def test_a_part_that_some_runs_never_reach_is_the_mean_of_the_others():
+    def run(seed, parts):
+        made = make_run("GRPO", seed)
+        made["evaluation"]["after"]["parts"] = parts
+        return made
+
+    runs = [run(0, {"0:6": 1.0}), run(1, {"0:6": 2.0, "6:": 0.0}), run(2, {"0:6": 3.0, "6:": 0.5})]
+    (method,) = compare(make_result(runs, ("GRPO",)))[0].results
+    assert {part: interval.mean for part, interval in method.parts.items()} == {"0:6": 2.0, "6:": 0.25}

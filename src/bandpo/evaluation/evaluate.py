@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from bandpo.evaluation.result import EvaluationResult, part_name
 from bandpo.evaluation.sampling import Progress, Sampler, Sampling, sample, slices
@@ -160,8 +159,9 @@ def summarize(
     for k in sorted({2**i for i in range(1, samples.bit_length())} | {samples} - {1}):
         values[f"pass@{k}"] = [pass_at_k(samples, c, k) for c in correct]
     if voting and many:
-        values[f"distinct@{samples}"] = [len(right_answers(g)) for g in grades]
-        values["spread"] = [spread(right_answers(g).values()) for g in grades]
+        right = [right_answers(g) for g in grades]
+        values[f"distinct@{samples}"] = [len(counts) for counts in right]
+        values["spread"] = [spread(counts.values()) for counts in right]
     entropies = [[c.entropy for c in g.completions if c.entropy is not None] for g in grades]
     if all(len(known) == samples for known in entropies):
         values["entropy"] = [_mean(known) for known in entropies]
@@ -185,7 +185,8 @@ def spread(counts: Iterable[int]) -> float:
     drawn = np.array(list(counts), dtype=float)
     if not drawn.size:
         return 0.0
-    return float(scipy.stats.entropy(drawn) + (drawn.size - 1) / (2 * drawn.sum()))
+    share = drawn / drawn.sum()
+    return float(-(share * np.log(share)).sum() + (drawn.size - 1) / (2 * drawn.sum()))
 
 
 def _mean(values: Sequence[float]) -> float:

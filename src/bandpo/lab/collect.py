@@ -137,7 +137,11 @@ def _held_out(path: Path) -> HeldOut:
         truncated=rounded(means.get("truncated")),
         distinct=rounded(means.get(f"distinct@{result.samples}")),
         spread=rounded(means.get("spread")),
-        parts={m[1]: value for name in means if (m := PART.fullmatch(name)) and (value := rounded(means[name]))},
+        parts={
+            m[1]: value
+            for name in means
+            if (m := PART.fullmatch(name)) and (value := rounded(means[name])) is not None
+        },
     )
 
 

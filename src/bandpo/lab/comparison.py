@@ -164,7 +164,10 @@ def _with_scores(result: MethodResult, runs: list[FinishedRun], metric: str) -> 
         end_entropy=mean_interval([end_entropy(run) for run in runs]),
         distinct=_interval_of([one.distinct for one in after]),
         spread=_interval_of([one.spread for one in after]),
-        parts={part: mean_interval([one.parts[part] for one in after]) for part in (after[0].parts if after else ())},
+        parts={
+            part: mean_interval([one.parts[part] for one in after if part in one.parts])
+            for part in dict.fromkeys(part for one in after for part in one.parts)
+        },
     )
 
 

@@ -363,7 +363,7 @@ def dump_run(run: RunResult) -> dict[str, Any]:
         data |= {key: _whole(data[key]) for key in ("rollouts", "updates", "evaluation")}
         for held_out in (data["evaluation"] or {}).values():
             for name in ("distinct", "spread", "parts"):
-                if not held_out[name] and held_out[name] != 0:
+                if held_out[name] in (None, {}):
                     del held_out[name]
     else:
         data = _UNFINISHED.dump_python(run, mode="json")

@@ -172,7 +172,7 @@ def scores_table(comparison: Comparison) -> Table:
 
 def learning_table(comparison: Comparison) -> Table:
     """One row per method: how it learned, and what it cost to reach what the reference reached."""
-    parts = list(next((result.parts for result in comparison.results if result.parts), {}))
+    parts = dict.fromkeys(part for result in comparison.results for part in result.parts or ())
     several = [name for name in ("distinct", "spread") if any(getattr(result, name) for result in comparison.results)]
     columns = [
         Column("method"),
