@@ -21,7 +21,7 @@ FLOOR = 0.7
 """Where a floor that is not set starts: under Band KL .05 the entropy of neutral tokens hardly drifts there
 (docs/simulator.md)."""
 PATIENCE = 10
-"""Rollouts on one side of the target, without coming nearer, after which a controller says that it is out of reach."""
+"""Rollouts on one side of the target, without coming nearer, after which it is said to be out of reach."""
 
 
 class Metric(NamedTuple):

@@ -325,8 +325,8 @@ ALARMS: tuple[Alarm, ...] = (
         "control_limit",
         (CONTROL_STUCK, "band/control_measured", "band/control_value"),
         control_limit,
-        "the controller's target was no nearer after 10 rollouts on one side of it, at a limit of its number or close "
-        "to one, so it cannot be reached",
+        "the controller's target was no nearer after 10 rollouts on one side of it, so it cannot be reached with this "
+        "number",
         (
             "a target nearer to what is measured, or wider rule.control.limits",
             "for an entropy that is too low: a larger upper radius, rule.radius=[lower, upper], since the floor only "
