@@ -325,8 +325,7 @@ ALARMS: tuple[Alarm, ...] = (
         "control_limit",
         (CONTROL_STUCK, "band/control_measured", "band/control_value"),
         control_limit,
-        "the controller's target was no nearer after 10 rollouts on one side of it, so it cannot be reached with this "
-        "number",
+        "the controller's target was no nearer after 10 rollouts on one side of it, so its number cannot reach it",
         (
             "a target nearer to what is measured, or wider rule.control.limits",
             "for an entropy that is too low: a larger upper radius, rule.radius=[lower, upper], since the floor only "
