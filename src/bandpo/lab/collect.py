@@ -17,7 +17,8 @@ from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.summary import RunSummary
 
 DIGITS = 4
-MOST_ENTRIES = 64
+MOST_ENTRIES, LEAST_ENTRIES = 64, 16  # of a series
+STUDY_ENTRIES = 6000  # of a series in all runs of a study: metrics.json stays below 1 MB
 
 Row = Mapping[str, float | None]  # of metrics.jsonl
 
@@ -54,8 +55,13 @@ def read_environment(run: RunDirectory) -> Environment:
     return Environment(**{key: data[key] for key in keys}, threads=data["cpu_threads"])
 
 
-def collect_run(path: Path) -> TrainingRecord:
-    """What metrics.json keeps of a finished run."""
+def entries_per_run(runs: int) -> int:
+    """How many entries the series of each run of a study of so many runs may have."""
+    return max(LEAST_ENTRIES, min(MOST_ENTRIES, STUDY_ENTRIES // runs))
+
+
+def collect_run(path: Path, entries: int = MOST_ENTRIES) -> TrainingRecord:
+    """What metrics.json keeps of a finished run, with so many entries of a series of the updates at most."""
     run = RunDirectory.open(path)
     summary = read_summary(run)
     assert summary is not None
@@ -72,7 +78,7 @@ def collect_run(path: Path) -> TrainingRecord:
         rollouts=Rollouts(
             step=starts, **{name: [rounded(logged(row, name)) for row in rollouts] for name in ROLLOUT_SERIES}
         ),
-        updates=_updates(rows),
+        updates=_updates(rows, entries),
         evaluation=BeforeAfter(
             before=_held_out(run.evaluation("before")),
             after=_held_out(run.evaluation("after")),
@@ -82,8 +88,8 @@ def collect_run(path: Path) -> TrainingRecord:
     )
 
 
-def _updates(rows: Sequence[Mapping[str, float]]) -> Updates:
-    size = max(1, math.ceil(len(rows) / MOST_ENTRIES))
+def _updates(rows: Sequence[Mapping[str, float]], entries: int) -> Updates:
+    size = max(1, math.ceil(len(rows) / entries))
     bins = [rows[i : i + size] for i in range(0, len(rows), size)]
     elapsed, seconds = 0.0, Series()
     for members in bins:
