@@ -1,14 +1,14 @@
 """A task of your own: problems, and how a completion is graded.
 
 python examples/own_task.py                               # shows problems, prompts and grades
-bandpo train scratch task.name=own_task:Reverse        # in the folder of this file: trains on it
+bandpo train scratch task.name=own_task:Reverse              # in the folder of this file: trains on it
 """
 
 import random
 
 from bandpo.tasks import Problem, Score, Task
 
-WORDS = "tree river stone cloud apple house light table green quick seven mouse paper chair bread water".split()
+WORDS = "tree river stone cloud apple house light table green quick seven mouse paper chair bread water"
 
 
 class Reverse(Task):
@@ -17,7 +17,7 @@ class Reverse(Task):
     heldout: int = 4
 
     def problems(self):
-        words = sorted(WORDS)
+        words = WORDS.split()
         random.Random(self.seed).shuffle(words)
         # The solution is what a recipe with a supervised warm-up shows the model first.
         every = [Problem(question=f"{word}:", answer=word[::-1], solution=word[::-1]) for word in words]
