@@ -1,4 +1,4 @@
-"""What the site builder (mkdocs.yml) has to know beyond Markdown: files outside docs/, and lists as GitHub has them."""
+"""What the site builder (mkdocs.yml) needs beyond Markdown: files outside docs/, and lists as GitHub reads them."""
 
 import re
 from pathlib import Path, PurePosixPath
