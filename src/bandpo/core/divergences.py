@@ -62,7 +62,7 @@ class FDivergence:
     Example:
         >>> triangular = FDivergence(name="triangular", f=lambda u: (u - 1) ** 2 / (u + 1))
         >>> bandpo.band(torch.tensor([-3.0]), radius=0.05, divergence=triangular).upper
-        tensor([3.3460])
+        tensor([2.8752])
     """
 
     name: str
