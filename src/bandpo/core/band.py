@@ -5,7 +5,7 @@ For a token the old policy gave probability p, the band is {r : g_f(p, r) <= rad
     g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p))            (arXiv 2603.04918)
 
 A hard clip needs only membership, `inside`, which is one evaluation of g_f and no root.
-Nothing here synchronises with an accelerator, and everything traces whole under torch.compile.
+Nothing here synchronizes with an accelerator, and everything traces whole under torch.compile.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def policy_loss(
 
     Args:
         logps: Log-probs under the policy being trained, shape (B, T); the only input that is differentiated.
-        old_logps: Log-probs under the policy that the trust region is centred on, shape (B, T).
+        old_logps: Log-probs under the policy that the trust region is centered on, shape (B, T).
         advantages: Shape (B, T), (B, 1) or (B,) (one advantage a sequence).
         mask: 1 (or True) for tokens that count, shape (B, T). Masked tokens may hold anything, NaN included.
         rule: Clip rule; `Band()` if None.
