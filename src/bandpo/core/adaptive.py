@@ -43,7 +43,7 @@ class AdaptiveBand(Band):
     Raises:
         ValueError: As Band, or if the limits are not 0 < smallest <= largest, or reference is not above 0.
 
-    Example:
+    Examples:
         >>> AdaptiveBand(radius=0.05).bounds(torch.tensor([0.01, 0.9]).log()).upper
         tensor([17.3356,  1.0311])
     """
@@ -81,7 +81,7 @@ class PositionBand(Band):
     Raises:
         ValueError: As Band, or if last or horizon is out of range.
 
-    Example:
+    Examples:
         >>> PositionBand(radius=0.05, horizon=3).bounds(torch.tensor([-1.0, -1.0, -1.0])).upper
         tensor([1.5242, 1.4279, 1.3014])
     """
@@ -150,7 +150,7 @@ class EntropyBand(_SharedBand):
     Raises:
         ValueError: As Band, or if smallest is not above 0 and at most 1, or (on the CPU) an unmasked H is not finite.
 
-    Example:
+    Examples:
         >>> tokens = Tokens(torch.tensor([-1.0, -1.0]), mask=torch.ones(2), old_entropy=torch.tensor([0.1, 1.9]))
         >>> EntropyBand(radius=0.05).bounds(tokens).upper
         tensor([1.1844, 1.5752])
@@ -174,7 +174,7 @@ class DisagreementBand(_SharedBand):
     Raises:
         ValueError: As Band, or if smallest is not above 0 and at most 1, or (on the CPU) an unmasked d is not finite.
 
-    Example:
+    Examples:
         >>> tokens = Tokens(torch.tensor([-1.0, -1.0]), mask=torch.ones(2), disagreement=torch.tensor([0.0, 1.0]))
         >>> DisagreementBand(radius=0.05).bounds(tokens).upper
         tensor([1.1332, 1.5891])
@@ -209,7 +209,7 @@ def group_disagreement(ids: Tensor, groups: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes do not fit.
 
-    Example:
+    Examples:
         >>> ids = torch.tensor([[4, 7], [4, 8], [4, 8]])
         >>> group_disagreement(ids, torch.zeros(3, 1), torch.ones(3, 2))[0]
         tensor([0.0000, 0.6667])

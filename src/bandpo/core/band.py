@@ -41,7 +41,7 @@ class RatioBounds:
 
     log_lower is -inf and log_upper is -old_logps where the side reaches the edge of the simplex.
 
-    Example:
+    Examples:
         >>> RatioBounds.from_ratios(torch.tensor([0.5]), torch.tensor([2.0])).log_upper
         tensor([0.6931])
     """
@@ -175,9 +175,6 @@ def _bounds(logps: Tensor, old: Tensor, sides: Sequence[tuple[Tensor, Side]], f:
     return _solve(old, sides, f)
 
 
-# --- public -------------------------------------------------------------------------------------------------
-
-
 def band(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl") -> RatioBounds:
     """The ratios r with g_f(p, r) <= radius, per token, as log-ratio bounds.
 
@@ -189,7 +186,7 @@ def band(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | F
     Args:
         old_logps: log p of the sampled tokens, any shape, e.g. (B, T); float16, bfloat16, float32 or
             float64, <= 0, -inf allowed. The result is float32, or float64 for float64 input.
-        radius: > 0, in units of the divergence (nats for KL); a number, a tensor broadcastable to old_logps, or a
+        radius: above 0, in units of the divergence (nats for KL); a number, a tensor broadcastable to old_logps, or a
             pair (lower side, upper side).
         divergence: a name or an `FDivergence`; "kl" is KL(old || new).
 
@@ -205,7 +202,7 @@ def band(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | F
             not broadcast, unknown divergence. Tensor values are checked only if that costs no device sync
             (CPU, not compiling); otherwise a positive log-prob gives NaN.
 
-    Example:
+    Examples:
         >>> b = band(torch.tensor([0.01, 0.5, 0.99]).log(), radius=0.05)
         >>> b.lower, b.upper
         (tensor([0.0025, 0.6915, 0.9312]), tensor([7.8098, 1.3085, 1.0101]))
@@ -241,7 +238,7 @@ def band_side(
     Raises:
         ValueError: as in `band`, or an `upper` tensor that is not bool or does not broadcast.
 
-    Example:
+    Examples:
         >>> old_logps, advantages = torch.tensor([0.01, 0.5]).log(), torch.tensor([1.0, -1.0])
         >>> band_side(old_logps, radius=0.05, upper=advantages > 0).exp()
         tensor([7.8098, 0.6915])
@@ -294,7 +291,7 @@ def binary_divergence(logps: Tensor, old_logps: Tensor, divergence: str | FDiver
     Raises:
         ValueError: a log-prob above 0, shapes that do not broadcast, unknown divergence (see `band`).
 
-    Example:
+    Examples:
         >>> binary_divergence(torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.0]))
         tensor([0.0027, 0.1699])
     """
@@ -311,7 +308,7 @@ def inside(
     With a pair of radii, a token that lost probability is held to the lower side's radius and one that gained
     to the upper side's. NaN anywhere is outside. Shapes, units and errors as in `band`.
 
-    Example:
+    Examples:
         >>> inside(torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.0]), radius=0.05)
         tensor([ True, False])
     """

@@ -24,8 +24,9 @@ class Certificate:
             both the edge at a saturated side; NaN if no sign change was found within 2^-10 relative.
         holds: bool tensor, a bracket was found on both sides.
 
-    >>> bool((certify(torch.tensor([-3.0])).residual_upper.abs() < 1e-6).all())
-    True
+    Examples:
+        >>> bool((certify(torch.tensor([-3.0])).residual_upper.abs() < 1e-6).all())
+        True
     """
 
     bounds: RatioBounds
@@ -44,7 +45,7 @@ def certify(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str 
 
     The bracket widens from 4 ulp, doubling, until the sign changes. Shapes, units and errors as in `bandpo.band`.
 
-    Example:
+    Examples:
         >>> certify(torch.tensor([-3.0, -0.5], dtype=torch.float64), radius=0.05).holds
         tensor([True, True])
     """

@@ -27,8 +27,9 @@ class PolicyLoss:
         loss: Scalar to call backward() on.
         metrics: Name -> detached scalar tensor on the same device (docs/metrics.md explains each).
 
-    >>> policy_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), torch.ones(1, 2)).loss
-    tensor(-1.)
+    Examples:
+        >>> policy_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), torch.ones(1, 2)).loss
+        tensor(-1.)
     """
 
     loss: Tensor
@@ -85,7 +86,7 @@ def policy_loss(
             or, on the CPU, an unmasked value is NaN or both log-probs of an unmasked token are -inf.
         RuntimeError: If the backend asked for cannot run.
 
-    Example:
+    Examples:
         >>> logps, old_logps = torch.tensor([[0.5, 0.012]]).log(), torch.tensor([[0.2, 0.01]]).log()
         >>> policy_loss(logps, old_logps, torch.ones(1), torch.ones(1, 2), rule=Band(0.05)).metrics["clip_fraction"]
         tensor(0.5000)

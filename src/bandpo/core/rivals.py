@@ -39,7 +39,7 @@ def _check_positive(rule: ClipRule, name: str) -> None:
 class NoClip(ClipRule):
     """No trust region: every ratio in [0, inf] is inside. The control that shows what a rule contributes.
 
-    Example:
+    Examples:
         >>> NoClip().inside(torch.tensor([-1.0]), torch.tensor([-9.0]))
         tensor([True])
     """
@@ -62,7 +62,7 @@ class Clip(ClipRule):
     Raises:
         ValueError: If low or high is out of range.
 
-    Example:
+    Examples:
         >>> Clip(0.2, 0.28).bounds(torch.tensor([0.01, 0.9]).log()).upper
         tensor([1.2800, 1.2800])
     """
@@ -92,7 +92,7 @@ class DCPO(ClipRule):
     Raises:
         ValueError: If a number is out of range.
 
-    Example:
+    Examples:
         >>> DCPO().bounds(torch.tensor([0.01, 0.9]).log()).upper
         tensor([5.0000, 1.1872])
     """
@@ -124,7 +124,7 @@ class RIPO(ClipRule):
     Raises:
         ValueError: If radius is not above 0 and finite.
 
-    Example:
+    Examples:
         >>> RIPO(radius=0.05).bounds(torch.tensor([0.01, 0.9]).log()).upper
         tensor([3.2361, 1.2357])
     """
@@ -154,7 +154,7 @@ class IPO(Band):
     Raises:
         ValueError: As Band.
 
-    Example:
+    Examples:
         >>> IPO().inside(torch.tensor([0.15, 0.85]).log(), torch.tensor([0.01, 0.80]).log())
         tensor([False,  True])
     """
@@ -179,7 +179,7 @@ class ESTR(ClipRule):
     Raises:
         ValueError: If a number is not above 0 and finite, or the tokens come without `old_entropy`.
 
-    Example:
+    Examples:
         >>> from bandpo import Tokens
         >>> ESTR().bounds(Tokens(torch.tensor([-1.0, -1.0]), old_entropy=torch.tensor([0.1, 2.0]))).upper
         tensor([1.0686, 1.3278])
@@ -212,7 +212,7 @@ class RelaxedBand(ClipRule):
     Raises:
         ValueError: If the divergence is unknown, or a number is out of range.
 
-    Example:
+    Examples:
         >>> RelaxedBand().bounds(torch.tensor([0.01, 0.9]).log()).upper
         tensor([7.8098, 1.2800])
     """

@@ -41,7 +41,7 @@ class ClipRule(ABC):
         cap: Largest ratio allowed, or None.
         floor: Smallest ratio allowed, or None.
 
-    Example:
+    Examples:
         >>> class Doubling(ClipRule):
         ...     def limits(self, tokens):
         ...         return RatioBounds.from_ratios(0.5 + 0 * tokens.old_logps, 2 + 0 * tokens.old_logps)
@@ -160,7 +160,7 @@ class Band(ClipRule):
         ValueError: If radius is not positive and finite, the divergence is unknown, cap < 1, floor is not within
             [0, 1], or a table is asked for radii that differ from token to token.
 
-    Example:
+    Examples:
         >>> Band(radius=0.05).bounds(torch.tensor([0.01, 0.9]).log()).upper
         tensor([7.8098, 1.0764])
     """

@@ -129,7 +129,7 @@ class BandTable:
     Raises:
         ValueError: bad radius, divergence or dtype, or max_error above the tolerance.
 
-    Example:
+    Examples:
         >>> table = band_table(radius=0.05, divergence="js")
         >>> table(torch.tensor([-3.0])).upper
         tensor([5.4882])
@@ -183,6 +183,7 @@ def band_table(
 ) -> BandTable:
     """The `BandTable` of these arguments, built once and kept in memory; errors as there.
 
-    >>> band_table(radius=0.05)(torch.tensor([-3.0])).upper
-    tensor([2.9874])"""
+    Examples:
+        >>> band_table(radius=0.05)(torch.tensor([-3.0])).upper
+        tensor([2.9874])"""
     return BandTable(radius, divergence, device, dtype)

@@ -28,7 +28,7 @@ class Tokens:
 
     What a rule needs and does not get is a ValueError when the rule is asked, which names who can supply it.
 
-    Example:
+    Examples:
         >>> from bandpo import EntropyBand
         >>> EntropyBand().bounds(Tokens(torch.tensor([-1.0]), mask=torch.ones(1)))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
