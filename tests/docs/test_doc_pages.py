@@ -86,6 +86,11 @@ def test_every_page_is_in_the_index():
     assert {str(page.relative_to(ROOT.resolve())) for page in pages - listed} == set()
 
 
+def test_the_api_page_has_every_public_name():
+    names = re.findall(r"^::: bandpo\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(names) == sorted(bandpo.__all__)
+
+
 def python_blocks():
     """Each Python block that can be run, with the lines that the page says it prints, if it does."""
     for page, name in zip(PAGES, NAMES, strict=True):
