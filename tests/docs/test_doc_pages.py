@@ -12,6 +12,7 @@ import commands_page
 import pytest
 from typer.main import get_command
 
+import bandpo
 from bandpo.cli.app import app
 from helpers import ROOT
 
