@@ -3,14 +3,17 @@
 #   make test         installs, then runs the tests
 #   make test-wheel   builds the wheel, installs it in a clean environment elsewhere and runs it there
 #   make test-verl    the same for the tests that need verl, in an environment of their own
+#   make docs         checks links, anchors, code blocks and commands of the docs, then builds the site in build/site
 # RUN=DIR names the quickstart's run directory; by default it is runs/quickstart-DATE-TIME.
 PYTHON ?= python3
 VENV ?= .venv
 VERL_VENV ?= .venv-verl
+DOCS_VENV ?= .venv-docs
+NEWEST_VENV ?= .venv-newest
 BIN := $(VENV)/bin
 
 # BENCH holds options of the benchmark, for example BENCH=--quick.
-.PHONY: quickstart test test-wheel test-verl bench check format install clean
+.PHONY: quickstart test test-wheel test-verl test-newest-trl docs bench check format install clean
 
 quickstart: install
 	$(BIN)/bandpo train quickstart $(if $(RUN),--output $(RUN))
@@ -24,6 +27,17 @@ test-wheel:
 
 test-verl: $(VERL_VENV)/installed
 	OMP_NUM_THREADS=1 $(VERL_VENV)/bin/python -m pytest tests_verl
+
+# Says what the next TRL breaks: pyproject.toml's limit on TRL is left out on purpose.
+test-newest-trl:
+	test -x $(NEWEST_VENV)/bin/python || $(PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/pip install --disable-pip-version-check --quiet --upgrade --editable '.[dev]'
+	$(NEWEST_VENV)/bin/pip install --disable-pip-version-check --quiet --upgrade trl transformers
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest tests/training tests/examples
+
+docs: install $(VENV)/installed-test $(DOCS_VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build
 
 bench: install
 	$(BIN)/python benchmarks/speed.py $(BENCH)
@@ -61,5 +75,10 @@ $(VERL_VENV)/installed: requirements-verl.lock pyproject.toml
 	$(VERL_VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps --editable .
 	touch $@
 
+$(DOCS_VENV)/installed: requirements-docs.lock
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps -r requirements-docs.lock
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VERL_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VERL_VENV) $(DOCS_VENV) $(NEWEST_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

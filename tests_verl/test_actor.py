@@ -1,4 +1,4 @@
-"""A PPO update by verl's own worker, engine and optimiser, on the CPU with a tiny Llama.
+"""A PPO update by verl's own worker, engine and optimizer, on the CPU with a tiny Llama.
 
 FSDP2 runs on the CPU; FSDP1 does not (verl asks for sync_module_states=True, which torch refuses there).
 """

@@ -62,7 +62,7 @@ def test_several_nodes_join_a_running_cluster():
     assert facts["GPUs"] == "2 x 8"
     assert facts["a rollout"] == "256 prompts x 16 responses of at most 4096 tokens"
     assert facts["updates"].startswith("4 updates follow each rollout: ")
-    assert facts["memory a GPU"].startswith("7.1 GiB for weights, gradients and optimiser, 7.1 GiB")
+    assert facts["memory a GPU"].startswith("7.1 GiB for weights, gradients and optimizer, 7.1 GiB")
 
 
 def test_the_plan_names_the_anchor_and_warns_where_nothing_can_clip():

@@ -338,7 +338,7 @@ def test_samples_of_training(bandpo, tmp_path):
     for options, words in (
         (("--truncated",), "do not say which were truncated"),
         (("--greedy",), "--greedy is for evaluations"),
-        (("--wrong", "--right"), "leave nothing"),
+        (("--wrong", "--right"), "exclude each other"),
     ):
         with pytest.raises(ValueError, match=words):
             bandpo("samples", run, *options)

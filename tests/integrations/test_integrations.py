@@ -209,7 +209,7 @@ def test_slime(stand_in, anchor):
     agree(result, data, scale=BATCH)
     assert args == before
     args.advantage_estimator = "gspo"
-    with pytest.raises(ValueError, match="one a sequence"):
+    with pytest.raises(ValueError, match="one per sequence"):
         module.band_loss_function(args, packed, data.new[data.mask], torch.sum)
 
 

@@ -401,7 +401,7 @@ def test_a_prompt_without_its_chat_template_is_told_beside_a_model_that_cannot_b
     ]
     without, unknown = make_plan(load_config("scratch", settings)).obstacles
     assert "has no tokenizer" in without
-    assert "need a chat template is unknown" in unknown
+    assert "it is unknown whether the prompts fit" in unknown
     tokenizer.save_pretrained(tmp_path / "m")
     no_weights, no_template = make_plan(load_config("scratch", settings)).obstacles
     assert "cannot load model" in no_weights

@@ -115,7 +115,7 @@ def test_the_drop_in_trainer_restores_the_number_too(tmp_path, small):
 )
 def test_a_rule_that_cannot_act_is_not_controlled(tmp_path, small, metric, layout):
     rule = {"name": "band", "control": {"metric": metric, "target": 0.1}}
-    with pytest.raises(ValueError, match=f"control of '{metric}' needs several updates a rollout: gradient_accu"):
+    with pytest.raises(ValueError, match=f"control of '{metric}' needs several updates per rollout: gradient_accu"):
         trainer(tmp_path, small, rule, **layout)
 
 

@@ -157,5 +157,5 @@ def test_settings_that_cannot_work(tmp_path, tiny):
     one_of_two = SimpleNamespace(
         dynamic_sampling=1, per_device_train_batch_size=4, steps_per_generation=1, num_generations=8
     )
-    with pytest.raises(ValueError, match="4 completions a rollout are not a multiple of num_generations=8"):
+    with pytest.raises(ValueError, match="4 completions per rollout are not a multiple of num_generations=8"):
         check_dynamic_sampling(one_of_two)

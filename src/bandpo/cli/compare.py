@@ -15,8 +15,8 @@ def compare(
     study: Annotated[
         str,
         typer.Argument(
-            help="Study by name, path of a .yaml file, or the directory (or metrics.json) of one that was run, whose "
-            "table is then printed again. Without it: the list of studies.",
+            help="Study by name, path of a .yaml file, or the directory (or metrics.json) of one that has run, to "
+            "print its tables again. Without it: list the studies.",
         ),
     ] = "",
     overrides: Annotated[
@@ -30,13 +30,14 @@ def compare(
         Path | None, typer.Option(help="Directory of the study; default runs/STUDY.", show_default=False)
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Runs at a time; default: as many as the machine bears.", show_default=False)
+        int | None,
+        typer.Option(help="Runs in parallel; default: what the machine can handle.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and stop.")] = False,
 ) -> None:
     """Run methods against each other over seeds, and print what differs.
 
-    Whatever interrupted it, the same command goes on with it; no run is done twice, failed ones are tried again.
+    After an interruption the same command resumes: no run is repeated, and failed runs are retried.
     """
     if not study:
         _list_studies()
@@ -65,7 +66,7 @@ def compare(
     try:
         result = runner.run()
     except (KeyboardInterrupt, SystemExit):
-        console.print("interrupted; the same command goes on")
+        console.print("interrupted; the same command resumes")
         raise
     print_study(result, console)
     if len(result.finished) < len(result.runs):

@@ -35,7 +35,7 @@ OPTIONAL = (
     ("wandb logging", "wandb", "wandb"),
     ("verl on Ray", "verl", "verl"),
 )
-NOTES = {"verl": "in an environment of its own: it wants an older transformers"}
+NOTES = {"verl": "in a separate environment: it requires an older transformers"}
 HUB_TIMEOUT = 3.0  # seconds
 
 

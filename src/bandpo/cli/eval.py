@@ -54,7 +54,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model on data sets: mean@n, maj@n, pass@k, entropy, length, truncation, with 95% intervals.
 
-    Every completion is kept (see bandpo samples). With the same --output an interrupted evaluation is continued.
+    Every completion is kept (see bandpo samples). An interrupted evaluation resumes if --output is the same.
     """
     from bandpo.cli.quiet import quiet_libraries
     from bandpo.evaluation.backends import choose_backend
@@ -79,7 +79,7 @@ def evaluate(
     try:
         _evaluate_all(loaded, data, output, sampling, greedy, identity, engine.sample)
     except (KeyboardInterrupt, SystemExit):
-        typer.echo(f"interrupted; the same command with --output {output} goes on", err=True)
+        typer.echo(f"interrupted; the same command with --output {output} resumes", err=True)
         raise
 
 

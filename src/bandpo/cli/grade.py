@@ -49,11 +49,11 @@ def grade(
         str, typer.Option(help="math, exact, last_integer, choice, or your own module:function.")
     ] = "math",
     expressions: Annotated[
-        bool, typer.Option("--expressions", help="Print of every row what was compared with its answer.")
+        bool, typer.Option("--expressions", help="Print what was compared with the answer, for every row.")
     ] = False,
     time_limit: Annotated[float, typer.Option(min=0.01, help="Seconds to grade one completion.")] = 5.0,
     output: Annotated[
-        Path | None, typer.Option(help="Write a verdict a row to this new JSON lines file.", show_default="none")
+        Path | None, typer.Option(help="Write one verdict per row to this new JSON lines file.", show_default="none")
     ] = None,
 ) -> None:
     """Try a reward on completions of your own before training on it.

@@ -33,16 +33,16 @@ ModelPath = Annotated[
     str, typer.Argument(help="Hub name, local directory, GGUF file, LoRA adapter, or a run directory.")
 ]
 Checkpoint = Annotated[
-    int | None, typer.Option(help="Of a run directory, the checkpoint of this update.", show_default="the end")
+    int | None, typer.Option(help="For a run directory: the checkpoint of this update.", show_default="the end")
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Completions per problem.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of a completion.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature.")]
-TopP = Annotated[float, typer.Option(help="Sample from this share of the probability mass.")]
+TopP = Annotated[float, typer.Option(help="Nucleus sampling: sample from this share of the probability mass.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Also one completion per problem without sampling.")]
 BackendName = Annotated[str, typer.Option(help="auto, transformers or vllm.")]
 BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Completions generated at a time.", show_default="64, with vllm 1024")
 ]
 DtypeName = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the samples.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed of sampling.")]

@@ -33,23 +33,25 @@ def samples(
     directory: Annotated[
         Path, typer.Argument(help="Run directory (its training), RUN/eval/after, or an output of bandpo eval.")
     ],
-    wrong: Annotated[bool, typer.Option("--wrong", help="Only those with a reward below 1.")] = False,
-    right: Annotated[bool, typer.Option("--right", help="Only those with a reward of 1.")] = False,
+    wrong: Annotated[bool, typer.Option("--wrong", help="Only completions with a reward below 1.")] = False,
+    right: Annotated[bool, typer.Option("--right", help="Only completions with a reward of 1.")] = False,
     truncated: Annotated[
-        bool, typer.Option("--truncated", help="Only those that ran into the length limit.")
+        bool, typer.Option("--truncated", help="Only completions that ran into the length limit.")
     ] = False,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Of an evaluation, those drawn without sampling.")] = False,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="For an evaluation: completions without sampling.")
+    ] = False,
     problem: Annotated[
         int | None, typer.Option(min=1, help="Only the N-th problem of a data set or rollout.", show_default="all")
     ] = None,
     step: Annotated[
-        int | None, typer.Option(min=0, help="Of a run, the rollout at this update.", show_default="all")
+        int | None, typer.Option(min=0, help="For a run: the rollout at this update.", show_default="all")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Show so many at most.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many.")] = 10,
 ) -> None:
     """Read completions with their rewards: panels on a terminal, plain text through a pipe."""
     if wrong and right:
-        raise ValueError("--wrong and --right together leave nothing; give one of them")
+        raise ValueError("--wrong and --right exclude each other; give one of them")
     everything = find_samples(directory, step, greedy)
     if truncated:
         everything = only_truncated(everything, directory)
@@ -167,8 +169,8 @@ def print_samples(shown: list[Shown]) -> None:
         before = key
 
 
-def _panel(text: str, title: str, colour: str) -> Any:
+def _panel(text: str, title: str, color: str) -> Any:
     from rich.panel import Panel
     from rich.text import Text
 
-    return Panel(Text(text), title=Text(title), title_align="left", border_style=colour)
+    return Panel(Text(text), title=Text(title), title_align="left", border_style=color)

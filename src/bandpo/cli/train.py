@@ -36,7 +36,8 @@ def train(
     ] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the resolved configuration and stop.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Load everything, say what the run would do and need, train nothing.")
+        bool,
+        typer.Option("--dry-run", help="Load everything, print what the run would do and need; do not train."),
     ] = False,
 ) -> None:
     """Train a model by a recipe, evaluate it before and after, and write a run directory with a report.

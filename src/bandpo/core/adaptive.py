@@ -42,6 +42,10 @@ class AdaptiveBand(Band):
 
     Raises:
         ValueError: As Band, or if the limits are not 0 < smallest <= largest, or reference is not above 0.
+
+    Examples:
+        >>> AdaptiveBand(radius=0.05).bounds(torch.tensor([0.01, 0.9]).log()).upper
+        tensor([17.3356,  1.0311])
     """
 
     reference: float = 1.0
@@ -76,6 +80,10 @@ class PositionBand(Band):
 
     Raises:
         ValueError: As Band, or if last or horizon is out of range.
+
+    Examples:
+        >>> PositionBand(radius=0.05, horizon=3).bounds(torch.tensor([-1.0, -1.0, -1.0])).upper
+        tensor([1.5242, 1.4279, 1.3014])
     """
 
     last: float = 0.5
@@ -141,6 +149,11 @@ class EntropyBand(_SharedBand):
 
     Raises:
         ValueError: As Band, or if smallest is not above 0 and at most 1, or (on the CPU) an unmasked H is not finite.
+
+    Examples:
+        >>> tokens = Tokens(torch.tensor([-1.0, -1.0]), mask=torch.ones(2), old_entropy=torch.tensor([0.1, 1.9]))
+        >>> EntropyBand(radius=0.05).bounds(tokens).upper
+        tensor([1.1844, 1.5752])
     """
 
     needs = frozenset({"old_entropy", "mask"})
@@ -160,6 +173,11 @@ class DisagreementBand(_SharedBand):
 
     Raises:
         ValueError: As Band, or if smallest is not above 0 and at most 1, or (on the CPU) an unmasked d is not finite.
+
+    Examples:
+        >>> tokens = Tokens(torch.tensor([-1.0, -1.0]), mask=torch.ones(2), disagreement=torch.tensor([0.0, 1.0]))
+        >>> DisagreementBand(radius=0.05).bounds(tokens).upper
+        tensor([1.1332, 1.5891])
     """
 
     needs = frozenset({"disagreement", "mask"})
@@ -178,7 +196,7 @@ def group_disagreement(ids: Tensor, groups: Tensor, mask: Tensor) -> Tensor:
     reaches gets the mean of the others.
 
     One sort of the tokens of each position: compute it once per rollout, over whole groups. It holds about 60 bytes
-    a token while it runs, and 4 after.
+    per token while it runs, and 4 after.
 
     Args:
         ids: Token numbers, shape (B, T).
@@ -190,6 +208,11 @@ def group_disagreement(ids: Tensor, groups: Tensor, mask: Tensor) -> Tensor:
 
     Raises:
         ValueError: If shapes do not fit.
+
+    Examples:
+        >>> ids = torch.tensor([[4, 7], [4, 8], [4, 8]])
+        >>> group_disagreement(ids, torch.zeros(3, 1), torch.ones(3, 2))[0]
+        tensor([0.0000, 0.6667])
     """
     groups = groups.reshape(-1, 1)
     for name, x in (("groups", groups), ("mask", mask)):

@@ -4,8 +4,8 @@ For a token the old policy gave probability p, the band is {r : g_f(p, r) <= rad
 
     g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p))            (arXiv 2603.04918)
 
-A hard clip needs only membership, :func:`inside`, which is one evaluation of g_f and no root.
-Nothing here synchronises with an accelerator, and everything traces whole under torch.compile.
+A hard clip needs only membership, `inside`, which is one evaluation of g_f and no root.
+Nothing here synchronizes with an accelerator, and everything traces whole under torch.compile.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class RatioBounds:
     """Bounds of the ratio pi_new / pi_old, kept as log-ratios; shape of the old log-probs, e.g. (B, T).
 
     log_lower is -inf and log_upper is -old_logps where the side reaches the edge of the simplex.
+
+    Examples:
+        >>> RatioBounds.from_ratios(torch.tensor([0.5]), torch.tensor([2.0])).log_upper
+        tensor([0.6931])
     """
 
     log_lower: Tensor
@@ -66,8 +70,7 @@ class RatioBounds:
 def in_blocks(
     function: Callable[..., Sequence[Tensor]], like: Tensor, args: Sequence[Any], dtypes: Sequence[torch.dtype]
 ) -> Sequence[Tensor]:
-    """function(*args), on the CPU over CPU_BLOCK tokens per thread at a time: temporaries that stay in cache are
-    worth a factor of several.
+    """function(*args), on the CPU over CPU_BLOCK tokens per thread at a time, so that temporaries stay in cache.
 
     Tensors among `args` broadcast to the shape of `like`; the results have that shape, and these dtypes.
     """
@@ -172,9 +175,6 @@ def _bounds(logps: Tensor, old: Tensor, sides: Sequence[tuple[Tensor, Side]], f:
     return _solve(old, sides, f)
 
 
-# --- public -------------------------------------------------------------------------------------------------
-
-
 def band(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | FDivergence = "kl") -> RatioBounds:
     """The ratios r with g_f(p, r) <= radius, per token, as log-ratio bounds.
 
@@ -186,9 +186,9 @@ def band(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | F
     Args:
         old_logps: log p of the sampled tokens, any shape, e.g. (B, T); float16, bfloat16, float32 or
             float64, <= 0, -inf allowed. The result is float32, or float64 for float64 input.
-        radius: > 0, in units of the divergence (nats for KL); a number, a tensor broadcastable to old_logps, or a
+        radius: above 0, in units of the divergence (nats for KL); a number, a tensor broadcastable to old_logps, or a
             pair (lower side, upper side).
-        divergence: a name or an :class:`FDivergence`; "kl" is KL(old || new).
+        divergence: a name or an `FDivergence`; "kl" is KL(old || new).
 
     Returns:
         RatioBounds, 0 <= lower <= 1 <= upper <= 1/p, differentiable in radius and old_logps. A saturated
@@ -202,10 +202,10 @@ def band(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str | F
             not broadcast, unknown divergence. Tensor values are checked only if that costs no device sync
             (CPU, not compiling); otherwise a positive log-prob gives NaN.
 
-    Example:
+    Examples:
         >>> b = band(torch.tensor([0.01, 0.5, 0.99]).log(), radius=0.05)
         >>> b.lower, b.upper
-        (tensor([0.0025, 0.6916, 0.9308]), tensor([7.8108, 1.3084, 1.0095]))
+        (tensor([0.0025, 0.6915, 0.9312]), tensor([7.8098, 1.3085, 1.0101]))
     """
     f = get_divergence(divergence)
     old = check_logps(old_logps, "old_logps")
@@ -220,28 +220,28 @@ def band_side(
     divergence: str | FDivergence = "kl",
     upper: bool | Tensor = True,
 ) -> Tensor:
-    """One log-ratio bound per token, solving only that side: half the cost of :func:`band`.
+    """One log-ratio bound per token, solving only that side: half the cost of `band`.
 
     The bound is the root of g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p)) = radius (arXiv 2603.04918) with
     r >= 1 on the upper side and r <= 1 on the lower.
 
     Args:
-        old_logps: as in :func:`band`.
-        radius: as in :func:`band`; of a pair, the one of the side solved.
-        divergence: as in :func:`band`.
+        old_logps: as in `band`.
+        radius: as in `band`; of a pair, the one of the side solved.
+        divergence: as in `band`.
         upper: True or False, or a bool tensor broadcastable to old_logps that picks the side per token
             (advantages > 0, say).
 
     Returns:
-        log r, shape of old_logps; edges, limits, dtype and gradient as in :func:`band`.
+        log r, shape of old_logps; edges, limits, dtype and gradient as in `band`.
 
     Raises:
-        ValueError: as in :func:`band`, or an `upper` tensor that is not bool or does not broadcast.
+        ValueError: as in `band`, or an `upper` tensor that is not bool or does not broadcast.
 
-    Example:
+    Examples:
         >>> old_logps, advantages = torch.tensor([0.01, 0.5]).log(), torch.tensor([1.0, -1.0])
         >>> band_side(old_logps, radius=0.05, upper=advantages > 0).exp()
-        tensor([7.8108, 0.6916])
+        tensor([7.8098, 0.6915])
     """
     f = get_divergence(divergence)
     old = check_logps(old_logps, "old_logps")
@@ -264,11 +264,7 @@ def measure(
 
     In float64 whatever the input: by the short form of the divergence for float32, whose terms may cancel there
     without harm, by the exact one for float64. `low` is the radius of tokens that lost probability, `high` of those
-    that gained; else as :func:`binary_divergence` and :func:`inside`.
-
-    Example:
-        >>> measure(torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.0]), 0.05, 0.05)
-        (tensor([0.0026, 0.1683]), tensor([ True, False]))
+    that gained; else as `binary_divergence` and `inside`.
     """
     f = get_divergence(divergence)
     new, old = check_logps_pair(logps, old_logps)
@@ -293,11 +289,11 @@ def binary_divergence(logps: Tensor, old_logps: Tensor, divergence: str | FDiver
     float64 if either input is. No gradient flows through it. NaN in gives NaN out.
 
     Raises:
-        ValueError: a log-prob above 0, shapes that do not broadcast, unknown divergence (see :func:`band`).
+        ValueError: a log-prob above 0, shapes that do not broadcast, unknown divergence (see `band`).
 
-    Example:
+    Examples:
         >>> binary_divergence(torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.0]))
-        tensor([0.0026, 0.1683])
+        tensor([0.0027, 0.1699])
     """
     return measure(logps, old_logps, DEFAULT_RADIUS, DEFAULT_RADIUS, divergence)[0]
 
@@ -310,9 +306,9 @@ def inside(
         g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p))            (arXiv 2603.04918)
 
     With a pair of radii, a token that lost probability is held to the lower side's radius and one that gained
-    to the upper side's. NaN anywhere is outside. Shapes, units and errors as in :func:`band`.
+    to the upper side's. NaN anywhere is outside. Shapes, units and errors as in `band`.
 
-    Example:
+    Examples:
         >>> inside(torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.0]), radius=0.05)
         tensor([ True, False])
     """

@@ -20,10 +20,13 @@ class Certificate:
     Attributes:
         bounds: the bounds certified.
         residual_lower, residual_upper: g_f - radius at the bound; <= 0 at a saturated side.
-        bracket_lower, bracket_upper: (inner, outer) log-ratios with g_f <= radius at inner and >= radius at
-            outer, so the root lies between; both the edge at a saturated side; NaN if no sign change was
-            found within 2^-10 relative.
+        bracket_lower, bracket_upper: (inner, outer) log-ratios with g_f <= radius at inner and >= radius at outer;
+            both the edge at a saturated side; NaN if no sign change was found within 2^-10 relative.
         holds: bool tensor, a bracket was found on both sides.
+
+    Examples:
+        >>> bool((certify(torch.tensor([-3.0])).residual_upper.abs() < 1e-6).all())
+        True
     """
 
     bounds: RatioBounds
@@ -40,12 +43,10 @@ def certify(old_logps: Tensor, radius: Radius = DEFAULT_RADIUS, divergence: str 
 
         g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p))            (arXiv 2603.04918)
 
-    The bracket widens from 4 ulp of the result dtype, doubling, until the sign changes. Not for hot paths.
-    Shapes, units and errors as in :func:`bandpo.band`.
+    The bracket widens from 4 ulp, doubling, until the sign changes. Shapes, units and errors as in `bandpo.band`.
 
-    Example:
-        >>> proof = certify(torch.tensor([-3.0, -0.5], dtype=torch.float64), radius=0.05)
-        >>> proof.holds
+    Examples:
+        >>> certify(torch.tensor([-3.0, -0.5], dtype=torch.float64), radius=0.05).holds
         tensor([True, True])
     """
     f = get_divergence(divergence)

@@ -59,10 +59,10 @@ class FDivergence:
     Raises:
         ValueError: f is not elementwise on tensors, not finite for u > 0, f(1) != 0, or f is not convex.
 
-    Example:
+    Examples:
         >>> triangular = FDivergence(name="triangular", f=lambda u: (u - 1) ** 2 / (u + 1))
         >>> bandpo.band(torch.tensor([-3.0]), radius=0.05, divergence=triangular).upper
-        tensor([3.3460])
+        tensor([2.8752])
     """
 
     name: str

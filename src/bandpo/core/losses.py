@@ -26,6 +26,10 @@ class PolicyLoss:
     Attributes:
         loss: Scalar to call backward() on.
         metrics: Name -> detached scalar tensor on the same device (docs/metrics.md explains each).
+
+    Examples:
+        >>> policy_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), torch.ones(1, 2)).loss
+        tensor(-1.)
     """
 
     loss: Tensor
@@ -57,35 +61,35 @@ def policy_loss(
 
         loss = -min(r A, clip(r, lower, upper) A)
 
-    (arXiv 1707.06347, eq. 7, with the bounds of arXiv 2603.04918). The gradient vanishes exactly where the
-    ratio has left the bounds in the direction that the advantage pushes it, so it is decided by the rule's
-    membership test; bounds only supply the value of those tokens, which is constant.
+    (arXiv 1707.06347, eq. 7, with the bounds of arXiv 2603.04918). The gradient is 0 exactly where the ratio has left
+    the bounds and the advantage pushes it further: the rule's membership test decides, bounds give the value.
 
     Args:
         logps: Log-probs under the policy being trained, shape (B, T); the only input that is differentiated.
-        old_logps: Log-probs under the policy that the trust region is centred on, shape (B, T).
+        old_logps: Log-probs under the policy that the trust region is centered on, shape (B, T).
         advantages: Shape (B, T), (B, 1) or (B,) (one advantage a sequence).
         mask: 1 (or True) for tokens that count, shape (B, T). Masked tokens may hold anything, NaN included.
         rule: Clip rule; `Band()` if None.
-        aggregation: "token-mean", "seq-mean-token-sum", "seq-mean-token-mean" or "seq-mean-token-sum-norm",
-            as in verl; sequences without a token do not count.
+        aggregation: "token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm".
         dual_clip: If given (> 1), tokens with A < 0 lose no more than -A dual_clip (arXiv 1912.09729).
         weights: Importance weights that multiply each token's loss, shape (B, T), e.g. rollout correction.
         entropy: Policy entropy at each position in nats, shape (B, T); only reported.
         horizon: Divisor of "seq-mean-token-sum-norm"; T if None.
-        old_entropy, sampling_logps, positions, groups, disagreement: What a rule may need beyond that (`Tokens`);
-            shapes that broadcast to (B, T). Positions are counted along T if not given.
-        backend: "eager", "compile" or "triton"; if None, the environment variable BANDPO_BACKEND, else eager or
-            compile by size (docs/backends.md). All give the same value, gradient and metrics.
+        old_entropy, sampling_logps, positions, groups, disagreement: What a rule may need (`Tokens`), as there.
+        backend: "eager", "compile" or "triton"; None: BANDPO_BACKEND, else by size. The results are the same.
 
     Returns:
         PolicyLoss: Loss in float32 (float64 for float64 log-probs), and metrics.
 
     Raises:
-        ValueError: If shapes do not broadcast to that of `logps`, an option is unknown, log-probs are
-            positive, or (on the CPU, where looking costs no synchronisation) an unmasked value is NaN or both
-            log-probs of an unmasked token are -inf.
+        ValueError: If shapes do not broadcast to that of `logps`, an option is unknown, log-probs are positive,
+            or, on the CPU, an unmasked value is NaN or both log-probs of an unmasked token are -inf.
         RuntimeError: If the backend asked for cannot run.
+
+    Examples:
+        >>> logps, old_logps = torch.tensor([[0.5, 0.012]]).log(), torch.tensor([[0.2, 0.01]]).log()
+        >>> policy_loss(logps, old_logps, torch.ones(1), torch.ones(1, 2), rule=Band(0.05)).metrics["clip_fraction"]
+        tensor(0.5000)
     """
     rule = Band() if rule is None else rule
     if dual_clip is not None and not dual_clip > 1:
@@ -253,9 +257,6 @@ def token_weights(mask: Tensor, aggregation: str, horizon: int | None, dtype: to
     token-mean: mean over all tokens. seq-mean-token-sum: sum over each sequence, mean over sequences.
     seq-mean-token-mean: mean over each sequence, mean over sequences. seq-mean-token-sum-norm:
     seq-mean-token-sum divided by `horizon` (T if None). Sequences without a token do not count.
-
-    Raises:
-        ValueError: For an unknown mode, or a horizon that is not positive.
     """
     _check_aggregation(aggregation, horizon)
     per_sequence = mask.to(dtype).sum(-1, keepdim=True)

@@ -37,7 +37,12 @@ def _check_positive(rule: ClipRule, name: str) -> None:
 
 @dataclass(frozen=True)
 class NoClip(ClipRule):
-    """No trust region: every ratio is inside. The control that shows what a rule contributes."""
+    """No trust region: every ratio in [0, inf] is inside. The control that shows what a rule contributes.
+
+    Examples:
+        >>> NoClip().inside(torch.tensor([-1.0]), torch.tensor([-9.0]))
+        tensor([True])
+    """
 
     def limits(self, tokens: Tokens) -> RatioBounds:
         return _interval(tokens.old_logps, 0.0, math.inf)
@@ -56,6 +61,10 @@ class Clip(ClipRule):
 
     Raises:
         ValueError: If low or high is out of range.
+
+    Examples:
+        >>> Clip(0.2, 0.28).bounds(torch.tensor([0.01, 0.9]).log()).upper
+        tensor([1.2800, 1.2800])
     """
 
     low: float = 0.2
@@ -82,6 +91,10 @@ class DCPO(ClipRule):
 
     Raises:
         ValueError: If a number is out of range.
+
+    Examples:
+        >>> DCPO().bounds(torch.tensor([0.01, 0.9]).log()).upper
+        tensor([5.0000, 1.1872])
     """
 
     low: float = 0.16
@@ -110,6 +123,10 @@ class RIPO(ClipRule):
 
     Raises:
         ValueError: If radius is not above 0 and finite.
+
+    Examples:
+        >>> RIPO(radius=0.05).bounds(torch.tensor([0.01, 0.9]).log()).upper
+        tensor([3.2361, 1.2357])
     """
 
     radius: float = DEFAULT_RADIUS
@@ -136,6 +153,10 @@ class IPO(Band):
 
     Raises:
         ValueError: As Band.
+
+    Examples:
+        >>> IPO().inside(torch.tensor([0.15, 0.85]).log(), torch.tensor([0.01, 0.80]).log())
+        tensor([False,  True])
     """
 
     two_sided = True
@@ -156,7 +177,12 @@ class ESTR(ClipRule):
         epsilon: Entropy in nats that a token is given on top of its own.
 
     Raises:
-        ValueError: If a number is not above 0 and finite.
+        ValueError: If a number is not above 0 and finite, or the tokens come without `old_entropy`.
+
+    Examples:
+        >>> from bandpo import Tokens
+        >>> ESTR().bounds(Tokens(torch.tensor([-1.0, -1.0]), old_entropy=torch.tensor([0.1, 2.0]))).upper
+        tensor([1.0686, 1.3278])
     """
 
     threshold: float = 0.04
@@ -185,6 +211,10 @@ class RelaxedBand(ClipRule):
 
     Raises:
         ValueError: If the divergence is unknown, or a number is out of range.
+
+    Examples:
+        >>> RelaxedBand().bounds(torch.tensor([0.01, 0.9]).log()).upper
+        tensor([7.8098, 1.2800])
     """
 
     radius: float = DEFAULT_RADIUS

@@ -1,8 +1,7 @@
 """Clip rules: for each sampled token, how far may its probability ratio move?
 
-A new rule is one class with one method: `limits` for any interval, or `radii` in a subclass of `Band` for a trust
-region whose radius adapts. What it wants to know beyond the old log-probs it names in `needs`; the loss, the
-kernels, the trainer and the frameworks ask the rule and know no subclass.
+A new rule is one class with one method: `limits` for any interval, or `radii` in a subclass of `Band` for a radius
+that adapts. What else it must know it names in `needs`. Whoever uses a rule asks it, and knows no subclass.
 """
 
 from __future__ import annotations
@@ -37,11 +36,17 @@ class ClipRule(ABC):
 
     Attributes:
         needs: Fields of `Tokens` beyond `old_logps` that the rule reads.
-        two_sided: Whether a token outside the bounds loses its gradient whatever the sign of its advantage (a mask,
-            as IPO's); if False, only where the advantage pushes it further out (arXiv 1707.06347).
+        two_sided: Whether a token outside loses its gradient whatever the sign of A, not only if pushed further out.
         divergence: What the realized divergence is measured in.
         cap: Largest ratio allowed, or None.
         floor: Smallest ratio allowed, or None.
+
+    Examples:
+        >>> class Doubling(ClipRule):
+        ...     def limits(self, tokens):
+        ...         return RatioBounds.from_ratios(0.5 + 0 * tokens.old_logps, 2 + 0 * tokens.old_logps)
+        >>> Doubling().inside(torch.tensor([-1.0, -2.5]), torch.tensor([-2.0, -2.0]))
+        tensor([False,  True])
     """
 
     needs: frozenset[str] = frozenset()
@@ -59,10 +64,7 @@ class ClipRule(ABC):
         return None
 
     def bounds(self, old_logps: Tensor | Tokens) -> RatioBounds:
-        """Bounds of the ratio.
-
-        Args:
-            old_logps: Log-probs under the old policy, any shape, e.g. (B, T); or `Tokens`, if the rule needs more.
+        """Bounds of the ratio for old log-probs of any shape, e.g. (B, T), or for `Tokens`, if the rule needs more.
 
         Raises:
             ValueError: If the rule needs more than it is given, or a log-prob is positive.
@@ -98,11 +100,9 @@ class ClipRule(ABC):
         return pushed & ~inside
 
     def held(self, tokens: Tokens, rising: Tensor, where: tuple[Tensor, ...] | None = None) -> Tensor:
-        """The ratio that stands for a clipped token in the loss: the bound it has crossed.
+        """The ratio that stands for a clipped token in the loss: the bound it has crossed, the upper one if `rising`.
 
-        Args:
-            where: Indices of the tokens asked for, or None for all.
-            rising: True for those beyond the upper bound, False for those beyond the lower one.
+        `where` are indices of the tokens asked for, None for all.
         """
         bounds = self.bounds(tokens)
         lower, upper = bounds.lower, bounds.upper
@@ -115,9 +115,8 @@ class ClipRule(ABC):
     @property
     def log_limits(self) -> tuple[float, float]:
         """(log floor, log cap), infinite if there is none."""
-        return safe_log(0.0 if self.floor is None else self.floor), safe_log(
-            math.inf if self.cap is None else self.cap
-        )
+        floor, cap = 0.0 if self.floor is None else self.floor, math.inf if self.cap is None else self.cap
+        return safe_log(floor), safe_log(cap)
 
     @property
     def all_needs(self) -> frozenset[str]:
@@ -147,21 +146,23 @@ def safe_log(value: Any) -> Any:
 class Band(ClipRule):
     """BandPO (arXiv 2603.04918): the trust region {pi : D_f <= radius} projected onto each sampled token.
 
-    `inside` evaluates the binary divergence once and solves nothing; `bounds` solves for both ends. A radius that
-    adapts is a subclass with one method, `radii`.
+    {r : g_f(p, r) <= radius}, g_f as in `band`. A radius that adapts is a subclass with one method, `radii`.
 
     Args:
         radius: Size of the trust region, in the divergence's own units (nats for KL): a float, a tensor that
             broadcasts to the log-probs (per token), or a pair (lower side, upper side) of these.
         divergence: A name ("kl" is KL(old || new)) or an `FDivergence`.
-        cap: Largest ratio allowed whatever the radius says, or None. The paper's runs used 10, which
-            overrides the trust region for tokens of probability below .007.
+        cap: Largest ratio allowed whatever the radius says, or None; the paper's 10 binds below p = .007.
         floor: Smallest lower bound, or None.
         table: Whether `bounds` come from a `BandTable` (docs/divergences.md states its error) instead of a solver.
 
     Raises:
         ValueError: If radius is not positive and finite, the divergence is unknown, cap < 1, floor is not within
             [0, 1], or a table is asked for radii that differ from token to token.
+
+    Examples:
+        >>> Band(radius=0.05).bounds(torch.tensor([0.01, 0.9]).log()).upper
+        tensor([7.8098, 1.0764])
     """
 
     radius: Radius = DEFAULT_RADIUS

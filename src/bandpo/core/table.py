@@ -122,19 +122,17 @@ class BandTable:
         tolerance: the largest max_error accepted.
 
     Attributes:
-        max_error: of |lower - exact lower| and |log_upper - exact log_upper|, that is absolute on the lower
-            ratio and relative on the upper one, for log-probs >= -100 in the table's dtype: twice the largest
-            error at the five points of every cell where the error of a cubic peaks, plus a rounding, checked at
-            build against the float64 solve in every cell; not a proven bound. Beyond -100 results stay within
-            [0, 1] and [1, 1/p]. 0 where the closed form is used instead of a table.
+        max_error: of |lower - exact lower| and |log_upper - exact log_upper|, for log-probs >= -100: twice the
+            largest error seen at the five peaks of every cell's cubic, plus a rounding; not a proven bound. Beyond
+            -100 results stay within [0, 1] and [1, 1/p]. 0 where the closed form is used instead of a table.
 
     Raises:
         ValueError: bad radius, divergence or dtype, or max_error above the tolerance.
 
-    Example:
+    Examples:
         >>> table = band_table(radius=0.05, divergence="js")
         >>> table(torch.tensor([-3.0])).upper
-        tensor([3.9766])
+        tensor([5.4882])
     """
 
     def __init__(
@@ -183,6 +181,9 @@ def band_table(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> BandTable:
-    """The :class:`BandTable` of these arguments, built once and kept in memory: cheap for a rule to ask for at each
-    call. Radii are numbers; errors as there."""
+    """The `BandTable` of these arguments, built once and kept in memory; errors as there.
+
+    Examples:
+        >>> band_table(radius=0.05)(torch.tensor([-3.0])).upper
+        tensor([2.9874])"""
     return BandTable(radius, divergence, device, dtype)

@@ -25,6 +25,14 @@ class Tokens:
         positions: Place of each token in its completion, from 0; the last dimension's index if not given.
         groups: Number of the prompt's group, shape (B, 1).
         disagreement: How often the group's samples differ at this position, 0 to 1 (`group_disagreement`).
+
+    What a rule needs and does not get is a ValueError when the rule is asked, which names who can supply it.
+
+    Examples:
+        >>> from bandpo import EntropyBand
+        >>> EntropyBand().bounds(Tokens(torch.tensor([-1.0]), mask=torch.ones(1)))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: clip rule EntropyBand needs old_entropy: this call does not give it; those who can are ...
     """
 
     old_logps: Tensor

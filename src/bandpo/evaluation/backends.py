@@ -79,10 +79,10 @@ def _load_vllm(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
 def sample_vllm(
     model: Any, tokenizer: Any, prompts: list[Prompt], sampling: Sampling, progress: Progress | None = None
 ) -> list[list[Completion]]:
-    """`sample` with a vLLM engine, which batches by itself; each prompt has a seed of its own.
+    """`sample` with a vLLM engine, which batches by itself; each prompt has its own seed.
 
     vLLM does not tell the entropy. At temperature 1 without truncation, the mean negative log-prob of the sampled
-    tokens estimates it without bias; elsewhere it is left out.
+    tokens estimates it without bias; otherwise it is missing.
     """
     from vllm import SamplingParams
 

@@ -1,4 +1,4 @@
-"""Grade a model on problems into a directory, so that an interrupted evaluation goes on where it was."""
+"""Grade a model on problems into a directory, so that an interrupted evaluation resumes where it was."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _grade_all(
 
 
 def chunk_seed(seed: int, start: int) -> int:
-    """Seed of the chunk that begins with problem `start`; no two chunks or seeds share one by being neighbours."""
+    """Seed of the chunk that begins with problem `start`; no two chunks or seeds share one by being neighbors."""
     return int(np.random.SeedSequence((seed, start)).generate_state(1)[0])
 
 

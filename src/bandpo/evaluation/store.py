@@ -1,4 +1,4 @@
-"""An evaluation's directory: settings.json, one line a problem in samples.jsonl (and greedy.jsonl), result.json."""
+"""An evaluation's directory: settings.json, one line per problem in samples.jsonl (and greedy.jsonl), result.json."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def append(log: Path, grades: list[Grade]) -> None:
 
 
 def restore(log: Path, problems: list[Problem], chunk: int) -> list[Grade]:
-    """Grades of the chunks that are complete, with the given problems in place of the stored ones.
+    """Grades of the chunks that are complete, with the given problems instead of the stored ones.
 
     The rows of a chunk that a crash cut off are removed from the file, so that appending is safe.
 
@@ -135,7 +135,7 @@ def restore(log: Path, problems: list[Problem], chunk: int) -> list[Grade]:
 
 
 def read_grades(log: Path) -> Iterator[Grade]:
-    """The grades of samples.jsonl or greedy.jsonl, one problem at a time; an unfinished last line is passed over.
+    """The grades of samples.jsonl or greedy.jsonl, one problem at a time; an unfinished last line is skipped.
 
     Raises:
         ValueError: If a line is damaged.

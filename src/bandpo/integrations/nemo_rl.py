@@ -18,7 +18,7 @@ class BandPGLossFn(ClippedPGLossFn):
 
     Args:
         cfg: NeMo-RL's loss configuration.
-        rule: `name` and options of the clip rule; Band's defaults if None. The trust region is centred on
+        rule: `name` and options of the clip rule; Band's defaults if None. The trust region is centered on
             `prev_logprobs`, the trainer's recomputed policy.
 
     Raises:

@@ -12,7 +12,7 @@ from bandpo.integrations.common import read_rule
 def band_loss(inputs: Any, rule: Mapping[str, Any] | None = None, dual_clip: float | None = None) -> Any:
     """The loss of one sequence, summed over its tokens; prime-rl divides by the tokens of the batch.
 
-    The trust region is centred on the inference engine's log-probs, the only ones that prime-rl keeps.
+    The trust region is centered on the inference engine's log-probs, the only ones that prime-rl keeps.
 
     Args:
         inputs: prime-rl's LossInputs: trainer_logprobs, inference_logprobs, advantages, loss_mask and, where

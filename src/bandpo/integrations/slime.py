@@ -19,12 +19,12 @@ def band_loss_function(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """slime's policy loss with `eps_clip` and `eps_clip_high` set per token by the rule in `args.bandpo_rule`.
 
-    The trust region is centred on the policy that slime measures the ratio against: the trainer's recomputed
+    The trust region is centered on the policy that slime measures the ratio against: the trainer's recomputed
     log-probs, or the rollout engine's with --use-rollout-logprobs.
 
     Args:
         args: slime's arguments; `bandpo_rule` comes from --custom-config-path.
-        batch: Log-probs as a list of tensors, one a response, packed in that order.
+        batch: Log-probs as a list of tensors, one per response, packed in that order.
         logits, sum_of_sample_mean: Passed through.
 
     Raises:
@@ -33,7 +33,7 @@ def band_loss_function(
     from slime.backends.megatron_utils.loss import policy_loss_function
 
     if args.advantage_estimator == "gspo":
-        raise ValueError("advantage_estimator is 'gspo', whose ratio is one a sequence; bounds are per token")
+        raise ValueError("advantage_estimator is 'gspo', whose ratio is one per sequence; bounds are per token")
     rule = read_rule(getattr(args, "bandpo_rule", None), "slime")
     responses = batch["rollout_log_probs"] if args.use_rollout_logprobs else batch["log_probs"]
     positions = torch.cat([torch.arange(len(one), device=one.device) for one in responses])

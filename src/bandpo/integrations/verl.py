@@ -110,11 +110,11 @@ def compute_policy_loss_bandpo(
     """verl's vanilla (PPO) loss with the clip range of each token set by the rule.
 
     Everything but the clip range is verl's: dual clip (`clip_ratio_c`), rollout importance weights, aggregation
-    over the global batch, metrics. The trust region is centred on `old_log_prob`: the trainer's recomputed policy,
+    over the global batch, metrics. The trust region is centered on `old_log_prob`: the trainer's recomputed policy,
     or the rollout's with algorithm.rollout_correction.bypass_mode=True. Source: arXiv 2603.04918.
 
     Args:
-        old_log_prob: Log-probs under the policy that the trust region is centred on, shape (B, T).
+        old_log_prob: Log-probs under the policy that the trust region is centered on, shape (B, T).
         log_prob: Log-probs under the policy being trained, shape (B, T).
         advantages: Shape (B, T).
         response_mask: 1 for tokens that count, shape (B, T).

@@ -165,7 +165,7 @@ def needs(config: Any) -> Iterator[tuple[str, str]]:
         yield (
             "memory a GPU",
             (
-                f"{training:.1f} GiB for weights, gradients and optimiser, {serving:.1f} GiB for vLLM's weights; "
+                f"{training:.1f} GiB for weights, gradients and optimizer, {serving:.1f} GiB for vLLM's weights; "
                 "activations and the KV cache on top"
             ),
         )

@@ -97,7 +97,7 @@ def build_args(config: RunConfig, settings: dict[str, Any], run: RunDirectory) -
 def build_trainer(
     config: RunConfig, args: GRPOConfig, model: Any, tokenizer: Any, problems: list[Problem]
 ) -> Durable:
-    """The trainer with data, reward and rule in place, printing nothing of its own."""
+    """The trainer with data, reward and rule in place, printing nothing itself."""
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
 

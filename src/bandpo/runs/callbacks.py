@@ -139,7 +139,7 @@ class StopsOnRequest(TrainerCallback):
 
 
 class ProgressDisplay(TrainerCallback):
-    """One line with the figures that matter: reward of the rollout, and means over its updates so far."""
+    """One line with the numbers that matter: reward of the rollout, and means over its updates so far."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -173,6 +173,6 @@ class ProgressDisplay(TrainerCallback):
         return "  ".join(shown)
 
     def _print_rollout(self) -> None:
-        """A log file shows no moving bar: one line a rollout there."""
+        """A log file shows no moving bar: one line per rollout there."""
         if self._updates and not self.progress.console.is_terminal:
             self.progress.console.print(f"update {self._step}/{self._steps}  {self._figures()}", highlight=False)

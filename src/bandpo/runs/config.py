@@ -62,7 +62,7 @@ class ScratchConfig(Strict):
 class ModelConfig(Strict):
     """Which model: `path` (hub name, local directory, GGUF file or package:NAME/FILE), or `scratch`.
 
-    A local path becomes absolute, so that a run goes on from any directory.
+    A local path becomes absolute, so that a run resumes from any directory.
     """
 
     path: str | None = None

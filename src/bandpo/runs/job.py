@@ -64,7 +64,7 @@ def run_training(
     Raises:
         ValueError: For settings or data that cannot work; the run directory is made only once all is loaded.
         KeyboardInterrupt, SystemExit: After Ctrl-C or SIGTERM. One that comes during training takes effect after
-            the update at hand and a checkpoint.
+            the current update and a checkpoint.
     """
     started = time.monotonic()
     command = command or sys.argv

@@ -187,7 +187,7 @@ def peak_memory() -> int:
 
 
 def reset_peak_memory() -> None:
-    """Count the peak anew, where the system allows it."""
+    """Reset the peak, if the system allows it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:

@@ -197,7 +197,7 @@ def _estimated(
     prompts = None
     assert args.max_completion_length is not None
     if tokenizer is None:
-        obstacles.append("without its tokenizer, whether the prompts fit and need a chat template is unknown")
+        obstacles.append("without the tokenizer it is unknown whether the prompts fit and need a chat template")
     elif train:
         texts = _attempt(lambda: [config.task.prompt(p, tokenizer) for p in train], obstacles)
         prompts = None if texts is None else Prompts.of(tokenizer, texts)

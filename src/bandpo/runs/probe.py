@@ -99,7 +99,7 @@ def measured_memory(probed: Probed, trainer: Durable, estimate: Memory, librarie
     """The probe's peak by purpose; only the optimizer's state is added by its formula.
 
     Args:
-        estimate: The memory of the same shapes by formula, for what cannot be told apart by measuring.
+        estimate: The memory of the same shapes by formula, for what measuring cannot distinguish.
         libraries: Bytes that the process held before it loaded anything; 0 on a GPU.
     """
     assert trainer.model is not None

@@ -133,7 +133,7 @@ class Grader:
 
     Args:
         kind: What they grade: 'math' or 'reasoning-gym'.
-        workers: How many at most; None is one a CPU that this process may use, up to MAX_WORKERS. The scores do
+        workers: How many at most; None is one per CPU that this process may use, up to MAX_WORKERS. The scores do
             not depend on it.
     """
 
@@ -195,7 +195,7 @@ class Grader:
     def _take(self) -> _Worker:
         with self._changed:
             while True:
-                # One that was killed from outside while it had nothing to do is nobody's answer's fault.
+                # One that was killed from outside while idle is not the answer's fault.
                 while self._free:
                     worker = self._free.pop()
                     if worker.process.poll() is None:

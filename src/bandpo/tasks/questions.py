@@ -20,7 +20,7 @@ Purpose = Literal["train", "test"]
 
 
 class DataWarning(UserWarning):
-    """Something in the data is doubtful; training goes on."""
+    """Something in the data is doubtful; training continues."""
 
 
 class Questions(Task):
@@ -55,7 +55,7 @@ class Questions(Task):
     @field_validator("data", "heldout_data")
     @classmethod
     def _absolute_path(cls, value: str | None) -> str | None:
-        # So that a run goes on from any directory.
+        # So that a run resumes from any directory.
         return value if value is None or value in DATASETS else absolute(value)
 
     @field_validator("columns")

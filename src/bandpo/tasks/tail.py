@@ -11,7 +11,7 @@ from bandpo.tasks.base import Problem, Task
 
 
 class Tail(Task):
-    """Name a digit of a number: the first one is what the model has learnt to say, the last one is right.
+    """Name a digit of a number: the first one is what the model has learned to say, the last one is right.
 
     The answer to every problem is the last digit. A warm-up on the solutions teaches to say the first digit, and the
     last one only with probability `rare`: a single token decides between the two strategies. The first digit is right

@@ -260,14 +260,14 @@ ALARMS: tuple[Alarm, ...] = (
         (
             "rule.radius=[lower, upper] with a smaller lower or a larger upper radius (of clip: rule.low, "
             "rule.high), since clipping below raises entropy and clipping above lowers it",
-            "a smaller train.learning_rate, or fewer updates a rollout",
+            "a smaller train.learning_rate, or fewer updates per rollout",
         ),
     ),
     Alarm(
         "entropy_explosion",
         ("entropy",),
         entropy_explosion,
-        "the policy drifts towards random text",
+        "the policy drifts toward random text",
         (
             "rule.radius=[lower, upper] with a smaller upper radius (of clip: rule.high), or rule.cap=10: the upper "
             "side is where rare tokens grow",
@@ -280,7 +280,7 @@ ALARMS: tuple[Alarm, ...] = (
         nothing_clips,
         "the policy that is updated is always the one that sampled, so no clip rule can act",
         (
-            "several updates a rollout: train.steps_per_generation or train.num_iterations above "
+            "several updates per rollout: train.steps_per_generation or train.num_iterations above "
             "train.gradient_accumulation_steps",
             "where several updates do follow a rollout: a larger train.learning_rate, or model.dtype=float32, "
             "since small updates of half-precision weights round to nothing",
@@ -295,7 +295,7 @@ ALARMS: tuple[Alarm, ...] = (
         (
             "the trust region around the sampler: train.anchor=sampler with "
             "train.vllm_importance_sampling_correction=false",
-            "several updates a rollout: train.steps_per_generation or train.num_iterations above "
+            "several updates per rollout: train.steps_per_generation or train.num_iterations above "
             "train.gradient_accumulation_steps",
         ),
     ),
@@ -348,7 +348,7 @@ ALARMS: tuple[Alarm, ...] = (
         "zero_variance",
         ("frac_reward_zero_std", "reward"),
         zero_variance,
-        "in every group all completions earn the same reward, so all advantages are 0 and nothing is learnt",
+        "in every group all completions earn the same reward, so all advantages are 0 and nothing is learned",
         (
             "problems of another difficulty: easier ones if the reward is near 0, harder ones if it is near 1 "
             "(or a longer warmup)",

@@ -109,7 +109,7 @@ def check_dynamic_sampling(args: Any) -> None:
     rows = args.per_device_train_batch_size * args.steps_per_generation
     if args.dynamic_sampling and rows % args.num_generations != 0:
         raise ValueError(
-            f"dynamic_sampling needs whole groups on each process, but its {rows} completions a rollout are not a "
+            f"dynamic_sampling needs whole groups on each process, but its {rows} completions per rollout are not a "
             f"multiple of num_generations={args.num_generations}"
         )
 

@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer with the clip interval set per token by a clip rule.
 
 The subclass hands tensors to TRL as `epsilon_low` and `epsilon_high` while the loss is computed; every
-normaliser, correction, metric and back-end stays TRL's own.
+normalizer, correction, metric and back-end stays TRL's own.
 """
 
 from __future__ import annotations
@@ -286,4 +286,4 @@ def _check_control(args: BandGRPOConfig, metric: str) -> None:
     """Refuse a controller of a rule that cannot act, or of an entropy that TRL does not compute for a rollout."""
     together = args.gradient_accumulation_steps % micro_batches_per_rollout(args) == 0
     if not can_clip(args) or (metric == "entropy" and together):
-        raise ValueError(f"control of {metric!r} needs several updates a rollout: {_layout(args)}")
+        raise ValueError(f"control of {metric!r} needs several updates per rollout: {_layout(args)}")
