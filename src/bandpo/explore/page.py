@@ -112,6 +112,10 @@ def page(sources: Sequence[Mapping[str, object]] = (), problems: Sequence[str] =
     names = (*PAGE[:-1], "served", PAGE[-1]) if served else PAGE
     engine, rest = ("\n".join(map(script, part)) for part in (ENGINE, names))
     data = {"version": __version__, "rules": known_rules(), "presets": presets(), "sources": list(sources)}
+    if sources:
+        from bandpo.explore.runs import metrics
+
+        data["metrics"] = metrics()
     loader = PackageLoader("bandpo", "explore/static")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("page.html.jinja").render(
