@@ -100,11 +100,10 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     });
     const many = tokens.size > MANY, last = tokens.names.length - 1;
     if (own.prompt !== null && own.prompt > last) own.prompt = null;
-    const begin = own.prompt ?? (many && last >= 0 ? 0 : "all");
-    own.prompt = begin === "all" ? null : begin;
-    const names = tokens.names.map((name, k) => [String(k), `${k + 1}${name ? `: ${visibleToken(name.trim().slice(-60)).replaceAll("␣", " ")}` : ""}`]);
-    const prompt = selectField("tokens-prompt", "prompt", { " ": "all", ...Object.fromEntries(names) }, String(begin), (k) => {
-      own.prompt = k === " " ? null : Number(k);
+    if (own.prompt === null && many && last >= 0) own.prompt = 0;
+    const names = tokens.names.map((name, k) => [`prompt${k}`, `${k + 1}${name ? `: ${visibleToken(name.trim().slice(-60)).replaceAll("␣", " ")}` : ""}`]);
+    const prompt = selectField("tokens-prompt", "prompt", { all: "all", ...Object.fromEntries(names) }, own.prompt === null ? "all" : `prompt${own.prompt}`, (key) => {
+      own.prompt = key === "all" ? null : Number(key.slice(6));
       own.at = null;
       build();
       draw();
@@ -138,8 +137,8 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     const found = compareVerdicts(tokens, a.clipped, b.clipped), all = tokens.judged.reduce((x, y) => x + y, 0);
     codes = found.codes;
     const name = (side) => `${side.toUpperCase()} (${nameOf(state[side])})`, sum = (clipped) => clipped.reduce((x, y) => x + y, 0);
-    const counts = [["freed", "B alone clips it"], ["held", "A alone clips it"], ["both", "both clip it"], ["neither", "neither does"]];
-    const line = counts.flatMap(([key, what], i) => [i ? ", " : "", element("strong", { "data-count": key }, found[key].toLocaleString("en")), ` ${key} (${what})`]);
+    const counts = [["freed", "B alone clips it"], ["held", "A alone clips it"], ["both"], ["neither"]];
+    const line = counts.flatMap(([key, what], i) => [i ? ", " : "", element("strong", { "data-count": key }, found[key].toLocaleString("en")), ` ${key}${what ? ` (${what})` : ""}`]);
     byId("tokens-counts").replaceChildren(
       element("div", {}, `From rule ${name("b")} to rule ${name("a")}, `, `${counted(all, "token")} with a ratio and an advantage:`),
       element("div", {}, ...line),
@@ -198,87 +197,119 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     return { title: `${name}, ${line}`, text: `${name}, ${line}: ${counted(length, "token")}${Number.isFinite(advantage) ? `, A ${short(advantage)}` : ""}` };
   }
 
+  /** Headings, and a box for each stretch of tokens; its tokens are made when it comes near to what is in sight. */
   function build() {
     const shown = tokens.texts.map(visibleToken), special = tokens.texts.map(isSpecial), newline = tokens.texts.map((text) => text.includes("\n"));
-    const order = [], spans = [], names = new Array(tokens.size).fill("");
+    const spans = [], drawn = new Array(tokens.size), box = byId("tokens-view"), chunks = [], chunkOf = new Uint32Array(tokens.size);
     const make = (i) => {
       const span = document.createElement("span"), kind = tokens.kinds[i];
       span.textContent = shown[kind];
       span.token = i;
-      names[i] = special[kind] ? "t special" : "t";
-      spans[i] = span;
-      order.push(i);
-      return span;
+      span.plain = special[kind] ? "t special" : "t";
+      return (spans[i] = span);
+    };
+    /** fill(): what is in the box; height: about how many pixels that takes. */
+    const chunk = (name, members, height, fill) => {
+      const made = element("div", { class: name });
+      made.style.minHeight = `${height}px`;
+      members.forEach((i) => (chunkOf[i] = chunks.length));
+      chunks.push({ box: made, members, fill, near: false, stale: true });
+      return made;
     };
     const layout = own.layout === "aligned" ? aligned : running;
+    box.className = own.layout;
     const blocks = promptsOf().map(([group, members]) => {
       const text = group === "none" ? "" : tokens.names[group], title = group === "none" ? "Completions without a known prompt" : `Prompt ${group + 1}, ${counted(members.length, "completion")}`;
-      return element("div", { class: "prompt" }, element("h3", {}, title), ...(text ? [element("p", { class: "asked" }, text)] : []), ...layout(members, make, newline));
+      return element("div", {}, element("h3", {}, title), ...(text ? [element("p", { class: "asked" }, text)] : []), ...layout(members, { chunk, make, newline, shown }));
     });
-    order.sort((a, b) => a - b);
-    view = { order, spans, names, drawn: new Array(tokens.size) };
-    byId("tokens-view").className = own.layout;
-    byId("tokens-view").replaceChildren(...blocks);
-    if (own.at === null || !spans[own.at]) own.at = null;
+    view?.observer.disconnect();
+    const byBox = new Map(chunks.map((one) => [one.box, one]));
+    const observer = new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => {
+      const one = byBox.get(target);
+      one.near = isIntersecting;
+      if (isIntersecting) paint(one);
+    }), { root: box, rootMargin: "600px" });
+    view = { order: chunks.flatMap(({ members }) => [...members]).sort((x, y) => x - y), spans, drawn, chunks, chunkOf, observer, levels: null };
+    box.replaceChildren(...blocks);
+    chunks.forEach((one) => observer.observe(one.box));
+    if (own.at !== null && !view.order.includes(own.at)) own.at = null;
     byId("tokens-found").textContent = "";
-    byId("tokens-readout").textContent = order.length ? "Point at a token, or move there by the keys below." : "No token with a log-prob was found.";
-    if (order.length) spans[own.at ?? order[0]].tabIndex = 0;
+    byId("tokens-readout").textContent = view.order.length ? "Point at a token, or move there by the keys below." : "No token with a log-prob was found.";
   }
 
-  function running(members, make, newline) {
+  function running(members, { chunk, make, newline, shown }) {
+    const width = Math.max(20, byId("tokens-view").clientWidth / 8.2);  // characters
     return members.flatMap((row) => {
       const [from, to] = [tokens.starts[row], tokens.starts[row + 1]], parts = [];
       for (let start = from; start < to; start += STRETCH) {
-        const run = document.createElement("p");
-        run.className = "run";
-        for (let i = start; i < Math.min(start + STRETCH, to); i++) {
-          run.append(make(i));
-          if (newline[tokens.kinds[i]]) run.append(document.createElement("br"));
-        }
-        parts.push(run);
+        const inside = Array.from({ length: Math.min(STRETCH, to - start) }, (_, k) => start + k);
+        const characters = inside.reduce((sum, i) => sum + shown[tokens.kinds[i]].length, 0);
+        parts.push(chunk("run", inside, 24 * Math.ceil(characters / width), () => inside.flatMap((i) => (newline[tokens.kinds[i]] ? [make(i), document.createElement("br")] : [make(i)]))));
       }
       return [element("div", { class: "facts" }, facts(row).text), ...parts];
     });
   }
 
   /** Completions under each other, a cell for each position; as many to a line as fit, then the next stretch. */
-  function aligned(members, make) {
-    const width = Math.max(2, Math.floor((byId("tokens-view").clientWidth - 24) / 68)), blocks = new Map();
-    for (const row of members) {
+  function aligned(all, { chunk, make }) {
+    const width = Math.max(2, Math.floor((byId("tokens-view").clientWidth - 62) / 68)), blocks = new Map();
+    for (const row of all) {
       for (let i = tokens.starts[row]; i < tokens.starts[row + 1]; i++) {
         const block = Math.floor(tokens.positions[i] / width), lines = blocks.get(block) ?? new Map();
-        blocks.set(block, lines.set(row, [...(lines.get(row) ?? []), i]));
+        blocks.set(block, lines);
+        if (lines.has(row)) lines.get(row).push(i);
+        else lines.set(row, [i]);
       }
     }
-    return [...blocks].sort(([a], [b]) => a - b).map(([block, lines]) => {
-      const first = block * width, found = [element("div", { class: "facts" }, `positions ${first} to ${first + width - 1}`)];
-      for (const [row, members] of lines) {
-        const line = element("div", { class: "cells", title: facts(row).text });
-        let at = first;
-        for (const i of members) {
-          for (; at < tokens.positions[i]; at++) line.append(element("i", { class: "gap" }));
-          line.append(make(i));
-          at++;
-        }
-        found.push(line);
+    const lineOf = (row, members, first) => {
+      const sign = Math.sign(tokens.columns.advantages?.[tokens.starts[row]] ?? 0);
+      const line = element("div", { class: "cells", title: facts(row).text }, element("span", { class: "who" }, `${all.indexOf(row) + 1}${sign > 0 ? "+" : sign < 0 ? "−" : ""}`));
+      let at = first;
+      for (const i of members) {
+        for (; at < tokens.positions[i]; at++) line.append(element("i", {}));
+        line.append(make(i));
+        at++;
       }
-      return element("div", { class: "block" }, ...found);
+      return line;
+    };
+    return [...blocks].sort(([a], [b]) => a - b).map(([block, lines]) => {
+      const first = block * width, title = element("div", { class: "facts" }, `positions ${first} to ${first + width - 1}; the completions by number, with the sign of A`);
+      return chunk("block", [...lines.values()].flat(), 24 * (lines.size + 1), () => [title, ...[...lines].map(([row, members]) => lineOf(row, members, first))]);
     });
   }
 
   /** Classes alone change, and only where they do. */
-  function recolor() {
-    const { order, spans, names, drawn } = view, plain = own.color === VERDICT;
-    scale = plain ? null : scaleFor(tokens, own.color);
-    const levels = scale ? levelsFor(scale) : null;
-    byId("tokens-view").classList.toggle("verdicts", plain);
-    for (const i of order) {
-      const level = levels ? levels[i] : 255, key = level * 8 + codes[i] * 2 + tokens.judged[i];
+  function paint(one) {
+    if (one.fill) {
+      one.box.append(...one.fill());
+      one.box.style.minHeight = "";
+      one.fill = null;
+    }
+    if (!one.stale || !codes) return;
+    one.stale = false;
+    const { spans, drawn, levels } = view;
+    for (const i of one.members) {
+      const level = levels ? levels[i] : 255, key = level * 8 + codes[i] * 2 + tokens.judged[i], span = spans[i];
       if (drawn[i] === key) continue;
       drawn[i] = key;
-      spans[i].className = `${names[i]} v${codes[i]}${level === 255 ? "" : level >= 128 ? ` l${level - 128} less` : ` l${level}`}${tokens.judged[i] ? "" : " aside"}`;
+      span.className = `${span.plain} v${codes[i]}${level === 255 ? "" : level >= 128 ? ` l${level - 128} less` : ` l${level}`}${tokens.judged[i] ? "" : " aside"}`;
     }
-    legend();
+  }
+
+  function recolor() {
+    const plain = own.color === VERDICT;
+    if (view.colored !== own.color) {
+      scale = plain ? null : scaleFor(tokens, own.color);
+      Object.assign(view, { colored: own.color, levels: scale ? levelsFor(scale) : null });
+      byId("tokens-view").classList.toggle("verdicts", plain);
+      legend();
+    }
+    for (const one of view.chunks) {
+      one.stale = true;
+      if (one.near) paint(one);
+    }
+    const first = view.spans[own.at ?? view.order[0]];
+    if (first) first.tabIndex = 0;
   }
 
   function legend() {
@@ -319,9 +350,9 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
   }
 
   function go(i) {
-    if (own.at !== null) view.spans[own.at].tabIndex = -1;
-    view.spans[view.order[0]].tabIndex = -1;
+    for (const old of [own.at ?? i, view.order[0]]) if (view.spans[old]) view.spans[old].tabIndex = -1;
     own.at = i;
+    paint(view.chunks[view.chunkOf[i]]);
     view.spans[i].tabIndex = 0;
     view.spans[i].focus();
     view.spans[i].scrollIntoView({ block: "nearest" });
@@ -337,7 +368,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
   }
 
   function move(key) {
-    const { order, spans } = view, i = own.at ?? order[0], row = tokens.row[i], [from, to] = [tokens.starts[row], tokens.starts[row + 1]];
+    const { order } = view, i = own.at ?? order[0], row = tokens.row[i], [from, to] = [tokens.starts[row], tokens.starts[row + 1]];
     const inside = (j) => Math.min(Math.max(j, from), to - 1);
     if (key === "Home" || key === "End") return key === "Home" ? from : to - 1;
     if (key === "ArrowLeft" || key === "ArrowRight") {
@@ -346,8 +377,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     }
     const rows = promptsOf().flatMap(([, members]) => members), next = rows[rows.indexOf(row) + (key === "ArrowUp" ? -1 : 1)];
     if (next === undefined) return i;
-    const j = Math.min(tokens.starts[next] + i - from, tokens.starts[next + 1] - 1);
-    return spans[j] ? j : i;
+    return Math.min(tokens.starts[next] + i - from, tokens.starts[next + 1] - 1);
   }
 
   const tokenAt = ({ target }) => target.closest?.("#tokens-view .t")?.token;
@@ -377,8 +407,17 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
 
   // --- tables, and the section on radius and epsilon -----------------------------------------------------------------
 
+  /** What a slider of a rule leaves as it is; the five last asked for. */
+  function once(key, make) {
+    const kept = (tokens.kept ??= new Map()), value = kept.get(key) ?? make();
+    kept.delete(key);
+    kept.set(key, value);
+    if (kept.size > 5) kept.delete(kept.keys().next().value);
+    return value;
+  }
+
   function tables() {
-    const { clipped } = judge(own.places), stretches = stretchesOf(tokens), rule = `rule ${own.places.toUpperCase()}`;
+    const { clipped } = judge(own.places), stretches = once("stretches", () => stretchesOf(tokens)), rule = `rule ${own.places.toUpperCase()}`;
     const found = [placesOf(tokens, clipped, tokens.kinds, tokens.texts, 12), placesOf(tokens, clipped, stretches.kinds, stretches.names)];
     const order = (one) => stretches.names.indexOf(one.name);
     found[1].sort((x, y) => order(x) - order(y));
@@ -403,8 +442,9 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
       share.textContent = "The tokens shown have no ratio to match.";
       return;
     }
-    const { epsilon } = state.match, name = state.a.divergence ?? "kl", clip = judgeTokens(tokens, { name: "clip", low: epsilon, high: epsilon });
-    const count = clip.clipped.reduce((x, y) => x + y, 0), radius = thresholdOf(distancesOf(tokens, name), count), back = thresholdOf(distancesOf(tokens, null), clipped);
+    const { epsilon } = state.match, name = state.a.divergence ?? "kl";
+    const count = once(`1 ± ${epsilon}`, () => judgeTokens(tokens, { name: "clip", low: epsilon, high: epsilon }).clipped.reduce((x, y) => x + y, 0));
+    const radius = thresholdOf(once(name, () => distancesOf(tokens, name)), count), back = thresholdOf(once("ratio", () => distancesOf(tokens, null)), clipped);
     const of = (n) => `${n.toLocaleString("en")} (${percent(n / all)})`;
     share.replaceChildren(
       element("div", {}, `Of the ${counted(all, "token")} above, 1 ± ${short(epsilon)} clips ${of(count)}; ${radius === null ? "no radius clips as many" : `so does a Band of radius ${short(radius)} (${name})`}.`),
