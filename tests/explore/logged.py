@@ -8,14 +8,17 @@ import numpy as np
 
 from bandpo.training.batches import TokenBatch
 
-NASTY = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "&amp;", " the", "\n", "\t", "é", "漢字", "🙂", "\u202e", "", "<|im_end|>"]  # fmt: skip
+NASTY = [
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "&amp;", " the", "\n", "\t", "é", "漢字", "🙂",
+    "\u202e", "", "<|im_end|>",
+]  # fmt: skip
 
 
 def batch(rows=12, length=30, seed=0, groups=3, step=7):
     """A recorded batch with short completions, an advantage of 0, and log-probs near and at 0."""
     random_ = np.random.default_rng(seed)
     shape = (rows, length)
-    old = -random_.exponential(1.2, shape).astype(np.float32) ** 2
+    old = -(random_.exponential(1.2, shape).astype(np.float32) ** 2)
     new = np.minimum(old + random_.normal(0, 0.35, shape), 0).astype(np.float32)
     old[0, :3], new[1, :3] = 0, 0
     new[2, :5] = old[2, :5]
@@ -24,8 +27,8 @@ def batch(rows=12, length=30, seed=0, groups=3, step=7):
     mask = random_.random((rows, 1)) * length + 3 > np.arange(length)
     texts = np.array([*NASTY, *(f" t{i}" for i in range(20))])
     return TokenBatch(
-        step, texts, random_.integers(0, len(texts), shape).astype(np.int32), np.where(mask, new, 0), np.where(mask, old, 0),
-        random_.exponential(1, shape).astype(np.float32), advantages, mask,
+        step, texts, random_.integers(0, len(texts), shape).astype(np.int32), np.where(mask, new, 0),
+        np.where(mask, old, 0), random_.exponential(1, shape).astype(np.float32), advantages, mask,
         random_.exponential(0.1, shape).astype(np.float32),
         np.array([f"What is {i}?" for i in range(groups)]), (np.arange(rows) % groups).astype(np.int32),
     )  # fmt: skip

@@ -95,7 +95,9 @@ def test_ratios_on_the_edge_are_judged_in_single_precision(tmp_path):
     log = read_log([path])
     expected = judge(log, choose_edge(log), {"clip": Clip()}).clipped[0]
     assert 100 < expected.sum() < 900, "neither all nor none, or nothing is tested"
-    clipped = asked("[...judgeTokens(tokensOf(data), more.rule).clipped]", token_data([path]), rule=full({"name": "clip"}))
+    clipped = asked(
+        "[...judgeTokens(tokensOf(data), more.rule).clipped]", token_data([path]), rule=full({"name": "clip"})
+    )
     assert (np.array(clipped, bool) != expected).mean() < 0.02  # exp of two libraries may differ by an ulp
 
 
@@ -103,7 +105,8 @@ def test_places_are_those_of_inspect(path):
     log = read_log([path])
     judged = judge(log, choose_edge(log), {"clip": Clip(0.05, 0.05)})
     driver = """(() => {
-      const tokens = tokensOf(data), { clipped } = judgeTokens(tokens, more.rule), { kinds, names } = stretchesOf(tokens);
+      const tokens = tokensOf(data), { clipped } = judgeTokens(tokens, more.rule);
+      const { kinds, names } = stretchesOf(tokens);
       return [placesOf(tokens, clipped, tokens.kinds, data.texts, 8), placesOf(tokens, clipped, kinds, names)];
     })()"""
     rule = full({"name": "clip", "low": 0.05, "high": 0.05})
@@ -154,7 +157,8 @@ def test_the_next_disagreement_goes_round_and_passes_agreement_over():
 def test_levels_and_ticks_of_the_colors(tmp_path):
     driver = """Object.keys(SCALES).map((name) => {
       const scale = scaleFor(tokensOf(data), name);
-      return scale && { name, ticks: scale.ticks, top: scale.top, levels: [...levelsFor(scale)], values: [...scale.values] };
+      const { ticks, top, values } = scale ?? {};
+      return scale && { name, ticks, top, levels: [...levelsFor(scale)], values: [...values] };
     })"""
     found = asked(driver, token_data([lines(tmp_path / "a.jsonl")]))
     p, ratio, advantage, entropy, gap, effect = found

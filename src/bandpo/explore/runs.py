@@ -153,7 +153,9 @@ def _numbers(path: Path, lines: Iterable[bytes], problems: list[str]) -> Iterabl
                 raise ValueError("no object with the number of its step")
         except (ValueError, RecursionError) as error:
             if line.strip():
-                problems.append(f"{path}:{number}: is not a log line ({first_line(error)}), expected {{\"step\": 1, ...}}")
+                problems.append(
+                    f'{path}:{number}: is not a log line ({first_line(error)}), expected {{"step": 1, ...}}'
+                )
             continue
         yield {key: value for key, value in row.items() if _finite(value)}
 

@@ -67,7 +67,9 @@ def find_sources(paths: Sequence[Path], runs_of_studies: bool = True) -> tuple[l
     problems: list[str] = []
     for path in paths:
         if not path.exists():
-            raise ValueError(f"{str(path)!r} does not exist; allowed are runs, studies, token logs and directories of them")
+            raise ValueError(
+                f"{str(path)!r} does not exist; allowed are runs, studies, token logs and directories of them"
+            )
         root = path.resolve()
         mine = list(_below(root, runs_of_studies, problems))
         if not mine:

@@ -34,9 +34,10 @@ def token_data(
         (`bandpo.report.inspection.Edge`), or None; `files`, `problems` and `notes` of the log; `left_out`, a
         sentence where it has more tokens than `limit`, else "". Of the N tokens and S completions that are shown:
         `texts` (V), `kinds` (N, index into `texts`), `columns` (name -> N values, None where nobody logged one; with
-        `effect`, the change of the entropy by `bandpo.report.ledger`), `positions` (N), `stretches` (starts of stretches of positions), `starts` (S + 1, first
-        token of each completion), `groups` (S, index into `names`, -1 unknown), `names` (texts of the prompts),
-        `places` (S times number of the file and line). Arrays of numbers are {"type", "base64"}.
+        `effect`, the change of the entropy by `bandpo.report.ledger`), `positions` (N), `stretches` (starts of
+        stretches of positions), `starts` (S + 1, first token of each completion), `groups` (S, index into `names`,
+        -1 unknown), `names` (texts of the prompts), `places` (S times number of the file and line). Arrays of numbers
+        are {"type", "base64"}.
 
     Raises:
         ValueError: If a path does not exist or holds no log, or the limit is not above 0.
@@ -104,10 +105,9 @@ def _left_out(log: TokenLog, where: NDArray[np.int64], rows: NDArray[np.int64]) 
 
 def _columns(log: TokenLog, where: NDArray[np.int64]) -> dict[str, dict[str, str] | None]:
     columns = {name: log.columns[name][where] for name in (*LOGPS, *ENTROPIES, "advantages")}
-    slope = log.columns["mean_slope"][where]
+    given = [log.columns[name][where] for name in ("logps", "old_logps", "entropy", "advantages", "mean_slope")]
     with np.errstate(over="ignore", invalid="ignore"):
-        effect = entropy_change(*(columns[x] for x in ("logps", "old_logps", "entropy", "advantages")), slope)
-        columns["effect"] = effect.astype(np.float32)
+        columns["effect"] = entropy_change(*given).astype(np.float32)
     return {name: _packed(values) if np.isfinite(values).any() else None for name, values in columns.items()}
 
 

@@ -432,9 +432,8 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     });
   }
 
-  const share = byId("match-share") ?? element("output", { class: "answer", id: "match-share" });
-  byId("match-answer").after(share);
-  share.textContent = "";
+  const share = byId("match-share");
+  share.hidden = false;
 
   /** Which radius clips as many of these tokens as epsilon does, and the reverse. */
   function sameShare(clipped, all) {
