@@ -27,7 +27,7 @@ def data_of(source: Source, since: str = "") -> dict[str, Any]:
         return token_data(list(source.paths))
     if source.kind == "study":
         return study_data(source.paths[0], source.name)
-    return run_data(source.paths[0], source.name, since)
+    return run_data(source.paths[0], source.name, since, source.root)
 
 
 def exported_page(paths: Sequence[Path]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bandpo.core.rules import ClipRule
+from bandpo.explore.sources import check_run, kept_within
 from bandpo.files import read_lines
 from bandpo.lab.collect import ROLLOUT_SERIES, SERIES, UPDATE_SERIES, rollouts_of, updates_of
 from bandpo.lab.comparison import COMPUTE, compare
@@ -25,7 +26,7 @@ from bandpo.report.curves import CURVES
 from bandpo.report.ledger_tables import NET, UNIT
 from bandpo.report.run_page import describe_run
 from bandpo.runs.run_dir import RunDirectory
-from bandpo.training.batches import TokenBatch, read_batches
+from bandpo.training.batches import TokenBatch, list_batches
 from bandpo.words import first_line
 
 UNDRAWN = ("tokens",)  # they rise with the updates
@@ -48,7 +49,7 @@ def metrics() -> list[Data]:
     return found
 
 
-def run_data(path: Path, name: str, version: str = START) -> Data:
+def run_data(path: Path, name: str, version: str = START, root: Path | None = None) -> Data:
     """A run directory as the page reads it.
 
     Args:
@@ -56,11 +57,14 @@ def run_data(path: Path, name: str, version: str = START) -> Data:
         name: For people.
         version: That of an earlier answer, to get only the updates since then. If the file is another one by now,
             as after a resume, everything is sent, with "whole": true.
+        root: Nothing outside of it is read; by default the run directory.
 
     Raises:
-        ValueError: If there is no run directory.
+        ValueError: If there is no run directory, or a file of it leads out of `root`.
     """
     run = RunDirectory.open(path)
+    root = path.resolve() if root is None else root
+    check_run(run, root)
     problems: list[str] = []
     label, seed, rule, settings = path.name, 0, None, str(path)
     try:
@@ -79,7 +83,7 @@ def run_data(path: Path, name: str, version: str = START) -> Data:
         "alarms": _alarms(run, problems),
         **_curves(rollouts_of(rows), updates_of(rows, max(1, len(rows)))),
     }
-    recorded = _recorded(run, rule, problems)
+    recorded = _recorded(run, rule, root, problems)
     return {"runs": [curves], "recorded": recorded, "version": version, "whole": whole, "problems": problems}
 
 
@@ -179,26 +183,24 @@ def _alarms(run: RunDirectory, problems: list[str]) -> list[tuple[int, str, str]
         return []
 
 
-def _recorded(run: RunDirectory, rule: ClipRule | None, problems: list[str]) -> Data | None:
+def _recorded(run: RunDirectory, rule: ClipRule | None, root: Path, problems: list[str]) -> Data | None:
     """What the recorded batches say of the run's own rule; None without batches or without such a rule."""
-    if not run.batches.is_dir():
-        return None
-    files = tuple(sorted((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in run.batches.glob("*.npz")))
+    files = list(kept_within(list_batches(run.batches), root, problems))
     if not files:
         return None
     if rule is None or not rule.needs <= why.RECORDED:
         problems.append("The recorded batches do not say what this run's rule reads, so there are no clipped shares.")
         return None
     try:
-        return _recorded_of(run.batches, files, rule)
-    except ValueError as error:
+        return _recorded_of(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files), rule)
+    except (ValueError, OSError) as error:
         problems.append(first_line(error))
         return None
 
 
 @lru_cache(maxsize=64)
-def _recorded_of(folder: Path, files: tuple[object, ...], rule: ClipRule) -> Data:
-    batches = read_batches(folder)
+def _recorded_of(files: tuple[tuple[Path, int, int], ...], rule: ClipRule) -> Data:
+    batches = [TokenBatch.load(file) for file, _, _ in files]
     return {"rule": why.name_rule(rule), "clipped": _clipped(rule, batches), "ledger": _ledger(rule, batches)}
 
 

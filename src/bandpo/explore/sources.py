@@ -6,7 +6,7 @@ A path that leads out of what was given, by a symlink or otherwise, is not read.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,6 +51,23 @@ def within(path: Path, root: Path) -> Path:
     if not found.is_relative_to(root):
         raise ValueError(f"{str(path)!r} leads out of {str(root)!r}, which was opened; it is not read")
     return found
+
+
+def check_run(run: RunDirectory, root: Path) -> None:
+    """Raise ValueError if the directory, or what the page reads of it but batches, leads out of `root`."""
+    for file in (run.path, run.config, run.metrics, run.alarms, run.status):
+        within(file, root)
+
+
+def kept_within(paths: Iterable[Path], root: Path, problems: list[str]) -> Iterator[Path]:
+    """Those that do not lead out of `root`; the others are problems."""
+    for path in paths:
+        try:
+            within(path, root)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            yield path
 
 
 def find_sources(paths: Sequence[Path], runs_of_studies: bool = True) -> tuple[list[Source], list[str]]:
@@ -99,6 +116,8 @@ def _below(root: Path, runs_of_studies: bool, problems: list[str]) -> Iterator[S
             yield from _run(folder, place, root, problems)
         elif (folder / METRICS).is_file():
             several = True
+            if not list(kept_within([folder / METRICS], root, problems)):
+                continue
             yield Source(f"study:{place}", "study", place, (folder / METRICS,), root)
             if runs_of_studies:
                 for run in _runs_of(folder / METRICS, problems):
@@ -135,8 +154,7 @@ def _runs_of(metrics: Path, problems: list[str]) -> Iterator[Path]:
 def _run(folder: Path, place: str, root: Path, problems: list[str]) -> Iterator[Source]:
     run = RunDirectory(folder)
     try:
-        for file in (folder, run.config, run.metrics, run.alarms, run.status):
-            within(file, root)
+        check_run(run, root)
     except ValueError as error:
         problems.append(str(error))
         return
@@ -150,12 +168,6 @@ def _tokens(folder: Path, place: str, root: Path, problems: list[str]) -> Iterat
         logs = find_logs(folder)
     except ValueError:  # none there
         return
-    kept = []
-    for log in logs:
-        try:
-            within(log, root)
-            kept.append(log)
-        except ValueError as error:
-            problems.append(str(error))
+    kept = tuple(kept_within(logs, root, problems))
     if kept:
-        yield Source(f"tokens:{place}", "tokens", place, tuple(kept), root)
+        yield Source(f"tokens:{place}", "tokens", place, kept, root)

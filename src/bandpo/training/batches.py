@@ -144,12 +144,17 @@ def _prompts(inputs: dict[str, Any], rows: int, decode: Callable[[list[int]], st
     return {"prompts": texts, "groups": np.array([distinct[ids] for ids in asked], np.int32)}
 
 
-def read_batches(folder: Path) -> list[TokenBatch]:
-    """The batches in a folder, in the order of their updates; none if there is no folder."""
+def list_batches(folder: Path) -> list[Path]:
+    """The batches' files in a folder, in the order of their updates; none if there is no folder."""
     found = [
         (int(m[1]), path) for path in folder.glob("*.npz") if (m := re.fullmatch(r"batch-(\d+)\.npz", path.name))
     ]
-    return [TokenBatch.load(path) for _, path in sorted(found)]
+    return [path for _, path in sorted(found)]
+
+
+def read_batches(folder: Path) -> list[TokenBatch]:
+    """The batches in a folder, in the order of their updates; none if there is no folder."""
+    return [TokenBatch.load(path) for path in list_batches(folder)]
 
 
 def steps_to_record(updates: int, per_rollout: float, batches: int) -> set[int]:

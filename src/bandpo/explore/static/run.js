@@ -8,6 +8,7 @@ const MOST = 200;  // points of a curve; more are averaged in stretches
 const AT_FIRST = 12;  // runs shown without being asked to
 const EVERY = 2000;  // ms between two looks at a run that is going on
 const STYLES = 8;
+const CROWDED = 6;  // methods; shadings of more hide each other
 const USUAL = "reward,entropy,clip_fraction_high,clip_fraction_low,divergence";
 
 // Lists of ids and labels are separated by |.
@@ -178,14 +179,15 @@ export function runPanel(data, state, { remember }) {
       const area = ({ points, style }) => ({ kind: "area", name: style, points: points.map(([x, , low, high]) => [x, low, high]) });
       const line = ({ points, style }) => ({ kind: points.length > 1 ? "line" : "dots", name: style, points: points.map(([x, y]) => [x, y]) });
       const alarms = drawn.map(({ runs, style }) => ({ kind: "marks", name: style, points: runs.flatMap((run) => firedOf(run).map(([x, text]) => [x, text])) }));
-      plot.draw([...curves.filter(({ points }) => points.some(([, , low, high]) => high > low)).map(area), ...curves.map(line), ...alarms]);
+      const shaded = curves.length > CROWDED ? [] : curves.filter(({ points }) => points.some(([, , low, high]) => high > low));
+      plot.draw([...shaded.map(area), ...curves.map(line), ...alarms]);
       return { metric, curves, plot };
     });
     byId("run-plots").replaceChildren(...plots.map(({ plot }) => plot.figure));
     const width = Math.max(1, ...plots.flatMap(({ curves }) => curves.map((curve) => curve.width))), seeds = drawn.some((group) => group.runs.length > 1);
     const bins = Math.max(1, ...runs.map(({ bin }) => bin)), single = drawn.some((group) => group.runs.length === 1);
     say("note", [
-      seeds ? "Lines: mean over seeds (of ratios the geometric mean) as far as all seeds got; shading: from the smallest to the largest seed." : "",
+      seeds ? `Lines: mean over seeds (of ratios the geometric mean) as far as all seeds got; ${drawn.length > CROWDED ? `no shading for more than ${CROWDED} methods: take away a check mark` : "shading: from the smallest to the largest seed"}.` : "",
       width > 1 ? `Points were thinned: each is the mean of up to ${width} neighboring updates${single ? "; the shading of a single run spans the smallest and the largest of them" : ""}.` : "",
       bins > 1 ? `The study keeps means over ${bins} updates.` : "",
       runs.some((run) => run.alarms.length) ? "Triangles at the top: alarms." : "",
