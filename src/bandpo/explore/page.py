@@ -22,7 +22,7 @@ from bandpo.version import __version__
 
 STATIC = resources.files("bandpo") / "explore" / "static"
 ENGINE = ("band", "sim")  # what the worker needs as well
-PAGE = ("copy", "plot", "state", "controls", "sources", "run", "tokens", "saving", "page")
+PAGE = ("copy", "plot", "state", "controls", "sources", "run", "judging", "tokens", "saving", "page")
 SHOWN = (
     "band", "clip", "dcpo", "ripo", "dppo-tv", "dppo-kl", "ipo", "estr", "adaptive-band", "relaxed-band", "none",
 )  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandpo.report.dumps import read_log
-from bandpo.report.inspection import choose_edge
+from bandpo.report.inspection import POSITIONS, choose_edge
 from bandpo.report.ledger import entropy_change
 from bandpo.report.token_logs import ENTROPIES, LOGPS, TokenLog
 
@@ -34,9 +34,10 @@ def token_data(
         (`bandpo.report.inspection.Edge`), or None; `files`, `problems` and `notes` of the log; `left_out`, a
         sentence where it has more tokens than `limit`, else "". Of the N tokens and S completions that are shown:
         `texts` (V), `kinds` (N, index into `texts`), `columns` (name -> N values, None where nobody logged one; with
-        `effect`, the change of the entropy by `bandpo.report.ledger`), `positions` (N), `starts` (S + 1, first
-        token of each completion), `groups` (S, index into `names`, -1 unknown), `names` (texts of the prompts),
-        `places` (S times number of the file and line). Arrays of numbers are {"type", "base64"}.
+        `effect`, the change of the entropy by `bandpo.report.ledger`), `positions` (N), `stretches` (starts of
+        stretches of positions), `starts` (S + 1, first token of each completion), `groups` (S, index into `names`,
+        -1 unknown), `names` (texts of the prompts), `places` (S times number of the file and line). Arrays of numbers
+        are {"type", "base64"}.
 
     Raises:
         ValueError: If a path does not exist or holds no log, or the limit is not above 0.
@@ -65,6 +66,7 @@ def token_data(
         "kinds": _packed(kinds),
         "columns": _columns(log, where),
         "positions": _packed(log.positions[where]),
+        "stretches": list(POSITIONS),
         "starts": _packed(np.concatenate([np.zeros(1, np.int64), ends])),
         "groups": (members - unknown).tolist(),
         "names": [_clean(log.prompts[group]) for group in groups[unknown:]],
@@ -103,10 +105,9 @@ def _left_out(log: TokenLog, where: NDArray[np.int64], rows: NDArray[np.int64]) 
 
 def _columns(log: TokenLog, where: NDArray[np.int64]) -> dict[str, dict[str, str] | None]:
     columns = {name: log.columns[name][where] for name in (*LOGPS, *ENTROPIES, "advantages")}
-    slope = log.columns["mean_slope"][where]
+    given = [log.columns[name][where] for name in ("logps", "old_logps", "entropy", "advantages", "mean_slope")]
     with np.errstate(over="ignore", invalid="ignore"):
-        effect = entropy_change(*(columns[x] for x in ("logps", "old_logps", "entropy", "advantages")), slope)
-        columns["effect"] = effect.astype(np.float32)
+        columns["effect"] = entropy_change(*given).astype(np.float32)
     return {name: _packed(values) if np.isfinite(values).any() else None for name, values in columns.items()}
 
 

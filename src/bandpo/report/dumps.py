@@ -286,6 +286,8 @@ def _torch(path: Path) -> Read:
         text = f"holds {found[:200]}, expected slime's --dump-details: a dict with a list 'samples'"
         yield Problem(str(path), None, text)
         return
+    if not samples:
+        yield Note(str(path), "is slime's dump of no samples")
     unlogged = "is slime's dump: {} samples without log-probs"
     yield from _each(path, "sample", enumerate(samples, 1), _slime, unlogged)
 

@@ -134,7 +134,7 @@ class TokenBatch:
 
 
 def _prompts(inputs: dict[str, Any], rows: int, decode: Callable[[list[int]], str]) -> dict[str, Any]:
-    """`TokenBatch.prompts` and `groups`; completions come shuffled, and only their prompts tell which belong together."""
+    """`TokenBatch.prompts` and `groups`; completions come shuffled, and only prompts tell which belong together."""
     if "prompt_ids" not in inputs:
         return {}
     pairs = zip(inputs["prompt_ids"][:rows], inputs["prompt_mask"][:rows], strict=True)

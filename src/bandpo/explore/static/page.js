@@ -408,7 +408,11 @@ function buildPanels() {
     byId(name).hidden = !there.includes(name);
     document.querySelector(`nav a[href="#${name}"]`).parentElement.hidden = !there.includes(name);
   });
-  panels = there.map((name) => PANELS[name](DATA, state, { remember, nameOf }));
+  const changed = (side) => {
+    fillRule(side);
+    redraw();
+  };
+  panels = there.map((name) => PANELS[name](DATA, state, { remember, nameOf, changed }));
 }
 
 function readState() {
