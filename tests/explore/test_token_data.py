@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from logged import NASTY, batch, lines
 
 from bandpo.cli.inspect import as_document
 from bandpo.core.rivals import Clip
@@ -18,6 +17,7 @@ from bandpo.report.dumps import read_log
 from bandpo.report.inspection import inspect_log
 from bandpo.training.batches import TokenBatch
 from helpers import ROOT
+from logged import NASTY, batch, lines
 
 DUMPS = ROOT / "tests" / "report" / "dumps"
 TYPES = {"f4": "<f4", "u1": "u1", "u2": "<u2", "u4": "<u4"}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from logged import batch, lines
 from node import run_node
 
 from bandpo.core.registry import make_rule
@@ -16,6 +15,7 @@ from bandpo.explore.tokens import token_data
 from bandpo.report.dumps import read_log
 from bandpo.report.inspection import choose_edge, clipped_positions, clipped_texts, inspect_log, judge, moves
 from bandpo.report.ledger import entropy_changes
+from logged import batch, lines
 
 DUMPS = Path(__file__).parents[1] / "report" / "dumps"
 SCRIPTS = ("band", "judging")
