@@ -66,7 +66,9 @@ def test_a_live_run_is_asked_for_what_is_new(tmp_path):
     path = make_run(tmp_path / "run", 6, status="running")
     first = run_data(path, "run")
     with (path / "metrics.jsonl").open("a") as stream:
-        stream.write(metric_line(7) + metric_line(8) + metric_line(9)[:20])
+        rows = [json.loads(metric_line(step)) for step in (7, 8)]
+        stream.writelines(json.dumps({**row, "grad_norm": None}) + "\n" for row in rows)  # a series with a gap
+        stream.write(metric_line(9)[:20])
     second = run_data(path, "run", first["version"])
     assert (first["whole"], second["whole"]) == (True, False)
     assert second["runs"][0]["steps"] == {"updates": [7, 8], "rollouts": []}
@@ -75,6 +77,7 @@ def test_a_live_run_is_asked_for_what_is_new(tmp_path):
     third = run_data(path, "run", second["version"])
     assert third["runs"][0]["steps"] == {"updates": [9], "rollouts": [9]}
     assert run_data(path, "run", third["version"])["runs"][0]["steps"]["updates"] == []
+    whole = run_data(path, "run")["runs"][0]
     (path / "new.jsonl").write_text("".join(map(metric_line, range(1, 41))))  # a resume that has overtaken it
     (path / "new.jsonl").replace(path / "metrics.jsonl")
     again = run_data(path, "run", third["version"])
@@ -84,17 +87,24 @@ def test_a_live_run_is_asked_for_what_is_new(tmp_path):
     driver = "given.answers.reduce((old, fresh) => grown(old, fresh, given.metrics)).runs[0]"
     answers = [first, second, third]
     joined = run_node(driver, {"answers": answers, "metrics": metrics()}, "plot", "state", "controls", "run")
-    whole = run_data(path, "run")["runs"][0]
-    assert joined["steps"]["updates"] == whole["steps"]["updates"][:9]
-    for name, values in joined["series"].items():
-        grid = next(metric["grid"] for metric in metrics() if metric["name"] == name)
-        assert values == whole["series"][name][: len(joined["steps"][grid])]
+    assert joined["steps"] == whole["steps"]
+    assert joined["series"] == {name: values for name, values in whole["series"].items() if name in joined["series"]}
+    assert joined["series"]["grad_norm"] == [0.5] * 6 + [None, None, 0.5]
 
 
 @pytest.mark.parametrize("version", ["x", "-", "1-", "1-x", "1--5", f"{'9' * 30}-1", "0-0", "1-999999999999"])
 def test_a_version_that_is_none_is_a_new_start(tmp_path, version):
     path = make_run(tmp_path / "run", 5)
     assert run_data(path, "run", version)["runs"][0]["steps"]["updates"] == [1, 2, 3, 4, 5]
+
+
+def test_a_file_that_was_cut_short_is_sent_whole(tmp_path):
+    path = make_run(tmp_path / "run", 5)
+    version = run_data(path, "run")["version"]
+    with (path / "metrics.jsonl").open("r+") as stream:  # the same file
+        stream.truncate(len(metric_line(1)))
+    again = run_data(path, "run", version)
+    assert (again["whole"], again["runs"][0]["steps"]["updates"]) == (True, [1])
 
 
 def test_damaged_lines_are_named_and_the_rest_is_shown(tmp_path):
