@@ -88,6 +88,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
   function choose() {
     const options = { [VERDICT]: "freed, held or both", ...Object.fromEntries(Object.entries(SCALES).map(([name, { label }]) => [name, label])) };
     const lacking = Object.keys(SCALES).filter((name) => !scaleFor(tokens, name));
+    if (lacking.includes(own.color)) byId("tokens-bad").textContent = `${options[own.color]}: nobody logged it here, or it cannot be computed from what was.`;
     if (lacking.includes(own.color) || (own.color === VERDICT && !tokens.edge)) own.color = tokens.edge || lacking.includes("p") ? VERDICT : "p";
     const color = selectField("tokens-color", "color", options, own.color, (name) => {
       own.color = name;
@@ -140,7 +141,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     const counts = [["freed", "B alone clips it"], ["held", "A alone clips it"], ["both"], ["neither"]];
     const line = counts.flatMap(([key, what], i) => [i ? ", " : "", element("strong", { "data-count": key }, found[key].toLocaleString("en")), ` ${key}${what ? ` (${what})` : ""}`]);
     byId("tokens-counts").replaceChildren(
-      element("div", {}, `From rule ${name("b")} to rule ${name("a")}, `, `${counted(all, "token")} with a ratio and an advantage:`),
+      element("div", {}, `From rule ${name("b")} to rule ${name("a")}, `, `${counted(all, "token")} with a ratio and an advantage other than 0:`),
       element("div", {}, ...line),
       element("div", {}, `Rule A clips ${percent(all ? sum(a.clipped) / all : null)}, rule B ${percent(all ? sum(b.clipped) / all : null)}.${where.length < tokens.size ? " Counts are of all prompts." : ""}`),
       ...skipped.map((text) => element("div", { class: "bad" }, `${text}.`)),
@@ -314,7 +315,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
 
   function legend() {
     const sample = (name, text) => element("li", {}, element("span", { class: `t ${name}` }, "token"), text);
-    const marks = tokens.edge ? [sample("v1", WORDS[1]), sample("v2", WORDS[2]), sample("v3", WORDS[3]), sample("aside", "no advantage or no ratio")] : [];
+    const marks = tokens.edge ? [sample("v1", WORDS[1]), sample("v2", WORDS[2]), sample("v3", WORDS[3]), sample("aside", "advantage 0, or no ratio")] : [];
     byId("tokens-legend").className = `legend ${own.color === VERDICT ? "verdicts" : ""}`;
     byId("tokens-legend").replaceChildren(...marks);
     const place = byId("tokens-scale");
@@ -341,7 +342,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
         const [low, high] = makeRule(state[side]).bounds(tokens.old[i], columns.old_entropy?.[i]);
         return `${side.toUpperCase()} allows ratios ${short(low)} to ${short(high)}`;
       });
-      parts.push(`${bounds.join("; ")}: ${tokens.judged[i] ? WORDS[codes[i]] : "not asked, for want of an advantage or a ratio"}`);
+      parts.push(`${bounds.join("; ")}: ${tokens.judged[i] ? WORDS[codes[i]] : "not asked, without a ratio or with an advantage of 0"}`);
     }
     byId("tokens-readout").replaceChildren(
       element("div", {}, element("code", {}, visibleToken(texts[kinds[i]])), ` at position ${positions[i]} of ${facts(row[i]).title}`),
@@ -426,7 +427,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
       const cells = ({ name, clipped: n, share, sharePositive, own: mine }) => element("tr", {}, element("th", { scope: "row" }, k ? name : element("code", {}, visibleToken(name))), ...[n.toLocaleString("en"), percent(share), percent(sharePositive), percent(mine)].map((x) => element("td", {}, x)));
       table.replaceChildren(
         element("caption", {}, found[k].length ? `Where ${rule} clips, by ${k ? "position" : "text"}` : `${rule[0].toUpperCase()}${rule.slice(1)} clips none of these tokens`),
-        element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
+        ...(found[k].length ? [element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text))))] : []),
         element("tbody", {}, ...found[k].map(cells)),
       );
     });
