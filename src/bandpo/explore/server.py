@@ -118,5 +118,5 @@ def serve(paths: Sequence[Path], port: int, tell: Callable[[str], None]) -> None
         tell(f"http://{HOST}:{listening.getsockname()[1]}/")
         try:
             server.run(sockets=[listening])
-        except KeyboardInterrupt:  # uvicorn has ended in order, and raises the signal again
+        except KeyboardInterrupt:  # before uvicorn listens to signals; some of its versions raise it once they ended
             return

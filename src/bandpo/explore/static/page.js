@@ -380,11 +380,15 @@ function curvesOf(settings, labels, states) {
 
 // --- all of it -----------------------------------------------------------------------------------------------------
 
-let written = null;
+const PAUSE = 200;  // ms; browsers refuse an address that changes with every step of a slider
+let written = null, writing = null;
 
 function remember() {
   written = `#${address(state)}`;
-  history.replaceState(null, "", written);
+  writing ??= setTimeout(() => {
+    writing = null;
+    history.replaceState(null, "", written);
+  }, PAUSE);
 }
 
 let panels = [];  // of what was opened; each a function that draws anew after a change of rule A or B

@@ -41,9 +41,9 @@ export function savingPanel(data, state, { remember }) {
         const ratio = one.ratios[mine.by], { why, hours } = savedOf({ ...one, ratio }, mine.hours);
         const shown = ratio === null ? "–" : ratio.low === null ? short(ratio.mean) : range([ratio.mean, ratio.low, ratio.high]);
         const cells = why ? [element("td", { colspan: 2, class: "why" }, why)] : [hours, hours.map((x) => x * mine.price)].map((x) => element("td", {}, range(x)));
-        return element("tr", {}, element("th", { scope: "row" }, one.method), element("td", {}, `${one.reached} of ${one.runs}`), element("td", {}, shown), ...cells);
+        return element("tr", {}, element("th", { scope: "row" }, one.method), ...cells, element("td", {}, shown), element("td", {}, `${one.reached} of ${one.runs}`));
       });
-      const head = ["method", "target reached", `${mine.by}, ratio to ${reference}`, "GPU hours saved", "money saved"].map((title) => element("th", { scope: "col" }, title));
+      const head = ["method", "GPU hours saved", "money saved", `${mine.by}, ratio to ${reference}`, "target reached"].map((title) => element("th", { scope: "col" }, title));
       byId("saving-table").replaceChildren(element("caption", {}, `Of ${short(mine.hours)} GPU hours of ${reference} at ${short(mine.price)} an hour; below 0 it costs more`), element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
     }
 
