@@ -235,6 +235,8 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     chunks.forEach((one) => observer.observe(one.box));
     if (own.at !== null && !view.order.includes(own.at)) own.at = null;
     byId("tokens-found").textContent = "";
+    if (view.order.length) mark(own.at ?? view.order[0]);
+    if (own.at !== null) box.scrollTop = view.spans[own.at].getBoundingClientRect().top - box.getBoundingClientRect().top - box.clientHeight / 2;
     byId("tokens-readout").textContent = view.order.length ? "Point at a token, or move there by the keys below." : "No token with a log-prob was found.";
   }
 
@@ -309,13 +311,11 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
       one.stale = true;
       if (one.near) paint(one);
     }
-    const first = view.spans[own.at ?? view.order[0]];
-    if (first) first.tabIndex = 0;
   }
 
   function legend() {
     const sample = (name, text) => element("li", {}, element("span", { class: `t ${name}` }, "token"), text);
-    const marks = tokens.edge ? [sample("v1", WORDS[1]), sample("v2", WORDS[2]), sample("v3", WORDS[3]), sample("aside", "advantage 0, or no ratio")] : [];
+    const marks = tokens.edge ? [sample("v1", WORDS[1]), sample("v2", WORDS[2]), sample("v3", WORDS[3]), ...(scale ? [] : [sample("aside", "advantage 0, or no ratio")])] : [];
     byId("tokens-legend").className = `legend ${own.color === VERDICT ? "verdicts" : ""}`;
     byId("tokens-legend").replaceChildren(...marks);
     const place = byId("tokens-scale");
@@ -350,11 +350,20 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     );
   }
 
-  function go(i) {
-    for (const old of [own.at ?? i, view.order[0]]) if (view.spans[old]) view.spans[old].tabIndex = -1;
-    own.at = i;
+  /** Makes a token the one that the keys start from. */
+  function mark(i) {
+    const before = view.spans[view.marked];
+    before?.setAttribute("tabindex", -1);
+    before?.removeAttribute("aria-current");
+    view.marked = i;
     paint(view.chunks[view.chunkOf[i]]);
     view.spans[i].tabIndex = 0;
+    if (own.at === i) view.spans[i].setAttribute("aria-current", "true");
+  }
+
+  function go(i) {
+    own.at = i;
+    mark(i);
     view.spans[i].focus();
     view.spans[i].scrollIntoView({ block: "nearest" });
     read(i);
@@ -424,7 +433,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     found[1].sort((x, y) => order(x) - order(y));
     [...byId("tokens-places").querySelectorAll("table")].forEach((table, k) => {
       const head = [k ? "positions" : "token", "clipped", "of all clipped", "of clipped A > 0", "of its own"];
-      const cells = ({ name, clipped: n, share, sharePositive, own: mine }) => element("tr", {}, element("th", { scope: "row" }, k ? name : element("code", {}, visibleToken(name))), ...[n.toLocaleString("en"), percent(share), percent(sharePositive), percent(mine)].map((x) => element("td", {}, x)));
+      const cells = ({ name, clipped: n, share, sharePositive, own: mine }) => element("tr", {}, element("th", { scope: "row" }, k ? name : element("code", { title: visibleToken(name) }, visibleToken(name))), ...[n.toLocaleString("en"), percent(share), percent(sharePositive), percent(mine)].map((x) => element("td", {}, x)));
       table.replaceChildren(
         element("caption", {}, found[k].length ? `Where ${rule} clips, by ${k ? "position" : "text"}` : `${rule[0].toUpperCase()}${rule.slice(1)} clips none of these tokens`),
         ...(found[k].length ? [element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text))))] : []),
