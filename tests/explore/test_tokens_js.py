@@ -101,6 +101,18 @@ def test_ratios_on_the_edge_are_judged_in_single_precision(tmp_path):
     assert (np.array(clipped, bool) != expected).mean() < 0.02  # exp of two libraries may differ by an ulp
 
 
+def test_a_p_that_single_precision_rounds_to_one_is_judged_as_the_package_does(tmp_path):
+    new = (-np.geomspace(1e-8, 1e-2, 200)).astype(np.float32)
+    one = {"tokens": ["a"] * 200, "advantages": -1, "old_logps": [0.0] * 200, "logps": new.tolist()}
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps(one) + "\n")
+    log, rule = read_log([path]), {"name": "band", "divergence": "chi2"}
+    expected = judge(log, choose_edge(log), {"band": make_rule(**rule)}).clipped[0]
+    assert 50 < expected.sum() < 150
+    clipped = asked("[...judgeTokens(tokensOf(data), more.rule).clipped]", token_data([path]), rule=full(rule))
+    assert clipped == expected.tolist()
+
+
 def test_places_are_those_of_inspect(path):
     log = read_log([path])
     judged = judge(log, choose_edge(log), {"clip": Clip(0.05, 0.05)})

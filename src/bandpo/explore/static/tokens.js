@@ -88,6 +88,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
   function choose() {
     const options = { [VERDICT]: "freed, held or both", ...Object.fromEntries(Object.entries(SCALES).map(([name, { label }]) => [name, label])) };
     const lacking = Object.keys(SCALES).filter((name) => !scaleFor(tokens, name));
+    if (lacking.includes(own.color)) byId("tokens-bad").textContent = `${options[own.color]}: nobody logged it here, or it cannot be computed from what was.`;
     if (lacking.includes(own.color) || (own.color === VERDICT && !tokens.edge)) own.color = tokens.edge || lacking.includes("p") ? VERDICT : "p";
     const color = selectField("tokens-color", "color", options, own.color, (name) => {
       own.color = name;
@@ -140,7 +141,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     const counts = [["freed", "B alone clips it"], ["held", "A alone clips it"], ["both"], ["neither"]];
     const line = counts.flatMap(([key, what], i) => [i ? ", " : "", element("strong", { "data-count": key }, found[key].toLocaleString("en")), ` ${key}${what ? ` (${what})` : ""}`]);
     byId("tokens-counts").replaceChildren(
-      element("div", {}, `From rule ${name("b")} to rule ${name("a")}, `, `${counted(all, "token")} with a ratio and an advantage:`),
+      element("div", {}, `From rule ${name("b")} to rule ${name("a")}, `, `${counted(all, "token")} with a ratio and an advantage other than 0:`),
       element("div", {}, ...line),
       element("div", {}, `Rule A clips ${percent(all ? sum(a.clipped) / all : null)}, rule B ${percent(all ? sum(b.clipped) / all : null)}.${where.length < tokens.size ? " Counts are of all prompts." : ""}`),
       ...skipped.map((text) => element("div", { class: "bad" }, `${text}.`)),
@@ -234,6 +235,8 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     chunks.forEach((one) => observer.observe(one.box));
     if (own.at !== null && !view.order.includes(own.at)) own.at = null;
     byId("tokens-found").textContent = "";
+    if (view.order.length) mark(own.at ?? view.order[0]);
+    if (own.at !== null) box.scrollTop = view.spans[own.at].getBoundingClientRect().top - box.getBoundingClientRect().top - box.clientHeight / 2;
     byId("tokens-readout").textContent = view.order.length ? "Point at a token, or move there by the keys below." : "No token with a log-prob was found.";
   }
 
@@ -308,13 +311,11 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
       one.stale = true;
       if (one.near) paint(one);
     }
-    const first = view.spans[own.at ?? view.order[0]];
-    if (first) first.tabIndex = 0;
   }
 
   function legend() {
     const sample = (name, text) => element("li", {}, element("span", { class: `t ${name}` }, "token"), text);
-    const marks = tokens.edge ? [sample("v1", WORDS[1]), sample("v2", WORDS[2]), sample("v3", WORDS[3]), sample("aside", "no advantage or no ratio")] : [];
+    const marks = tokens.edge ? [sample("v1", WORDS[1]), sample("v2", WORDS[2]), sample("v3", WORDS[3]), ...(scale ? [] : [sample("aside", "advantage 0, or no ratio")])] : [];
     byId("tokens-legend").className = `legend ${own.color === VERDICT ? "verdicts" : ""}`;
     byId("tokens-legend").replaceChildren(...marks);
     const place = byId("tokens-scale");
@@ -341,7 +342,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
         const [low, high] = makeRule(state[side]).bounds(tokens.old[i], columns.old_entropy?.[i]);
         return `${side.toUpperCase()} allows ratios ${short(low)} to ${short(high)}`;
       });
-      parts.push(`${bounds.join("; ")}: ${tokens.judged[i] ? WORDS[codes[i]] : "not asked, for want of an advantage or a ratio"}`);
+      parts.push(`${bounds.join("; ")}: ${tokens.judged[i] ? WORDS[codes[i]] : "not asked, without a ratio or with an advantage of 0"}`);
     }
     byId("tokens-readout").replaceChildren(
       element("div", {}, element("code", {}, visibleToken(texts[kinds[i]])), ` at position ${positions[i]} of ${facts(row[i]).title}`),
@@ -349,11 +350,20 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     );
   }
 
-  function go(i) {
-    for (const old of [own.at ?? i, view.order[0]]) if (view.spans[old]) view.spans[old].tabIndex = -1;
-    own.at = i;
+  /** Makes a token the one that the keys start from. */
+  function mark(i) {
+    const before = view.spans[view.marked];
+    before?.setAttribute("tabindex", -1);
+    before?.removeAttribute("aria-current");
+    view.marked = i;
     paint(view.chunks[view.chunkOf[i]]);
     view.spans[i].tabIndex = 0;
+    if (own.at === i) view.spans[i].setAttribute("aria-current", "true");
+  }
+
+  function go(i) {
+    own.at = i;
+    mark(i);
     view.spans[i].focus();
     view.spans[i].scrollIntoView({ block: "nearest" });
     read(i);
@@ -423,10 +433,10 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     found[1].sort((x, y) => order(x) - order(y));
     [...byId("tokens-places").querySelectorAll("table")].forEach((table, k) => {
       const head = [k ? "positions" : "token", "clipped", "of all clipped", "of clipped A > 0", "of its own"];
-      const cells = ({ name, clipped: n, share, sharePositive, own: mine }) => element("tr", {}, element("th", { scope: "row" }, k ? name : element("code", {}, visibleToken(name))), ...[n.toLocaleString("en"), percent(share), percent(sharePositive), percent(mine)].map((x) => element("td", {}, x)));
+      const cells = ({ name, clipped: n, share, sharePositive, own: mine }) => element("tr", {}, element("th", { scope: "row" }, k ? name : element("code", { title: visibleToken(name) }, visibleToken(name))), ...[n.toLocaleString("en"), percent(share), percent(sharePositive), percent(mine)].map((x) => element("td", {}, x)));
       table.replaceChildren(
         element("caption", {}, found[k].length ? `Where ${rule} clips, by ${k ? "position" : "text"}` : `${rule[0].toUpperCase()}${rule.slice(1)} clips none of these tokens`),
-        element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
+        ...(found[k].length ? [element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text))))] : []),
         element("tbody", {}, ...found[k].map(cells)),
       );
     });
