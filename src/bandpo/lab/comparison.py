@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Target:
     reached: int
     runs: int
     medians: dict[str, float | None]
-    ratios: dict[str, Interval | None]
+    ratios: dict[str, Interval | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
