@@ -249,6 +249,16 @@ def test_mistakes_of_eval_leave_nothing(bandpo, tmp_path, questions, arguments, 
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_completions_that_cannot_fit_are_refused_before_anything_is_written(bandpo, tmp_path, model_path, questions):
+    prompt = len("Ann has 19 nuts and finds 2. How many now?")  # a token per character
+    fits = 128 - prompt
+    with pytest.raises(ValueError, match=f"has {prompt} tokens.*--max-new-tokens {fits} or less") as caught:
+        bandpo("eval", model_path, questions, *SMALL[:2], "--max-new-tokens", fits + 1)
+    assert f"--max-new-tokens is {fits + 1}, together 129, but the model has 128 positions" in str(caught.value)
+    assert "too few for 10 of 20 prompts" in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == [questions]
+
+
 def completion(text, reward, truncated=False, tokens=3):
     return {
         "text": text, "tokens": tokens, "truncated": truncated, "entropy": 1.0,

@@ -62,7 +62,7 @@ def test_a_pair_of_radii_keeps_its_proportion():
     assert controller.value == low
 
 
-def test_at_a_limit_it_says_once_that_the_target_is_out_of_reach_and_comes_back_at_once():
+def test_it_says_once_that_the_target_is_out_of_reach_and_comes_back_at_once():
     controller = made(target=2.0, limits=[0.1, 0.9])
     said = []
     for _ in range(3 * PATIENCE):
@@ -70,8 +70,8 @@ def test_at_a_limit_it_says_once_that_the_target_is_out_of_reach_and_comes_back_
         said.append(controller.move())
     assert [bool(text) for text in said] == [i == PATIENCE - 1 for i in range(3 * PATIENCE)]
     assert said[PATIENCE - 1] == (
-        "control cannot reach its target: entropy is 1 and not 2 after 10 rollouts with the floor at its limit of "
-        "0.9; it stays there"
+        "control cannot reach its target: entropy is 1 and not 2, no nearer than 10 rollouts ago, with the floor at "
+        "0.9 of the limits 0.1 to 0.9; it goes on"
     )
     assert controller.rule.floor == pytest.approx(0.9)
     assert controller.stuck
@@ -79,6 +79,23 @@ def test_at_a_limit_it_says_once_that_the_target_is_out_of_reach_and_comes_back_
     assert controller.move() is None
     assert 0.4 < controller.rule.floor < 0.6
     assert not controller.stuck
+
+
+def test_close_to_a_limit_it_says_so_too():
+    controller = made(target=0.7)
+    said = []
+    for i in range(20):  # as the floor of a transformer's entropy that falls whatever the floor does
+        controller.add(0.74 - 0.01 * min(i, 9))
+        said.append(controller.move())
+    assert controller.rule.floor < 0.98
+    assert [i for i, text in enumerate(said) if text] == [17]
+
+
+def test_around_its_target_nothing_is_said():
+    controller = made(target=1.0)
+    for i in range(6 * PATIENCE):
+        controller.add(1.3 if i // 6 % 2 else 0.7)
+        assert controller.move() is None
 
 
 def test_on_the_way_from_a_limit_nothing_is_said():

@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from bandpo.lab.calibration import closest, next_values
-from bandpo.lab.collect import collect_run
+from bandpo.lab.collect import collect_run, entries_per_run
 from bandpo.lab.comparison import compare
 from bandpo.lab.metrics import StudyResult
 from bandpo.lab.pool import Job, Pool
@@ -435,6 +435,8 @@ def test_sixty_runs_of_240_updates_are_well_below_a_megabyte(tmp_path, whole):
     assert len(record.updates.entropy) == 60
     assert len(record.rollouts.reward) == 60
     assert 60 * (len(json.dumps(asdict(record), separators=(",", ":"))) + 2000) < 600_000
+    assert [entries_per_run(runs) for runs in (1, 93, 270, 10_000)] == [64, 64, 22, 16]
+    assert collect_run(copy, 22).updates.step == [*range(11, 241, 11), 240]
 
 
 PATIENT = """

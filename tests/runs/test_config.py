@@ -324,6 +324,10 @@ def test_text_is_taken_as_text(override, key, value):
     assert getattr(load_config("scratch", [override]).task, key) == value
 
 
+def test_a_mapping_without_braces_is_one_where_a_mapping_is_asked_for():
+    assert load_config("scratch", ["warmup=steps: 7"]).warmup.steps == 7
+
+
 def test_text_in_a_recipe_stays_text(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text('model: {path: x}\ntask: {name: arithmetic, system: "1e3", template: "3. Explain: {question}"}\n')
@@ -397,13 +401,27 @@ def test_what_no_run_can_take_is_refused_when_it_is_read(override, words):
 
 @pytest.mark.parametrize(
     "override",
-    ["train.max_step=4", "train.band_radius=0.1", "train.num_generations=1", "train.lr_scheduler_type=cosin"],
+    [
+        "train.max_step=4",
+        "train.band_radius=0.1",
+        "train.num_generations=1",
+        "train.lr_scheduler_type=cosin",
+        "train.fp16=true train.bf16=true",
+    ],
 )
 def test_show_refuses_what_train_refuses(override):
     from bandpo.cli.app import app
 
     with pytest.raises(ValueError):
-        app(args=["train", "scratch", override, "--show"], standalone_mode=False)
+        app(args=["train", "scratch", *override.split(), "--show"], standalone_mode=False)
+
+
+@pytest.mark.parametrize("override", ["train.fp16=true", "train.bf16=true", "train.tf32=true"])
+def test_show_takes_a_precision_that_this_machine_need_not_have(override, capsys):
+    from bandpo.cli.app import app
+
+    app(args=["train", "scratch", override, "--show"], standalone_mode=False)
+    assert f"{override[6:10]}: true" in capsys.readouterr().out
 
 
 def test_show_does_not_ask_for_the_machine_of_the_run(capsys):

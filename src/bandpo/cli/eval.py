@@ -75,6 +75,7 @@ def evaluate(
     identity = {"model": absolute(path), "weights": weights, "dtype": dtype, **engine.identity}
     output = output or Path("eval") / f"{datetime.now():%Y%m%d-%H%M%S}"
     loaded = engine.load(path, dtype, seed)
+    _check_positions(loaded, data, max_new_tokens)
     try:
         _evaluate_all(loaded, data, output, sampling, greedy, identity, engine.sample)
     except (KeyboardInterrupt, SystemExit):
@@ -93,6 +94,21 @@ def _check(sampling: Sampling, dtype: str) -> None:
             f"--temperature 0 would draw the same completion {sampling.samples} times; give --samples 1, or --greedy "
             "beside samples at another temperature"
         )
+
+
+def _check_positions(loaded: tuple[Any, Any], data: Data, max_new_tokens: int) -> None:
+    """Refuse prompts that leave too little room; vLLM does so by itself."""
+    from bandpo.evaluation.positions import find_shortage
+    from bandpo.evaluation.sampling import encode
+
+    model, tokenizer = loaded
+    if not hasattr(model, "config"):
+        return
+    prompts = [task.prompt(problem, tokenizer) for task, problems in data.values() for problem in problems]
+    shortage = find_shortage(model.config, [len(encode(prompt, tokenizer)) for prompt in prompts], max_new_tokens)
+    if shortage is not None:
+        remedies = ["a model with more positions", "data without the longest questions"]
+        raise ValueError(shortage.sentence("--max-new-tokens ", remedies))
 
 
 Data = dict[str, tuple["Questions", list["Problem"]]]

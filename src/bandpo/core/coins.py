@@ -87,6 +87,7 @@ class BinaryForm:
             without it roots are bracketed.
         trips: Newton's trips; as few as tests/core/test_solvers.py shows to suffice for the built-in forms.
         log_tail: f(u) grows like -log u at 0, so a lower log-bound can be as far away as radius / p.
+        power: f(u) grows like u^power / (power (power - 1)), at 0 if power < 0, at infinity if power > 1; the start.
 
     A change from or to 0 is huge rather than infinite (see `coins`); divide by p + TINY, so that 0 times such a
     change is 0 and NaN needs no care.
@@ -97,6 +98,7 @@ class BinaryForm:
     slope: Callable[[Coins], Tensor] | None = None
     trips: int = 12
     log_tail: bool = False
+    power: float = 1.0
 
 
 def coins(logps: Tensor, old_logps: Tensor) -> Coins:

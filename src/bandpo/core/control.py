@@ -21,7 +21,7 @@ FLOOR = 0.7
 """Where a floor that is not set starts: under Band KL .05 the entropy of neutral tokens hardly drifts there
 (docs/simulator.md)."""
 PATIENCE = 10
-"""Rollouts at a limit, without coming nearer, after which a controller says that its target is out of reach."""
+"""Rollouts on one side of the target, without coming nearer, after which it is said to be out of reach."""
 
 
 class Metric(NamedTuple):
@@ -92,8 +92,8 @@ class State:
     smoothed: float | None = None
     total: float = 0.0  # of what was measured since the last move
     count: int = 0
-    waited: int = 0  # rollouts at a limit
-    before: float = 0.0  # distance from the target when they began
+    waited: int = 0  # rollouts on one side of the target, not held
+    before: float = 0.0  # distance from it, ten rollouts ago at most
     told: bool = False
 
 
@@ -145,10 +145,13 @@ class Controller:
     def _to(self, number: float) -> float:
         return -math.log1p(-float(number)) if self.metric.number == "floor" else math.log(number)
 
+    def _from(self, coordinate: float) -> float:
+        return -math.expm1(-coordinate) if self.metric.number == "floor" else math.exp(coordinate)
+
     @property
     def value(self) -> float:
         """The floor, or the radius (of a pair the lower side's), now."""
-        return -math.expm1(-self.state.value) if self.metric.number == "floor" else math.exp(self.state.value)
+        return self._from(self.state.value)
 
     @property
     def rule(self) -> ClipRule:
@@ -162,7 +165,7 @@ class Controller:
 
     @property
     def stuck(self) -> bool:
-        """Whether the target has turned out to be out of reach, and the number is still at the limit."""
+        """Whether the target has turned out to be out of reach, and has not been held since."""
         return self.state.told and self.state.waited >= PATIENCE
 
     def add(self, measured: float) -> None:
@@ -175,7 +178,7 @@ class Controller:
         """Move the number by what was measured since the last move; without a measurement it stays.
 
         Returns:
-            Once, when the target turns out not to be reached within the limits: that, in words.
+            Once, when the target turns out not to be reached: that, in words.
         """
         state, control = self.state, self.control
         if not state.count:
@@ -194,24 +197,25 @@ class Controller:
         outside = (wanted > self._high and error > 0) or (wanted < self._low and error < 0)
         if not outside:
             state.integral = integral
-        return self._tell(outside, error)
+        return self._tell(error)
 
-    def _tell(self, outside: bool, error: float) -> str | None:
+    def _tell(self, error: float) -> str | None:
         state = self.state
-        if not outside:
+        if abs(error) <= HELD or error * state.before < 0:
             state.waited = 0
+        if abs(error) <= HELD:
             return None
         if state.waited % PATIENCE == 0:
             state.before = error
         state.waited += 1
-        stuck = state.waited % PATIENCE == 0 and abs(error) > max(HELD, 0.9 * abs(state.before))
+        stuck = state.waited % PATIENCE == 0 and abs(error) > 0.9 * abs(state.before)
         told, state.told = state.told, state.told or stuck
         if told or not stuck:
             return None
         return (
             f"control cannot reach its target: {self.control.metric} is {self.measured:.4g} and not "
-            f"{self.control.target:.4g} after {PATIENCE} rollouts with the {self.metric.number} at its limit of "
-            f"{self.value:.4g}; it stays there"
+            f"{self.control.target:.4g}, no nearer than {PATIENCE} rollouts ago, with the {self.metric.number} at "
+            f"{self.value:.4g} of the limits {self._from(self._low):.4g} to {self._from(self._high):.4g}; it goes on"
         )
 
     def state_dict(self) -> dict[str, Any]:

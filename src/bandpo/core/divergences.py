@@ -152,7 +152,8 @@ def _alpha_exact(p: Tensor, q: Tensor, s: Tensor, moved: Tensor, a: float) -> Te
 
 def _alpha_slope(k: Coins, a: float) -> Tensor:
     b = a - 1.0
-    return k.d * (_power(b, k.s) - _power(b, k.t)) / b
+    shrunk = k.d * _power(b, k.t) if a > 0.5 else k.c * _power(a, k.t) + k.moved  # the same; d may underflow
+    return (k.d * _power(b, k.s) - shrunk) / b
 
 
 # --- generators of a user -----------------------------------------------------------------------------------
@@ -310,8 +311,7 @@ def _alpha_divergence(name: str) -> FDivergence:
             f"divergence {name!r}: alpha must be a finite number other than 0 and 1 "
             f"(0 is 'kl', 1 is 'reverse_kl'), for example 'alpha:0.5'; got {text!r}"
         )
-    trips = 6 if -3 <= a <= 3 else 12  # beyond these powers the first trips overshoot
-    binary = BinaryForm(partial(_alpha, a=a), partial(_alpha_exact, a=a), partial(_alpha_slope, a=a), trips)
+    binary = BinaryForm(partial(_alpha, a=a), partial(_alpha_exact, a=a), partial(_alpha_slope, a=a), 6, power=a)
     shape = Shape(1.0, 1.0 / a if a > 0.0 else INF, 1.0 / (1.0 - a) if a < 1.0 else INF)
     return FDivergence(name, lambda u: (u**a - a * u + a - 1.0) / (a * (a - 1.0)), binary, shape=shape)
 

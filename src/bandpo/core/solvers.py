@@ -34,7 +34,7 @@ def growth(w: Tensor, log_u: Tensor) -> TensorFunction:
     1/u is taken as e^m e^rest with e^m finite: where the rest is not 0, w E e^m is far above 1 and log1p is log.
     What depends on u alone is computed once, as solvers ask for x at every trip.
     """
-    m = (0.0 - log_u).clamp(max=80.0 if w.dtype == torch.float32 else 600.0)
+    m = (0.0 - log_u).clamp(max=80.0 if w.dtype == torch.float32 else 700.0)
     rest = (0.0 - log_u) - m
     odds = w * torch.exp(m)
     return lambda E: torch.log1p(odds * E) + rest
@@ -101,10 +101,9 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, binary: Bi
     """A binary form with its slope: Newton in coordinates where g is nearly a straight line.
 
     The unknown is log D where f grows like -log u at 0, else log(e^D - 1), the log-odds of the moved share;
-    the equation is log(g / radius) = 0, or with a finite edge value G, log(g (G - radius) / (radius (G - g)))
-    = 0. Both ends are then lines (slope 2 at the centre), so Newton converges from anywhere in a few trips; a
-    step is held to a factor e^STEP. D beyond 690 counts as saturated, log tails excepted. `curvature`, f''(1), sets
-    the start.
+    the equation is log(g / radius) = 0, or with a finite edge value G, log(g (G - radius) / (radius (G - g))) = 0.
+    Both ends are then lines (slope 2 at the center), so Newton converges from anywhere in a few trips, of at most a
+    factor e^STEP; f''(1) and `power` give the start. D beyond 690 counts as saturated, log tails excepted.
     Cost: `binary.trips` trips of 5 transcendentals in float64 and those of the binary form.
     Precision: a few ulp times the condition of the root (poor only within ulps of saturation).
     """
@@ -117,10 +116,10 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, binary: Bi
     saturated = radius >= edge
     edge = edge.clamp(max=HUGE)
     reach = (edge - radius).clamp(min=TINY) / radius
-    start = radius / (w * curvature + TINY)
-    start = start + torch.sqrt(2.0 * start * u)
+    far = radius / (w * curvature + TINY)
+    start = far + torch.sqrt(2.0 * far * u)
     # The state is D itself or e^D - 1, moved by factors: relative accuracy at every size.
-    state = start if binary.log_tail else expm1(start.clamp(max=4.0))
+    state = start if binary.log_tail else expm1(_held(start, u, w, radius, binary.power))
     for _ in range(binary.trips):
         state = state.clamp(min=TINY, max=HUGE)
         E, D, kept, speed = _coordinates(state, binary.log_tail)
@@ -136,6 +135,18 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, binary: Bi
     if not binary.log_tail:
         saturated = saturated | (D > 690.0)
     return torch.where(saturated, 1.0, E), torch.where(saturated, torch.inf, D)
+
+
+def _held(start: Tensor, u: Tensor, w: Tensor, radius: Tensor, power: float) -> Tensor:
+    """A start, held to where the outcome on f's steep side, if there is one, reaches the radius alone."""
+    if 0.0 <= power <= 1.0:
+        return start.clamp(max=4.0)
+    size = radius / (w if power < 0.0 else u).clamp(min=TINY)
+    # f(e^t) = size, from its limits t^2 / 2 and e^(power t) / (power (power - 1))
+    t = torch.log1p(abs(power) * torch.sqrt(2.0 * size) + power * (power - 1.0) * size) / abs(power)
+    if power > 0.0:
+        t = -torch.log1p(-(u * expm1(t.clamp(max=690.0)) / w).clamp(max=0.98))
+    return torch.minimum(start, t).clamp(max=690.0)
 
 
 def _coordinates(state: Tensor, log_tail: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

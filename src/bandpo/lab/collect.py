@@ -17,7 +17,8 @@ from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.summary import RunSummary
 
 DIGITS = 4
-MOST_ENTRIES = 64
+MOST_ENTRIES, LEAST_ENTRIES = 64, 16  # of a series
+STUDY_ENTRIES = 6000  # of a series in all runs of a study: metrics.json stays below 1 MB
 
 Row = Mapping[str, float | None]  # of metrics.jsonl
 
@@ -54,8 +55,13 @@ def read_environment(run: RunDirectory) -> Environment:
     return Environment(**{key: data[key] for key in keys}, threads=data["cpu_threads"])
 
 
-def collect_run(path: Path) -> TrainingRecord:
-    """What metrics.json keeps of a finished run."""
+def entries_per_run(runs: int) -> int:
+    """How many entries the series of each run of a study of so many runs may have."""
+    return max(LEAST_ENTRIES, min(MOST_ENTRIES, STUDY_ENTRIES // runs))
+
+
+def collect_run(path: Path, entries: int = MOST_ENTRIES) -> TrainingRecord:
+    """What metrics.json keeps of a finished run, with so many entries of a series of the updates at most."""
     run = RunDirectory.open(path)
     summary = read_summary(run)
     assert summary is not None
@@ -69,7 +75,7 @@ def collect_run(path: Path) -> TrainingRecord:
         updates_per_rollout=rollouts.step[1] - rollouts.step[0] if rollouts.step[1:] else summary.steps,
         alarms=[(event["step"], event["alarm"], event["event"]) for event in read_lines(run.alarms)],
         rollouts=rollouts,
-        updates=updates_of(rows),
+        updates=updates_of(rows, entries),
         evaluation=BeforeAfter(
             before=_held_out(run.evaluation("before")),
             after=_held_out(run.evaluation("after")),
@@ -86,7 +92,7 @@ def rollouts_of(rows: Sequence[Mapping[str, float]]) -> Rollouts:
     return Rollouts(step=[int(row["step"]) for row in kept], **series)
 
 
-def updates_of(rows: Sequence[Mapping[str, float]], most: int = MOST_ENTRIES) -> Updates:
+def updates_of(rows: Sequence[Mapping[str, float]], most: int) -> Updates:
     """The rows of metrics.jsonl, in at most so many entries of equally many."""
     size = max(1, math.ceil(len(rows) / most))
     bins = [rows[i : i + size] for i in range(0, len(rows), size)]

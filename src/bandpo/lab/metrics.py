@@ -96,7 +96,7 @@ class Rollouts:
 
 @dataclass(frozen=True, kw_only=True)
 class Updates:
-    """One entry per `bin` updates, at most 64 entries; means over the updates of an entry unless noted.
+    """One entry per `bin` updates, at most 64 (fewer in a study of more than 93 runs); means unless noted.
 
     Attributes:
         bin: Updates per entry.

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from bandpo.files import write_atomic, write_json
 from bandpo.lab.calibration import conclude, next_values
-from bandpo.lab.collect import collect_run, mean_of, read_environment
+from bandpo.lab.collect import collect_run, entries_per_run, mean_of, read_environment
 from bandpo.lab.metrics import (
     METRICS,
     Calibration,
@@ -274,8 +274,9 @@ class StudyRunner:
         path = self.directory / run.folder
         started = read_environment(RunDirectory(path))
         self.environment = replace(started, processor=processor(), cores=cores(), workers=self.workers)
-        record = {**vars(self._head(run)), **vars(collect_run(path)), "status": "finished", "commit": started.commit}
-        self._record(run, FinishedRun(**record))
+        training = collect_run(path, entries_per_run(len(self.study.runs())))
+        known = {**vars(self._head(run)), **vars(training), "status": "finished", "commit": started.commit}
+        self._record(run, FinishedRun(**known))
         if not self.study.keep:
             self._slim(path)
 

@@ -68,8 +68,6 @@ def build_model(config: RunConfig) -> tuple[Any, Any]:
 # What a configuration is checked with when it is only shown: nothing that depends on this machine.
 ANYWHERE: dict[str, Any] = {
     "use_cpu": True,
-    "bf16": False,
-    "fp16": False,
     "tf32": None,
     "deepspeed": None,
     "fsdp": None,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bandpo.evaluation.positions import find_shortage
 from bandpo.evaluation.sampling import encode
 from bandpo.runs.config import RunConfig
 from bandpo.tasks import Problem
@@ -37,21 +38,11 @@ def position_obstacle(
         sizes: The configuration of a model of transformers; one without a limit takes any length.
         problems: Those trained on, and those held out.
     """
-    positions = getattr(sizes.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return None
     lengths = [len(encode(config.task.prompt(problem, tokenizer), tokenizer)) for problem in problems]
-    too_long = sum(length + completion_tokens > positions for length in lengths)
-    if not too_long:
+    shortage = find_shortage(sizes, lengths, completion_tokens)
+    if shortage is None:
         return None
-    longest = max(lengths)
-    remedies = [f"train.max_completion_length={positions - longest} or less"] if longest < positions else []
+    remedies = ["a model with more positions", "data without the longest questions"]
     if config.model.scratch is not None:
-        remedies.append(f"model.scratch.positions={longest + completion_tokens}")
-    remedies.append("a model with more positions, or data without the longest questions")
-    needed = longest + completion_tokens
-    return (
-        f"the longest prompt has {longest} tokens and train.max_completion_length is {completion_tokens}, together "
-        f"{needed}, but the model has {positions} positions (max_position_embeddings), too few for {too_long} of "
-        f"{len(lengths)} prompts; give {', or '.join(remedies)}"
-    )
+        remedies.insert(0, f"model.scratch.positions={shortage.longest + completion_tokens}")
+    return shortage.sentence("train.max_completion_length=", remedies)

@@ -205,7 +205,7 @@ def cap_binds(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
 
 
 def control_limit(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
-    """Whether a controller has found its target out of reach, and its number has stayed at the limit since."""
+    """Whether a controller has found its target out of reach, and has not held it since."""
     last = rows[-config.rollouts :]
     if len(last) < config.rollouts:
         return None
@@ -325,8 +325,7 @@ ALARMS: tuple[Alarm, ...] = (
         "control_limit",
         (CONTROL_STUCK, "band/control_measured", "band/control_value"),
         control_limit,
-        "the controller's number has been at its limit for 10 rollouts without coming nearer to the target, so the "
-        "target cannot be reached; it stays there",
+        "the controller's target was no nearer after 10 rollouts on one side of it, so its number cannot reach it",
         (
             "a target nearer to what is measured, or wider rule.control.limits",
             "for an entropy that is too low: a larger upper radius, rule.radius=[lower, upper], since the floor only "

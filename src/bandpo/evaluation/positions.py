@@ -1,0 +1,54 @@
+"""Whether prompts and completions of full length fit into a model's positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Prompts whose completions of full length do not fit.
+
+    Attributes:
+        positions: Of the model.
+        longest: Tokens of the longest prompt.
+        completion: Tokens of a completion of full length.
+        too_long: Prompts that do not fit, of `prompts`.
+    """
+
+    positions: int
+    longest: int
+    completion: int
+    too_long: int
+    prompts: int
+
+    def sentence(self, setting: str, remedies: Sequence[str]) -> str:
+        """What does not fit, and what would help.
+
+        Args:
+            setting: The name of the setting that states the length of a completion.
+            remedies: Besides a smaller one of that.
+        """
+        left = self.positions - self.longest
+        all_remedies = [f"{setting}{left} or less"] if left > 0 else []
+        return (
+            f"the longest prompt has {self.longest} tokens and {setting.rstrip('= ')} is {self.completion}, together "
+            f"{self.longest + self.completion}, but the model has {self.positions} positions "
+            f"(max_position_embeddings), too few for {self.too_long} of {self.prompts} prompts; give "
+            f"{', or '.join([*all_remedies, *remedies])}"
+        )
+
+
+def find_shortage(sizes: Any, lengths: Sequence[int], completion: int) -> Shortage | None:
+    """None if prompts of these lengths, in tokens, and completions of full length fit.
+
+    Args:
+        sizes: The configuration of a model of transformers; one without a limit takes any length.
+    """
+    positions = getattr(sizes.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    too_long = sum(length + completion > positions for length in lengths)
+    return Shortage(positions, max(lengths), completion, too_long, len(lengths)) if too_long else None
