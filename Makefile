@@ -1,10 +1,12 @@
 # Two commands do all the set-up on a fresh machine:
-#   make quickstart   installs, then trains a small pretrained model for about 4 minutes
+#   make quickstart   installs, then trains a small pretrained model for about 4 minutes, and writes its explorer page
 #   make test         installs, then runs the tests
 #   make test-wheel   builds the wheel, installs it in a clean environment elsewhere and runs it there
+#   make test-browser the explorer's tests in a browser: Debian's chromium, which must be installed
 #   make test-verl    the same for the tests that need verl, in an environment of their own
 #   make docs         checks links, anchors, code blocks and commands of the docs, then builds the site in build/site
-# RUN=DIR names the quickstart's run directory; by default it is runs/quickstart-DATE-TIME.
+# RUN=DIR names the quickstart's run directory.
+RUN := $(or $(RUN),runs/quickstart-$(shell date +%Y%m%d-%H%M%S))
 PYTHON ?= python3
 VENV ?= .venv
 VERL_VENV ?= .venv-verl
@@ -13,10 +15,11 @@ NEWEST_VENV ?= .venv-newest
 BIN := $(VENV)/bin
 
 # BENCH holds options of the benchmark, for example BENCH=--quick.
-.PHONY: quickstart test test-wheel test-verl test-newest-trl docs bench check format install clean
+.PHONY: quickstart test test-wheel test-browser test-verl test-newest-trl docs bench check format install clean
 
 quickstart: install
-	$(BIN)/bandpo train quickstart $(if $(RUN),--output $(RUN))
+	$(BIN)/bandpo train quickstart --output $(RUN)
+	$(BIN)/bandpo explore $(RUN) --export $(RUN)/explore.html
 
 test: install $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -24,6 +27,9 @@ test: install $(VENV)/installed-test
 # With the dependencies that pyproject.toml declares, not those of the lock files.
 test-wheel:
 	PYTHON=$(PYTHON) tests/wheel.sh
+
+test-browser: install $(VENV)/installed-test $(VENV)/installed-browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
 test-verl: $(VERL_VENV)/installed
 	OMP_NUM_THREADS=1 $(VERL_VENV)/bin/python -m pytest tests_verl
@@ -65,6 +71,10 @@ $(VENV)/installed: requirements.lock requirements-model.lock pyproject.toml
 
 $(VENV)/installed-test: requirements-test.lock $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-test.lock
+	touch $@
+
+$(VENV)/installed-browser: requirements-browser.lock $(VENV)/installed
+	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-browser.lock
 	touch $@
 
 # verl wants an older transformers than the trainer.

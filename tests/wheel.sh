@@ -45,10 +45,17 @@ bandpo recipes | grep -q "^ *quickstart"
 bandpo doctor
 bandpo explore --export page.html
 grep -q "function bandBounds" page.html
+if message=$(bandpo explore 2>&1); then
+  echo "bandpo explore serves without its extra" >&2
+  exit 1
+fi
+grep -q "pip install 'bandpo\[explore\]'" <<<"$message"
 phase "training"
 bandpo train scratch train.max_steps=2 --output run
 for file in summary.json report.html model/model.safetensors; do
   test -s "run/$file" || { echo "run/$file is missing" >&2; exit 1; }
 done
 bandpo samples run/eval/after --limit 1
+bandpo explore run --export run.html
+grep -q '"kind": "run"' run.html
 phase "done"

@@ -1,5 +1,6 @@
 """The exported page: one file, no request, and what it copies is what the package reads."""
 
+import ast
 import re
 import tomllib
 from html.parser import HTMLParser
@@ -89,6 +90,15 @@ STATED = [
     {"name": "dcpo", "low": 0.1, "cap": None},
     {"name": "clip", "high": 0.28},
 ]
+
+
+def called(text, name):
+    """The rule that Python code gives to a function of this name."""
+    (call,) = (x for x in ast.walk(ast.parse(text)) if isinstance(x, ast.Call) and getattr(x.func, "id", "") == name)
+    stated = {keyword.arg: keyword.value for keyword in call.keywords}.get("rule") or call.args[0]
+    return make_rule(**ast.literal_eval(stated))
+
+
 READERS = {
     "Python": lambda text: eval(re.search(r"^rule = (.*)$", text, re.MULTILINE)[1], {"bandpo": package}),
     "TRL": lambda text: make_rule(**eval(text.split("args = ")[1], {"BandGRPOConfig": lambda rule, **_: rule})),
@@ -96,6 +106,9 @@ READERS = {
     "verl": lambda text: make_rule(**yaml.safe_load(text.splitlines()[2].strip("'").split(".rule=", 1)[1])),
     "slime": lambda text: make_rule(**yaml.safe_load(text)["bandpo_rule"]),
     "prime-rl": lambda text: make_rule(**tomllib.loads(text)["trainer"]["loss"]["kwargs"]["rule"]),
+    "SkyRL": lambda text: called(text, "register"),
+    "ms-swift": lambda text: called(text, "install"),
+    "NeMo-RL": lambda text: called(text, "BandPGLossFn"),
 }
 
 

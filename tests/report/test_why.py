@@ -1,5 +1,6 @@
 """What rules would have done to logged tokens, against a loop over single tokens."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -227,5 +228,32 @@ def test_as_many_completions_are_kept_as_fit(batch):
     trainer.last_forward = (*trainer.last_forward[:2], seen)
     kept = TokenBatch.of_trainer(trainer, 7, limit=10**6)
     assert (kept.mean_slope == np.where(kept.mask, seen[:, :30].numpy(), 0)).all()
+    assert kept.groups.tolist() == [-1] * 6, "nobody saw the prompts"
     trainer.last_inputs["old_per_token_logps"] = None
     assert TokenBatch.of_trainer(trainer, 7, limit=10_000) is None
+
+
+def test_completions_of_one_prompt_are_recorded_as_such(batch, tmp_path):
+    import types
+
+    import torch
+
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1], [0, 1, 1], [0, 1, 1], [1, 1, 1], [0, 0, 1]])
+    trainer = types.SimpleNamespace(
+        last_forward=(torch.from_numpy(batch.logps), torch.from_numpy(batch.entropy), None),
+        last_inputs={
+            "old_per_token_logps": torch.from_numpy(batch.old_logps),
+            "completion_ids": torch.from_numpy(batch.tokens),
+            "completion_mask": torch.from_numpy(batch.mask.astype(np.int64)),
+            "prompt_ids": torch.tensor([[0, 5, 6], [4, 5, 6], [9, 5, 6], [0, 7, 8], [4, 5, 6], [0, 0, 6]]),
+            "prompt_mask": mask,
+            "advantages": torch.from_numpy(batch.advantages[:, 0].copy()),
+        },
+        processing_class=types.SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)) * (500 if 4 in ids else 1)),
+    )
+    kept = TokenBatch.load(TokenBatch.of_trainer(trainer, 7, limit=10**6).save(tmp_path))
+    assert kept.groups.tolist() == [0, 1, 0, 2, 1, 3], "padding is not of the prompt"
+    assert kept.prompts.tolist() == ["5 6", ("4 5 6" * 500)[-1000:], "7 8", "6"]
+    for groups in (kept.groups[:5], kept.groups[None]):
+        with pytest.raises(ValueError, match="groups has shape"):
+            dataclasses.replace(kept, groups=groups)

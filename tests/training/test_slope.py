@@ -174,3 +174,6 @@ def test_a_run_records_what_its_checkpoint_gives_in_float64(tmp_path, monkeypatc
         exact = np.where(batch.mask, exact[:rows, :width], 0)
         assert exact.max() > 0.01
         np.testing.assert_allclose(batch.mean_slope, exact, rtol=1e-4, atol=1e-5)
+        same = (told["prompt_ids"][:rows, None] == told["prompt_ids"][None, :rows]).all(-1).cpu().numpy()
+        assert ((batch.groups[:, None] == batch.groups[None]) == same).all()
+        assert len(batch.prompts) == batch.groups.max() + 1

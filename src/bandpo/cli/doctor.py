@@ -24,6 +24,7 @@ EXTRAS = {
     "report": "pictures and reports",
     "train": "training",
     "quickstart": "model of the quickstart",
+    "explore": "server of the explorer",
 }
 # What a feature outside our extras needs: (feature, package, what to install).
 OPTIONAL = (

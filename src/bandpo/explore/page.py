@@ -1,7 +1,7 @@
 """The explorer as one self-contained HTML file: templates, scripts and what they know of the package's rules.
 
 No request of any kind: the content security policy allows the page's own two scripts, by their hashes, and a worker
-made of the first, and nothing else.
+made of the first, and nothing else; a served page may ask its own server for the data of what was opened.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -21,7 +22,7 @@ from bandpo.version import __version__
 
 STATIC = resources.files("bandpo") / "explore" / "static"
 ENGINE = ("band", "sim")  # what the worker needs as well
-PAGE = ("copy", "plot", "state", "page")
+PAGE = ("copy", "plot", "state", "controls", "sources", "run", "judging", "tokens", "saving", "page")
 SHOWN = (
     "band", "clip", "dcpo", "ripo", "dppo-tv", "dppo-kl", "ipo", "estr", "adaptive-band", "relaxed-band", "none",
 )  # fmt: skip
@@ -97,16 +98,27 @@ def presets() -> dict[str, dict[str, object]]:
     return found
 
 
-def page() -> str:
-    """The whole page."""
-    from jinja2 import Environment
+def page(sources: Sequence[Mapping[str, object]] = (), problems: Sequence[str] = (), served: bool = False) -> str:
+    """The whole page.
+
+    Args:
+        sources: What was opened: id, kind ("run", "study" or "tokens"), name, and data, or below which url it is.
+        problems: Sentences on what could not be read.
+        served: Whether the page may ask the server that sent it, and no other, for the data of sources.
+    """
+    from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
-    engine, rest = ("\n".join(map(script, names)) for names in (ENGINE, PAGE))
-    data = {"version": __version__, "rules": known_rules(), "presets": presets()}
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((STATIC / "page.html.jinja").read_text(encoding="utf-8"))
-    return template.render(
+    names = (*PAGE[:-1], "served", PAGE[-1]) if served else PAGE
+    engine, rest = ("\n".join(map(script, part)) for part in (ENGINE, names))
+    data = {"version": __version__, "rules": known_rules(), "presets": presets(), "sources": list(sources)}
+    if sources:
+        from bandpo.explore.runs import metrics
+
+        data["metrics"] = metrics()
+    loader = PackageLoader("bandpo", "explore/static")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html.jinja").render(
         style=Markup(style()),
         more=Markup((STATIC / "page.css").read_text(encoding="utf-8")),
         hashes=Markup(" ".join(map(_hash, (engine, rest)))),
@@ -114,6 +126,8 @@ def page() -> str:
         rest=Markup(rest),
         data=Markup(json.dumps(data, allow_nan=False).replace("<", "\\u003c")),
         version=__version__,
+        problems=problems,
+        served=served,
     )
 
 

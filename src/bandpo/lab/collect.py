@@ -67,18 +67,15 @@ def collect_run(path: Path, entries: int = MOST_ENTRIES) -> TrainingRecord:
     assert summary is not None
     config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     rows = list(read_lines(run.metrics))
-    rollouts = [row for row in rows if "reward" in row]
-    starts = [row["step"] for row in rollouts]
+    rollouts = rollouts_of(rows)
     return TrainingRecord(
         rule=config["rule"],
         seconds=summary.seconds,
         stopped_by=summary.stopped_by,
-        updates_per_rollout=starts[1] - starts[0] if starts[1:] else summary.steps,
+        updates_per_rollout=rollouts.step[1] - rollouts.step[0] if rollouts.step[1:] else summary.steps,
         alarms=[(event["step"], event["alarm"], event["event"]) for event in read_lines(run.alarms)],
-        rollouts=Rollouts(
-            step=starts, **{name: [rounded(logged(row, name)) for row in rollouts] for name in ROLLOUT_SERIES}
-        ),
-        updates=_updates(rows, entries),
+        rollouts=rollouts,
+        updates=updates_of(rows, entries),
         evaluation=BeforeAfter(
             before=_held_out(run.evaluation("before")),
             after=_held_out(run.evaluation("after")),
@@ -88,8 +85,16 @@ def collect_run(path: Path, entries: int = MOST_ENTRIES) -> TrainingRecord:
     )
 
 
-def _updates(rows: Sequence[Mapping[str, float]], entries: int) -> Updates:
-    size = max(1, math.ceil(len(rows) / entries))
+def rollouts_of(rows: Sequence[Mapping[str, float]]) -> Rollouts:
+    """The rollouts among the rows of metrics.jsonl."""
+    kept = [row for row in rows if "reward" in row]
+    series = {name: [rounded(logged(row, name)) for row in kept] for name in ROLLOUT_SERIES}
+    return Rollouts(step=[int(row["step"]) for row in kept], **series)
+
+
+def updates_of(rows: Sequence[Mapping[str, float]], most: int) -> Updates:
+    """The rows of metrics.jsonl, in at most so many entries of equally many."""
+    size = max(1, math.ceil(len(rows) / most))
     bins = [rows[i : i + size] for i in range(0, len(rows), size)]
     elapsed, seconds = 0.0, Series()
     for members in bins:

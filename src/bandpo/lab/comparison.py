@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from bandpo.lab.scores import (
 )
 from bandpo.lab.statistics import Interval, difference_p, holm, mean_interval, probability_of_improvement
 
+COMPUTE = ("updates", "tokens", "seconds")
 Pairs = Sequence[tuple[FinishedRun, FinishedRun]]  # (run of a method, run of the reference with the same seed)
 
 
@@ -32,11 +33,14 @@ class Target:
         reached: In how many of the `runs` it did.
         medians: updates, tokens, seconds -> median over runs, those that never got there counted as longer than any;
             None if that is half of them or more.
+        ratios: updates, tokens, seconds -> compute over that of the reference's run of the same seed, as geometric
+            mean over seeds; None unless every run got there, since a mean over those that did would flatter.
     """
 
     reached: int
     runs: int
     medians: dict[str, float | None]
+    ratios: dict[str, Interval | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,22 +183,36 @@ def _interval_of(values: Sequence[float | None]) -> Interval | None:
 def _with_levels(result: MethodResult, pairs: Pairs) -> MethodResult:
     """Where runs reached levels of reward that the reference's runs set."""
     costs: list[dict[str, float] | None] = []
+    of_reference: list[dict[str, float]] = []
     entropies = []
     for run, other in pairs:
         reward = smoothed_reward(other)[1]
-        target = reached_at(run, float(reward[-1]))
+        target, own = (reached_at(one, float(reward[-1])) for one in (run, other))
         costs.append(None if target is None else compute_at(run, target))
+        assert own is not None  # at its end at the latest
+        of_reference.append(compute_at(other, own))
         halfway = reached_at(run, float(reward[0] + reward[-1]) / 2)
         entropies += [] if halfway is None else [entropy_at(run, halfway)]
-    medians = {
-        kind: _censored_median([None if cost is None else cost[kind] for cost in costs])
-        for kind in ("updates", "tokens", "seconds")
-    }
+    medians = {kind: _censored_median([None if cost is None else cost[kind] for cost in costs]) for kind in COMPUTE}
+    ratios = {kind: _ratio(costs, of_reference, kind) for kind in COMPUTE}
     return replace(
         result,
-        target=Target(sum(cost is not None for cost in costs), len(costs), medians),
+        target=Target(sum(cost is not None for cost in costs), len(costs), medians, ratios),
         halfway_entropy=mean_interval(entropies) if entropies else None,
     )
+
+
+def _ratio(
+    costs: Sequence[dict[str, float] | None], of_reference: Sequence[dict[str, float]], kind: str
+) -> Interval | None:
+    """See `Target.ratios`; the interval is that of the mean logarithm."""
+    pairs = [(None if a is None else a[kind], b[kind]) for a, b in zip(costs, of_reference, strict=True)]
+    logs = [float(np.log(a / b)) for a, b in pairs if a and b]
+    if len(logs) < len(pairs):
+        return None
+    mean, low, high = (None if x is None else float(np.exp(x)) for x in astuple(mean_interval(logs)))
+    assert mean is not None
+    return Interval(mean, low, high)
 
 
 def _censored_median(values: Sequence[float | None]) -> float | None:

@@ -103,8 +103,8 @@ class Updates:
         step: Last update of the entry.
         entropy: Of the policy, in nats per token.
         clip_fraction_low: Share of tokens without a gradient because A < 0 and the ratio is below the lower bound.
-        clip_fraction_high: The same for A > 0 and the upper bound; for CISPO, whose tokens keep their gradient, the
-            share of capped weights.
+        clip_fraction_high: Share of tokens without a gradient because A > 0 and the ratio is above the upper bound;
+            for CISPO, whose tokens keep their gradient, the share of capped weights.
         divergence: Mean binary divergence of the tokens, in the rule's own divergence.
         grad_norm: Norm of the gradient before clipping it.
         ratio_max: Largest ratio in the entry.

@@ -47,9 +47,7 @@ def page() -> str:
 
 
 def _section(described: type) -> str:
-    text = inspect.getdoc(described) or ""
-    summary, _, attributes = text.partition("\n\nAttributes:\n")
-    meanings = dict(_meanings(attributes))
+    summary, meanings = described_in(described)
     inherited = {field.name for base in described.__bases__ if base is not object for field in fields(base)}
     listed = [field for field in fields(described) if field.name not in inherited]
     missing = [field.name for field in listed if field.name not in meanings]
@@ -67,10 +65,14 @@ def _section(described: type) -> str:
     )  # fmt: skip
 
 
-def _meanings(attributes: str) -> list[tuple[str, str]]:
-    """(field, meaning) of the lines below 'Attributes:'; a deeper line goes on with the one above it."""
+def described_in(described: type) -> tuple[str, dict[str, str]]:
+    """The summary of a class and the meaning of each field, from its docstring.
+
+    A line below 'Attributes:' is field and meaning; a deeper one goes on with the one above it.
+    """
+    summary, _, attributes = (inspect.getdoc(described) or "").partition("\n\nAttributes:\n")
     joined = re.sub(r"\n {8,}", " ", attributes)
-    return re.findall(r"^ {4}(\w+): (.*)$", joined, flags=re.MULTILINE)
+    return summary, dict(re.findall(r"^ {4}(\w+): (.*)$", joined, flags=re.MULTILINE))
 
 
 if __name__ == "__main__":

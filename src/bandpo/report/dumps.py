@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bandpo.report.ledger import has_slopes
 from bandpo.report.token_logs import ENTROPIES, LOGPS, Completion, Floats, Note, Problem, TokenLog, prompt_key
 from bandpo.training.batches import TokenBatch
 from bandpo.words import first_line
@@ -192,10 +193,12 @@ def _own(record: Record, line: int) -> Completion:
         raise BadRecordError(f"has no log-probs, expected {' or '.join(LOGPS)}")
     if record.get("advantages") is not None:
         columns["advantages"] = _advantages(record, "advantages", len(tokens))
-    return Completion(
-        SCHEMA, line, tokens, columns, _mask(record, "mask", len(tokens)), _group(record, "group"),
-        _positions(record, len(tokens)),
-    )  # fmt: skip
+    prompt = record.get("prompt")
+    if prompt is not None and not isinstance(prompt, str):
+        raise BadRecordError(f"prompt is {_kind(prompt)}, expected a text")
+    group = _group(record, "group") or (None if prompt is None else prompt_key(prompt))
+    mask, positions = _mask(record, "mask", len(tokens)), _positions(record, len(tokens))
+    return Completion(SCHEMA, line, tokens, columns, mask, group, positions, prompt)
 
 
 def _prime_rl(record: Record, line: int) -> Completion:
@@ -231,7 +234,8 @@ def _verl(record: Record, line: int) -> Completion | None:
     if record.get("advantages") is not None:
         columns["advantages"] = _advantages(record, "advantages", len(tokens))
     mask = _mask(record, "response_mask", len(tokens))
-    return Completion("verl rollout dump", line, tokens, columns, mask, prompt_key(record.get("input")))
+    prompt = record.get("input")
+    return Completion("verl rollout dump", line, tokens, columns, mask, prompt_key(prompt), None, str(prompt))
 
 
 def _npz(path: Path) -> Read:
@@ -243,6 +247,11 @@ def _npz(path: Path) -> Read:
             raise ValueError("tokens are no indices into texts")
         arrays = {name: np.asarray(getattr(batch, name), np.float32) for name in ("logps", "old_logps", "entropy")}
         arrays["advantages"] = np.asarray(batch.advantages, np.float32)
+        if has_slopes(batch):
+            arrays["mean_slope"] = np.asarray(batch.mean_slope, np.float32)
+        prompts = [str(text) for text in batch.prompts]
+        if not ((batch.groups >= -1) & (batch.groups < len(prompts))).all() or batch.groups.dtype.kind not in "iu":
+            raise ValueError("groups are no indices into prompts")
         mask = np.asarray(batch.mask, bool)
     except Exception as error:  # NumPy and zlib raise what they like on a damaged file
         text = f"is no recorded batch ({first_line(error)}), expected arrays {', '.join(_BATCH)} as TokenBatch.save"
@@ -251,7 +260,9 @@ def _npz(path: Path) -> Read:
     for row, (kinds, keep) in enumerate(zip(batch.tokens, mask, strict=True)):
         tokens = [texts[k] if counts else "" for k, counts in zip(kinds.tolist(), keep, strict=True)]
         columns = {name: values[row] for name, values in arrays.items()}
-        yield Completion("bandpo batch", row + 1, tokens, columns, keep)
+        group = int(batch.groups[row])
+        named = (None, None) if group < 0 else (str(group), prompts[group])
+        yield Completion("bandpo batch", row + 1, tokens, columns, keep, named[0], None, named[1])
 
 
 _BATCH = [f.name for f in fields(TokenBatch)]
@@ -275,6 +286,8 @@ def _torch(path: Path) -> Read:
         text = f"holds {found[:200]}, expected slime's --dump-details: a dict with a list 'samples'"
         yield Problem(str(path), None, text)
         return
+    if not samples:
+        yield Note(str(path), "is slime's dump of no samples")
     unlogged = "is slime's dump: {} samples without log-probs"
     yield from _each(path, "sample", enumerate(samples, 1), _slime, unlogged)
 

@@ -18,6 +18,7 @@ from bandpo.lab.simulation import EDGES
 from bandpo.report.why import bin_labels, bin_of, outside
 from bandpo.training.batches import TokenBatch
 
+Floats = NDArray[np.float32]
 COLUMNS = ("let in high", "let in low", "kept out high", "kept out low")
 
 
@@ -63,9 +64,17 @@ def entropy_changes(batch: TokenBatch) -> NDArray[np.float64]:
 
     0 for masked tokens; NaN where E_pi[S] is not known.
     """
-    logps, old = batch.logps.astype(np.float64), batch.old_logps.astype(np.float64)
-    own = np.exp(logps) * (batch.entropy + logps)
-    return np.where(batch.mask, -batch.advantages * np.exp(logps - old) * (own - batch.mean_slope), 0.0)
+    found = entropy_change(batch.logps, batch.old_logps, batch.entropy, batch.advantages, batch.mean_slope)
+    return np.where(batch.mask, found, 0.0)
+
+
+def entropy_change(
+    logps: Floats, old_logps: Floats, entropy: Floats, advantages: Floats, mean_slope: Floats
+) -> NDArray[np.float64]:
+    """`entropy_changes` of the columns of a batch, all of one shape."""
+    new, old = logps.astype(np.float64), old_logps.astype(np.float64)
+    own = np.exp(new) * (entropy + new)
+    return np.asarray(-advantages * np.exp(new - old) * (own - mean_slope))
 
 
 def whole(rule: ClipRule, batches: Sequence[TokenBatch]) -> TokenLedger:

@@ -32,16 +32,21 @@ def read_run(path: Path) -> RunRecord:
         ValueError: If there is no run directory at `path`.
     """
     run = RunDirectory.open(path)
-    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     rows = list(read_lines(run.metrics))
+    series = {
+        name: [(row["step"], value) for row in rows if finite(value := logged(row, name))] for _, name, _, _ in CURVES
+    }
+    return replace(describe_run(run), series=series)
+
+
+def describe_run(run: RunDirectory) -> RunRecord:
+    """What its config.yaml says of a run: its record without series."""
+    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     rule = clip_rule_of(config["rule"])
     return RunRecord(
         label=_trl_label(config["train"]) if rule is None else why.name_rule(rule),
         seed=int(config.get("seed", 0)),
-        series={
-            name: [(row["step"], value) for row in rows if finite(value := logged(row, name))]
-            for _, name, _, _ in CURVES
-        },
+        series={},
         path=run.path,
         rule=rule,
         settings=json.dumps({**config, "seed": None}, sort_keys=True),

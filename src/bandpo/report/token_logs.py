@@ -21,6 +21,7 @@ from bandpo.core.tokens import Tokens
 Floats = NDArray[np.float32]
 LOGPS = ("old_logps", "logps", "sampling_logps")
 ENTROPIES = ("entropy", "old_entropy")
+ASIDE = (*ENTROPIES, "mean_slope")  # columns that no rule's verdict hangs on: a token is kept without them
 LEAST = -1000.0  # nats; no sampler draws a token of probability 1e-434
 ROUNDED = 1e-4  # a log-prob that bfloat16 or a fused kernel put this far above 0 is a 0
 CHUNK = 1 << 20  # tokens judged at a time
@@ -61,12 +62,14 @@ class Completion:
         format: Name of the file's format.
         line: Line of the file, or the number of the sample in a binary file, from 1.
         tokens: Text of each token, or its number where the log has no text.
-        columns: Name (of `LOGPS`, `ENTROPIES` or "advantages") -> values as logged. `old_logps` are of the anchor,
+        columns: Name (of `LOGPS`, `ASIDE` or "advantages") -> values as logged. `old_logps` are of the anchor,
             which the trust region is centered on, `logps` of the policy being trained, `sampling_logps` those that
-            the sampler reported; `entropy` is of the policy of `logps`, `old_entropy` of the anchor; in nats.
+            the sampler reported; `entropy` is of the policy of `logps`, `old_entropy` of the anchor; in nats;
+            `mean_slope` as in `bandpo.training.batches.TokenBatch`.
         mask: True for tokens that count.
         group: The prompt: completions of one prompt have the same.
         positions: Place of each token in the completion, from 0.
+        prompt: The prompt's text.
     """
 
     format: str
@@ -76,6 +79,7 @@ class Completion:
     mask: NDArray[np.bool_]
     group: str | None = None
     positions: NDArray[np.int64] | None = None
+    prompt: str | None = None
 
 
 @dataclass
@@ -110,6 +114,8 @@ class TokenLog:
         positions: Place in the completion, shape (N,).
         completion: Number of the completion, shape (N,).
         groups: Number of each completion's prompt, shape (S,); -1 where it was not logged.
+        prompts: Text of each prompt, "" where it was not logged, of length G.
+        places: Number of each completion's file, and its line or sample there, shape (S, 2).
         files: What each file held.
         problems: What could not be read.
         notes: Sentences on files without log-probs.
@@ -121,6 +127,8 @@ class TokenLog:
     positions: NDArray[np.int64]
     completion: NDArray[np.int32]
     groups: NDArray[np.int64]
+    prompts: list[str]
+    places: NDArray[np.int64]
     files: list[FileSummary]
     problems: list[Problem]
     notes: list[Note]
@@ -179,9 +187,12 @@ def quoted(text: str) -> str:
 class _Packer:
     def __init__(self, files: dict[Path, FileSummary]) -> None:
         self.files = files
+        self.numbers = {path: number for number, path in enumerate(files)}
         self.texts: dict[str, int] = {}
         self.groups: dict[tuple[str, str], int] = {}
-        self.parts: dict[str, list[NDArray[np.float32]]] = {n: [] for n in (*LOGPS, *ENTROPIES, "advantages")}
+        self.prompts: list[str] = []
+        self.places: list[tuple[int, int]] = []
+        self.parts: dict[str, list[NDArray[np.float32]]] = {n: [] for n in (*LOGPS, *ASIDE, "advantages")}
         self.tokens: list[NDArray[np.int32]] = []
         self.positions: list[NDArray[np.int64]] = []
         self.lengths: list[int] = []
@@ -198,9 +209,9 @@ class _Packer:
             summary.completions += found.completions
         else:
             summary.format = found.format
-            self._add(summary, found)
+            self._add(self.numbers[path], summary, found)
 
-    def _add(self, summary: FileSummary, one: Completion) -> None:
+    def _add(self, file: int, summary: FileSummary, one: Completion) -> None:
         keep, columns = one.mask.copy(), dict(one.columns)
         for name, values in one.columns.items():
             good, expected = _check(name, values)
@@ -208,7 +219,7 @@ class _Packer:
             if not len(bad):
                 continue
             what = "left out"
-            if name in ENTROPIES:  # nothing but the test of the sampling hangs on them
+            if name in ASIDE:
                 columns[name], what = np.where(good, values, np.float32(np.nan)), "without it"
             else:
                 keep &= good
@@ -228,11 +239,18 @@ class _Packer:
         for name, parts in self.parts.items():
             given = columns.get(name)
             part = np.full(count, np.nan, np.float32) if given is None else _clean(name, given[keep])
-            summary.having[name] += int(np.isfinite(part).sum())
+            if name in summary.having:
+                summary.having[name] += int(np.isfinite(part).sum())
             parts.append(part)
         self.lengths.append(count)
-        place = (summary.file, "" if one.group is None else one.group)
-        self.group.append(-1 if one.group is None else self.groups.setdefault(place, len(self.groups)))
+        self.places.append((file, one.line))
+        self.group.append(-1 if one.group is None else self._group(summary.file, one.group, one.prompt or ""))
+
+    def _group(self, file: str, group: str, prompt: str) -> int:
+        number = self.groups.setdefault((file, group), len(self.groups))
+        if number == len(self.prompts):
+            self.prompts.append(prompt)
+        return number
 
     def log(self) -> TokenLog:
         def joined(parts: list[NDArray[np.float32]]) -> Floats:
@@ -247,6 +265,8 @@ class _Packer:
             positions=np.concatenate(self.positions) if self.positions else np.zeros(0, np.int64),
             completion=np.repeat(np.arange(len(self.lengths), dtype=np.int32), self.lengths),
             groups=np.array(self.group, np.int64),
+            prompts=self.prompts,
+            places=np.array(self.places, np.int64).reshape(-1, 2),
             files=list(self.files.values()),
             problems=self.problems,
             notes=self.notes,
@@ -262,7 +282,7 @@ def _check(name: str, values: Floats) -> tuple[NDArray[np.bool_], str]:
         return (values >= LEAST) & (values <= ROUNDED), f"a log-prob from {LEAST:g} to 0"
     if name in ENTROPIES:
         return (values >= -ROUNDED) & (values < math.inf), "an entropy in nats, at least 0"
-    return np.isfinite(values), "a finite advantage"
+    return np.isfinite(values), "a finite number" if name == "mean_slope" else "a finite advantage"
 
 
 def _clean(name: str, values: Floats) -> Floats:

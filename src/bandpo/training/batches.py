@@ -6,6 +6,7 @@ import io
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from bandpo.files import write_atomic
 
 BYTES_A_RUN = 400_000  # before compression, over all of a run's batches
+LONGEST_PROMPT = 1000  # characters
+_LATER = ("mean_slope", "prompts", "groups")  # fields that older files do not have
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class TokenBatch:
         mask: True for tokens that count, shape (B, T).
         mean_slope: E_pi[S] = sum_k pi_k^2 (ln pi_k + H) of the policy, which the entropy ledger needs
             (`bandpo.report.ledger`), shape (B, T); NaN where the logits were not seen, as in older files.
+        prompts: Text of each distinct prompt, its last `LONGEST_PROMPT` characters, shape (P,).
+        groups: Index into `prompts`, shape (B,); -1 where it was not recorded, as in older files.
     """
 
     step: int
@@ -45,16 +50,22 @@ class TokenBatch:
     advantages: NDArray[np.float32]
     mask: NDArray[np.bool_]
     mean_slope: NDArray[np.float32] = field(default_factory=lambda: np.full((1, 1), np.nan, np.float32))
+    prompts: NDArray[np.str_] = field(default_factory=lambda: np.array([], np.str_))
+    groups: NDArray[np.int32] = field(default_factory=lambda: np.full(1, -1, np.int32))
 
     def __post_init__(self) -> None:
         shape = self.tokens.shape
         if self.mean_slope.shape == (1, 1) and len(shape) == 2:
             object.__setattr__(self, "mean_slope", np.broadcast_to(self.mean_slope, shape))
+        if self.groups.shape == (1,) and self.groups[0] < 0 and len(shape) == 2:
+            object.__setattr__(self, "groups", np.broadcast_to(self.groups, shape[:1]))
         for name in ("logps", "old_logps", "entropy", "advantages", "mask", "mean_slope"):
             if getattr(self, name).shape != shape or len(shape) != 2:
                 raise ValueError(
                     f"{name} has shape {getattr(self, name).shape}, allowed is (B, T) as tokens, here {shape}"
                 )
+        if self.groups.shape != shape[:1]:
+            raise ValueError(f"groups has shape {self.groups.shape}, allowed is (B,), here {shape[:1]}")
 
     @classmethod
     def of_trainer(cls, trainer: Any, step: int, limit: int) -> TokenBatch | None:
@@ -78,6 +89,7 @@ class TokenBatch:
 
         mask = take(mask)
         kinds, tokens = np.unique(take(inputs["completion_ids"]), return_inverse=True)
+        decode = trainer.processing_class.decode
         advantages = inputs["advantages"]
         if advantages.dim() == 1:
             advantages = advantages.unsqueeze(1).expand_as(logps)
@@ -90,7 +102,8 @@ class TokenBatch:
         }
         return cls(
             step=step,
-            texts=np.array([trainer.processing_class.decode([int(kind)]) for kind in kinds], dtype=np.str_),
+            texts=np.array([decode([int(kind)]) for kind in kinds], dtype=np.str_),
+            **_prompts(inputs, rows, decode),
             tokens=tokens.reshape(mask.shape).astype(np.int32),
             mask=mask,
             **{name: np.where(mask, take(values.float()), np.float32(0)) for name, values in floats.items()},
@@ -114,18 +127,34 @@ class TokenBatch:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                arrays = {f.name: file[f.name] for f in fields(cls) if f.name in file or f.name != "mean_slope"}
+                arrays = {f.name: file[f.name] for f in fields(cls) if f.name in file or f.name not in _LATER}
             return cls(**{**arrays, "step": int(arrays["step"])})
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{str(path)!r} is not a record of tokens: {error}") from error
 
 
-def read_batches(folder: Path) -> list[TokenBatch]:
-    """The batches in a folder, in the order of their updates; none if there is no folder."""
+def _prompts(inputs: dict[str, Any], rows: int, decode: Callable[[list[int]], str]) -> dict[str, Any]:
+    """`TokenBatch.prompts` and `groups`; completions come shuffled, and only prompts tell which belong together."""
+    if "prompt_ids" not in inputs:
+        return {}
+    pairs = zip(inputs["prompt_ids"][:rows], inputs["prompt_mask"][:rows], strict=True)
+    asked = [tuple(ids[keep.bool()].tolist()) for ids, keep in pairs]
+    distinct = {ids: number for number, ids in enumerate(dict.fromkeys(asked))}
+    texts = np.array([decode(list(ids))[-LONGEST_PROMPT:] for ids in distinct], dtype=np.str_)
+    return {"prompts": texts, "groups": np.array([distinct[ids] for ids in asked], np.int32)}
+
+
+def list_batches(folder: Path) -> list[Path]:
+    """The batches' files in a folder, in the order of their updates; none if there is no folder."""
     found = [
         (int(m[1]), path) for path in folder.glob("*.npz") if (m := re.fullmatch(r"batch-(\d+)\.npz", path.name))
     ]
-    return [TokenBatch.load(path) for _, path in sorted(found)]
+    return [path for _, path in sorted(found)]
+
+
+def read_batches(folder: Path) -> list[TokenBatch]:
+    """The batches in a folder, in the order of their updates; none if there is no folder."""
+    return [TokenBatch.load(path) for path in list_batches(folder)]
 
 
 def steps_to_record(updates: int, per_rollout: float, batches: int) -> set[int]:

@@ -135,7 +135,7 @@ export function bandBounds(old, [low, high], f) {
 const pairOf = (radius) => (Array.isArray(radius) ? radius : [radius, radius]);
 
 /** A ball of a divergence; factor(old) multiplies its radii. Membership is one evaluation of g_f and no root. */
-function ball(o, twoSided = false, factor = () => 1) {
+function ball(o, round, twoSided = false, factor = () => 1) {
   const f = getDivergence(o.divergence), [low, high] = pairOf(o.radius);
   const cap = o.cap ?? Infinity, floor = o.floor ?? 0, logCap = Math.log(cap), logFloor = Math.log(floor);
   return {
@@ -145,62 +145,68 @@ function ball(o, twoSided = false, factor = () => 1) {
       return [Math.max(Math.exp(lower), floor), Math.min(Math.exp(upper), cap)];
     },
     inside(now, old) {
-      const within = binaryDivergence(now, old, f) <= (now > old ? high : low) * factor(old);
-      return within && now - old >= logFloor && now - old <= logCap;
+      const within = binaryDivergence(now, old, f) <= round((now > old ? high : low) * factor(old)), x = round(now - old);
+      return within && x >= round(logFloor) && x <= round(logCap);
     },
   };
 }
 
 /** Any interval of ratios: bounds(old, entropy) -> [lower, upper]. */
-function interval(bounds, twoSided = false) {
+function interval(bounds, round, twoSided = false) {
   return {
     twoSided, bounds,
     inside(now, old, entropy) {
-      const [lower, upper] = bounds(old, entropy), ratio = Math.exp(now - old);
-      return ratio >= lower && ratio <= upper;
+      const [lower, upper] = bounds(old, entropy), ratio = round(Math.exp(round(now - old)));
+      return ratio >= round(lower) && ratio <= round(upper);
     },
   };
 }
 
 const RULES = {
-  band: (o) => ball(o),
-  "dppo-tv": (o) => ball(o),
-  "dppo-kl": (o) => ball(o),
-  ipo: (o) => ball(o, true),
-  "adaptive-band": (o) => ball(o, false, (old) => clamp(-old / o.reference, o.smallest, o.largest)),
-  "relaxed-band": (o) => {
+  band: (o, round) => ball(o, round),
+  "dppo-tv": (o, round) => ball(o, round),
+  "dppo-kl": (o, round) => ball(o, round),
+  ipo: (o, round) => ball(o, round, true),
+  "adaptive-band": (o, round) => ball(o, round, false, (old) => clamp(-old / o.reference, o.smallest, o.largest)),
+  "relaxed-band": (o, round) => {
     const f = getDivergence(o.divergence), logLow = Math.log(1 - o.low), logHigh = Math.log1p(o.high);
-    return interval((old) => {
-      const [lower, upper] = bandBounds(old, pairOf(o.radius), f);
-      return [Math.exp(Math.min(lower, logLow)), Math.exp(Math.max(upper, logHigh))];
-    });
+    const inner = ball(o, round), outer = RULES.clip(o, round);
+    return {
+      twoSided: false,
+      bounds(old) {
+        const [lower, upper] = bandBounds(old, pairOf(o.radius), f);
+        return [Math.exp(Math.min(lower, logLow)), Math.exp(Math.max(upper, logHigh))];
+      },
+      inside: (now, old) => outer.inside(now, old) || inner.inside(now, old),
+    };
   },
-  clip: (o) => interval(() => [1 - o.low, 1 + o.high]),
-  dcpo: (o) => interval((old) => {
+  clip: (o, round) => interval(() => [1 - o.low, 1 + o.high], round),
+  dcpo: (o, round) => interval((old) => {
     const inverse = Math.exp(-old), upper = 0.5 + 0.5 * Math.sqrt(1 + 4 * o.high * inverse);
     return [0.5 + 0.5 * Math.sqrt(Math.max(1 - 4 * o.low * inverse, 0)), Math.min(upper, o.cap ?? Infinity)];
-  }),
-  ripo: (o) => interval((old) => {
+  }, round),
+  ripo: (o, round) => interval((old) => {
     const reach = Math.sqrt(o.radius) * Math.exp(-0.5 * old);
     return [Math.max(1 - reach, 0), 1 + reach];
-  }),
-  estr: (o) => interval((old, entropy) => {
+  }, round),
+  estr: (o, round) => interval((old, entropy) => {
     const reach = Math.sqrt(o.threshold * (Math.max(entropy, 0) + o.epsilon));
     return [Math.exp(-reach), Math.exp(reach)];
-  }, true),
-  none: () => interval(() => [0, Infinity]),
+  }, round, true),
+  none: (o, round) => interval(() => [0, Infinity], round),
 };
 
-/** The rule of a mapping {name, ...options} that states every option. */
-export function makeRule(stated) {
-  const rule = RULES[stated.name](stated), inside = rule.inside;
+/** The rule of a mapping {name, ...options} that states every option; single: rounds as the package does for float32. */
+export function makeRule(stated, single = false) {
+  const rule = RULES[stated.name](stated, single ? Math.fround : (x) => x), inside = rule.inside;
+  const unit = single ? 2 ** -24 : ULP;
   // A log-prob of 0 is a p rounded to 1: the smallest change that agrees with it (bandpo.core.coins.settle).
   rule.inside = (now, old, entropy) => inside(
-    now === 0 ? clamp(old, -ULP, 0) : now, old === 0 ? clamp(now, -ULP, 0) : old, entropy);
+    now === 0 ? clamp(old, -unit, 0) : now, old === 0 ? clamp(now, -unit, 0) : old, entropy);
   /** Whether a token loses its gradient: outside, and pushed further out unless the rule is a two-sided mask. */
   rule.clipped = (now, old, advantage, entropy) => {
-    if (advantage === 0 || rule.inside(now, old, entropy)) return false;
-    return rule.twoSided || (advantage > 0 ? now > old : now < old);
+    if (advantage === 0 || !(rule.twoSided || (advantage > 0 ? now > old : now < old))) return false;
+    return !rule.inside(now, old, entropy);
   };
   return rule;
 }

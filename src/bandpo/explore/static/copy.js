@@ -20,6 +20,8 @@ const statedOptions = (rule, defaults) =>
 
 const yamlOf = (entries) => `{${entries.map(([key, value]) => `${key}: ${plain(value)}`).join(", ")}}`;
 
+const pythonOf = (rule, defaults) => `{${statedOptions(rule, defaults).map(([key, value]) => `"${key}": ${literal(value, "None")}`).join(", ")}}`;
+
 /** Name of the form -> (rule {name, ...options}, what the page knows of it) -> text. */
 export const FORMS = {
   Python(rule, { class: kind, options }) {
@@ -29,9 +31,8 @@ export const FORMS = {
       + "result = bandpo.policy_loss(logps, old_logps, advantages, mask, rule=rule)";
   },
   TRL(rule, { options }) {
-    const entries = statedOptions(rule, options).map(([key, value]) => `"${key}": ${literal(value, "None")}`);
     return "from bandpo.training import BandGRPOConfig, BandGRPOTrainer\n\n"
-      + `args = BandGRPOConfig(output_dir="out", steps_per_generation=4, rule={${entries.join(", ")}})`;
+      + `args = BandGRPOConfig(output_dir="out", steps_per_generation=4, rule=${pythonOf(rule, options)})`;
   },
   "recipe (YAML)": (rule, { options }) => `rule: ${yamlOf(statedOptions(rule, options))}`,
   verl(rule, { options }) {
@@ -47,4 +48,11 @@ export const FORMS = {
     return `[trainer.loss]\ntype = "custom"\nimport_path = "bandpo.integrations.prime_rl.band_loss"\n\n`
       + `[trainer.loss.kwargs.rule]\n${[...lines, ...lacking].join("\n")}`;
   },
+  SkyRL: (rule, { options }) => "from bandpo.integrations.skyrl import register\n"
+    + `from skyrl.train.entrypoints.main_base import main\n\nregister(${pythonOf(rule, options)})\nmain()\n\n`
+    + "# python THIS_FILE.py trainer.algorithm.policy_loss_type=bandpo ...",
+  "ms-swift": (rule, { options }) => `from bandpo.integrations.ms_swift import install\n\ninstall(${pythonOf(rule, options)})\n\n`
+    + "# swift rlhf --rlhf_type grpo --external_plugins THIS_FILE.py --num_iterations 4 ...",
+  "NeMo-RL": (rule, { options }) => "from bandpo.integrations.nemo_rl import BandPGLossFn\n\n# after setup(...), for grpo_train\n"
+    + `loss_fn = BandPGLossFn(master_config.loss_fn, rule=${pythonOf(rule, options)})`,
 };

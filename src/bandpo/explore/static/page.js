@@ -3,79 +3,23 @@ import { bandBounds, binaryDivergence, getDivergence, makeRule } from "./band.js
 import { simulate } from "./sim.js";
 import { FORMS } from "./copy.js";
 import { element, Plot, short } from "./plot.js";
+import { byId, labelled, legendItem, numberField, numberRow, selectField, twoColumns } from "./controls.js";
+import { sourcesOf } from "./sources.js";
+import { RUN_FIELDS, runPanel } from "./run.js";
+import { TOKENS_FIELDS, tokensPanel } from "./tokens.js";
+import { SAVING_FIELDS, savingPanel } from "./saving.js";
 import { NUMBERS, positive, PROBABILITY, SETTINGS, SIDES, stateOf, takesPair } from "./state.js";
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const byId = (id) => document.getElementById(id);
 const LETTERS = { a: "A", b: "B" };
 const NAMED = ["kl", "reverse_kl", "tv", "chi2", "neyman_chi2", "hellinger2", "js", "jeffreys"];
-const { freshRule, freshState, optionsInWords, address, readAddress } = stateOf(DATA);
+const FIELDS = { run: RUN_FIELDS, tokens: TOKENS_FIELDS, saving: SAVING_FIELDS };
+const PANELS = { run: runPanel, tokens: tokensPanel, saving: savingPanel };
+const { freshRule, freshState, optionsInWords, address, readAddress } = stateOf(DATA, FIELDS);
 
 let state = freshState();
 
-// --- controls ------------------------------------------------------------------------------------------------------
-
-/** The label of an input, the input, and the line for what is wrong with it. */
-function numberField(id, spec, value, change) {
-  const input = element("input", { type: "number", id, step: "any", value: value === null ? null : short(value), placeholder: spec.none ? "none" : null });
-  const bad = element("p", { class: "bad", id: `${id}-bad`, role: "alert" });
-  input.setAttribute("aria-describedby", bad.id);
-  input.addEventListener("input", () => {
-    const empty = input.value === "" && !input.validity.badInput;
-    const found = empty ? NaN : Number(input.value), fits = (empty && spec.none) || (!input.validity.badInput && spec.fits(found));
-    input.setAttribute("aria-invalid", !fits);
-    bad.textContent = fits ? "" : `${spec.label} is ${input.value || "empty"}; allowed is ${spec.allowed}. The last good value stays.`;
-    if (fits) change(empty ? null : found);
-  });
-  return { input, bad };
-}
-
-/** A slider and a number, in step. */
-function numberRow(id, spec, value, change) {
-  const steps = 1000, { low, high, log, none } = spec;
-  const toValue = (at) => short(log ? low * (high / low) ** (at / steps) : low + (high - low) * at / steps);
-  const toSlider = (x) => {
-    if (x === null) return none === "high" ? steps : 0;
-    const share = log ? Math.log(Math.max(x, low) / low) / Math.log(high / low) : (x - low) / (high - low);
-    return Math.round(Math.min(Math.max(share, 0), 1) * steps);
-  };
-  const slider = element("input", { type: "range", min: 0, max: steps, "aria-label": `${spec.label}, slider`, id: `${id}-slider` });
-  const say = (x) => slider.setAttribute("aria-valuetext", x === null ? "none" : short(x));
-  const { input, bad } = numberField(id, spec, value, (x) => {
-    slider.value = toSlider(x);
-    say(x);
-    change(x);
-  });
-  const show = (x) => {
-    slider.value = toSlider(x);
-    input.value = x === null ? "" : short(x);
-    input.setAttribute("aria-invalid", false);
-    bad.textContent = "";
-    say(x);
-  };
-  slider.addEventListener("input", () => {
-    const at = Number(slider.value), x = none && at === (none === "high" ? steps : 0) ? null : Number(toValue(at));
-    show(x);
-    slider.value = at;
-    change(x);
-  });
-  show(value);
-  const row = element("div", { class: "row" }, element("label", { for: id }, spec.label), slider, input, bad);
-  return { row, show };
-}
-
-function selectField(id, label, options, value, change) {
-  const entries = Array.isArray(options) ? options.map((one) => [one, one]) : Object.entries(options);
-  const select = element("select", { id }, ...entries.map(([key, text]) => element("option", { value: key, selected: key === value }, text)));
-  select.addEventListener("change", () => change(select.value));
-  return { select, label: element("label", { for: id }, label) };
-}
-
-const twoColumns = ({ select, label }) => element("div", { class: "row two" }, label, select);
-const labelled = ({ select, label }) => {
-  label.append(select);
-  return label;
-};
+// --- the rules ------------------------------------------------------------------------------------------------------
 
 function divergenceRows(side, rule, rebuild, redraw) {
   const family = rule.divergence.startsWith("alpha:") ? "alpha" : rule.divergence;
@@ -195,8 +139,6 @@ function redrawBand() {
   byId("legend").replaceChildren(...entries.map(([name, text]) => legendItem(name, text)));
   fillTable(rules);
 }
-
-const legendItem = (name, text) => element("li", {}, element("svg", { class: "swatch", viewBox: "0 0 35 12", "aria-hidden": "true" }, element("path", { class: name, d: "M0 6H35" })), text);
 
 function fillTable(rules) {
   const head = ["p", ...SIDES.flatMap((side) => ["lower", "upper", "p × lower", "p × upper"].map((name) => `${LETTERS[side]}: ${name}`))];
@@ -438,21 +380,42 @@ function curvesOf(settings, labels, states) {
 
 // --- all of it -----------------------------------------------------------------------------------------------------
 
-let written = null;
+const PAUSE = 200;  // ms; browsers refuse an address that changes with every step of a slider
+let written = null, writing = null;
 
 function remember() {
   written = `#${address(state)}`;
-  history.replaceState(null, "", written);
+  writing ??= setTimeout(() => {
+    writing = null;
+    history.replaceState(null, "", written);
+  }, PAUSE);
 }
+
+let panels = [];  // of what was opened; each a function that draws anew after a change of rule A or B
 
 function redraw() {
   redrawBand();
   redrawMatch();
   redrawCopy();
+  panels.forEach((draw) => draw());
   point(state.p);
 }
 
-function load() {
+/** The panels of what was opened; a section without a source of its kind is not there. */
+function buildPanels() {
+  const there = Object.keys(PANELS).filter((name) => sourcesOf(DATA, name).length > 0);
+  Object.keys(PANELS).forEach((name) => {
+    byId(name).hidden = !there.includes(name);
+    document.querySelector(`nav a[href="#${name}"]`).parentElement.hidden = !there.includes(name);
+  });
+  const changed = (side) => {
+    fillRule(side);
+    redraw();
+  };
+  panels = there.map((name) => PANELS[name](DATA, state, { remember, nameOf, changed }));
+}
+
+function readState() {
   const hash = location.hash.slice(1), read = readAddress(hash.includes("=") ? hash : "");
   state = read.state;
   byId("ignored").textContent = read.ignored.length ? `Ignored in the address: ${read.ignored.join("; ")}.` : "";
@@ -463,6 +426,7 @@ function load() {
   buildCopy();
   buildSimulator();
   byId("chosen").value = state.chosen.join(", ");
+  buildPanels();
   redraw();
 }
 
@@ -494,6 +458,6 @@ document.querySelectorAll("nav a").forEach((link) => link.addEventListener("clic
   target.scrollIntoView();
 }));
 addEventListener("hashchange", () => {
-  if (location.hash !== written) load();
+  if (location.hash !== written) readState();
 });
-load();
+readState();

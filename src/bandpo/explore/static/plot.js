@@ -88,9 +88,17 @@ export class Plot {
     );
   }
 
-  /** Layers from the back: {kind: "line", points: [[x, y]]}, or "area" with points [[x, from, to]]; name: its class. */
+  /**
+   * Layers from the back, name: the class: {kind: "line", points: [[x, y]]}, "dots" likewise, "area" with points
+   * [[x, from, to]], or "marks" with [[x, text]], triangles at the top.
+   */
   draw(layers) {
     this.layers.replaceChildren(...layers.map(({ kind, points, name }) => {
+      if (kind === "dots") return element("path", { class: `dots ${name}`, d: points.map(([x, y]) => `M${this.toX(x).toFixed(1)} ${this.toY(y).toFixed(1)}h0`).join("") });
+      if (kind === "marks") {
+        const triangle = (x) => `M${(this.toX(x) - 5).toFixed(1)} ${SIZE.top}h10l-5 9z`;
+        return element("g", {}, ...points.map(([x, text]) => element("path", { class: `mark ${name}`, d: triangle(x) }, element("title", {}, text))));
+      }
       if (kind === "line") {
         return element("path", { class: `line ${name}`, d: pathOf(points.map(([x, y]) => [this.toX(x), this.toY(y)])) });
       }

@@ -45,13 +45,25 @@ function readNumber(key, text, { fits, allowed, none }) {
   return value;
 }
 
-/** The functions on the state, given what the page knows of rules and presets. */
-export function stateOf(known) {
+function oneOf(key, text, known) {
+  if (!known.includes(text)) throw new Error(`${key} is ${text || "empty"}; allowed is ${known.join(", ")}`);
+  return text;
+}
+
+// A field of a panel's state: {value: its default, read(text, key): the value that the address states, or an Error}.
+export const choiceField = (value, known) => ({ value, read: (text, key) => oneOf(key, text, known) });
+export const numberOf = (value, spec) => ({ value, read: (text, key) => readNumber(key, text, spec) });
+export const textField = (value = "") => ({ value, read: (text) => text });
+
+/** The functions on the state, given what the page knows of rules and presets, and panel -> name -> field. */
+export function stateOf(known, panels = {}) {
+  const freshPanels = () => Object.fromEntries(Object.entries(panels).map(([panel, fields]) => [panel, Object.fromEntries(Object.entries(fields).map(([key, field]) => [key, structuredClone(field.value)]))]));
+
   const freshRule = (name) => ({ name, ...structuredClone(known.rules[name].options) });
 
   function freshState() {
     const state = { a: freshRule("band"), b: freshRule("clip"), p: 0.05, entropy: 1, chosen: [0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 0.9, 0.99] };
-    return { ...state, match: { p: 0.1, epsilon: 0.2, side: "upper" }, copy: { form: "Python", rule: "a" }, sim: { preset: "bleeds", rules: "preset", settings: {} } };
+    return { ...freshPanels(), ...state, match: { p: 0.1, epsilon: 0.2, side: "upper" }, copy: { form: "Python", rule: "a" }, sim: { preset: "bleeds", rules: "preset", settings: {} } };
   }
 
   /** What a rule says that is not its default, as [key, text]. */
@@ -73,8 +85,8 @@ export function stateOf(known) {
     Object.entries(sim.settings).forEach(([key, value]) => found.set(`sim.${key}`, value));
     const usual = freshState();
     if (String(state.chosen) !== String(usual.chosen)) found.set("table", state.chosen);
-    for (const part of ["match", "copy"]) {
-      for (const [key, value] of Object.entries(usual[part])) if (state[part][key] !== value) found.set(`${part}.${key}`, state[part][key]);
+    for (const part of ["match", "copy", ...Object.keys(panels)]) {
+      for (const [key, value] of Object.entries(usual[part])) if (String(state[part][key]) !== String(value)) found.set(`${part}.${key}`, state[part][key] ?? "none");
     }
     return String(found).replace(/%(3A|2C|2F)/g, decodeURIComponent);  // : , / may stand in a fragment
   }
@@ -100,10 +112,6 @@ export function stateOf(known) {
         ignored.push(error.message);
       }
     };
-    const oneOf = (key, text, known) => {
-      if (!known.includes(text)) throw new Error(`${key} is ${text || "empty"}; allowed is ${known.join(", ")}`);
-      return text;
-    };
     const { sim } = state;
     const readers = {
       p: (text) => (state.p = readNumber("p", text, NUMBERS.p)),
@@ -121,6 +129,12 @@ export function stateOf(known) {
     for (const [key, spec] of Object.entries(SETTINGS)) {
       const name = `sim.${key}`;
       readers[name] = (text) => (sim.settings[key] = spec.options ? oneOf(name, text, spec.options) : readNumber(name, text, spec));
+    }
+    for (const [panel, fields] of Object.entries(panels)) {
+      for (const [key, field] of Object.entries(fields)) {
+        const name = `${panel}.${key}`;
+        readers[name] = (text) => (state[panel][key] = field.read(text, name));
+      }
     }
     const isOption = ([key]) => /^[ab]\./.test(key);
     for (const [key, text] of entries.filter((entry) => !isOption(entry))) {
