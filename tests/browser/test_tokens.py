@@ -162,6 +162,9 @@ def test_the_next_disagreement_by_a_key(look, pages):
     page.keyboard.type("n")
     assert page.input_value("#chosen").endswith("n"), "an input keeps its keys"
     assert page.evaluate("document.activeElement.id") == "chosen"
+    page.locator("#tokens-a-radius").focus()
+    page.keyboard.press("n")
+    assert page.evaluate("document.activeElement.id") == "tokens-a-radius", "also one of this panel"
     page.locator("#tokens-next").focus()
     page.keyboard.press("Enter")
     expect(focused).to_have_count(1)
