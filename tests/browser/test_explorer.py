@@ -62,7 +62,9 @@ def test_slider_and_number_give_the_bounds_of_the_package(visit, plain, name):
 
 
 def test_the_simulator_agrees_with_the_package(visit, plain):
-    page = visit(f"{plain}#a=band&b=clip&p=0.05&sim=bleeds&sim.prompts=96&sim.rollouts=4&sim.updates=8")
+    changes = {"prompts": 96, "rollouts": 4, "updates": 8, "learning_rate": 1.2}  # steps that tell the rules apart
+    asked = "".join(f"&sim.{name}={value}" for name, value in changes.items())
+    page = visit(f"{plain}#a=band&b=clip&p=0.05&sim=bleeds{asked}")
     page.locator("#sim-run").click()
     expect(page.locator("#sim-status")).to_contain_text("rollouts in", timeout=120_000)
     head, *rows = cells(page, "sim-table")
@@ -70,7 +72,7 @@ def test_the_simulator_agrees_with_the_package(visit, plain):
     preset = PRESETS["bleeds"]
     settings = load_simulation(preset.simulation)
     rules = {label: settings.rules[label] for label in preset.labels}
-    ours = simulate(settings.model_copy(update={"prompts": 96, "rollouts": 4, "updates": 8, "rules": rules}))
+    ours = simulate(settings.model_copy(update=changes | {"rules": rules}))
     assert [row[0] for row in rows] == list(preset.labels)
     for row, run in zip(rows, ours.runs.values(), strict=True):
         error = math.sqrt(2) * run.entropy_neutral.error[-1]
