@@ -118,7 +118,7 @@ function redrawBand() {
   const rules = SIDES.map((side) => makeRule(state[side]));
   const curves = rules.map((rule) => GRID.map((p) => [p, ...boundsOf(rule, p)]));
   const edge = GRID.map((p) => [p, 1 / p]), beyond = { kind: "area", points: GRID.map((p) => [p, 1 / p, 1e6]), name: "out" };
-  const both = (make) => curves.flatMap((points, i) => make(points, `c${i}`, rules[i]));
+  const both = (make) => curves.flatMap((points, i) => make(points, `c${i} d${i}`, rules[i]));
   const line = (points, name) => ({ kind: "line", points, name });
   const edgeLine = line(edge, "edge");
   const lines = (points, name) => [line(points.map(([p, low]) => [p, low]), name), line(points.map(([p, , high]) => [p, high]), name)];
@@ -135,7 +135,7 @@ function redrawBand() {
   }
   const needsEntropy = SIDES.some((side) => DATA.rules[state[side].name].needs.length > 0);
   byId("entropy-row").hidden = !needsEntropy;
-  const entries = [...SIDES.map((side, i) => [`line c${i}`, `${LETTERS[side]}: ${nameOf(state[side])}`]), ["line edge", "edge of the simplex, 1 / p, and no change"]];
+  const entries = [...SIDES.map((side, i) => [`line c${i} d${i}`, `${LETTERS[side]}: ${nameOf(state[side])}`]), ["line edge", "edge of the simplex, 1 / p, and no change"]];
   byId("legend").replaceChildren(...entries.map(([name, text]) => legendItem(name, text)));
   fillTable(rules);
 }
@@ -363,14 +363,14 @@ function curvesOf(settings, labels, states) {
   const x = { label: "rollouts", low: 0, high: settings.rollouts };
   const drawn = names.map((name) => new Plot(CURVES[name], x, { label: "", low: 0, high: 1 }));
   byId("sim-plots").replaceChildren(...drawn.map((plot) => plot.figure));
-  byId("sim-legend").replaceChildren(...labels.map((label, i) => legendItem(`line c${i}`, label)));
+  byId("sim-legend").replaceChildren(...labels.map((label, i) => legendItem(`line c${i} d${i}`, label)));
   return () => {
     drawn.forEach((plot, k) => {
       const series = labels.map((_, i) => states.map((seen) => [seen.rollout, seen.states[i][names[k]]]).filter(([, y]) => y !== undefined));
       const top = Math.max(1e-3, ...series.flat().map(([, y]) => y));
       plot.frame.y.high = names[k] === "success" ? 1 : top * 1.08;
       plot.drawAxes();
-      plot.draw(series.map((points, i) => ({ kind: "line", points, name: `c${i}` })));
+      plot.draw(series.map((points, i) => ({ kind: "line", points, name: `c${i} d${i}` })));
     });
     const last = states.at(-1), header = element("tr", {}, ...["rule", ...names.map((name) => CURVES[name])].map((name) => element("th", { scope: "col" }, name)));
     const rows = labels.map((label, i) => element("tr", {}, element("th", { scope: "row" }, label), ...names.map((name) => element("td", {}, short(last.states[i][name] ?? null)))));

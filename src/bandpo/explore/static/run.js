@@ -7,7 +7,7 @@ import { textField } from "./state.js";
 const MOST = 200;  // points of a curve; more are averaged in stretches
 const AT_FIRST = 12;  // runs shown without being asked to
 const EVERY = 2000;  // ms between two looks at a run that is going on
-const STYLES = 8;
+const COLORS = 8, DASHES = 9;  // without a common factor: a pair returns after all of them
 const CROWDED = 6;  // methods; shadings of more hide each other
 const USUAL = "reward,entropy,clip_fraction_high,clip_fraction_low,divergence";
 
@@ -15,7 +15,7 @@ const USUAL = "reward,entropy,clip_fraction_high,clip_fraction_low,divergence";
 export const RUN_FIELDS = { shown: textField(), hidden: textField(), metrics: textField(USUAL), point: textField(), at: textField(), detail: textField() };
 
 const listed = (text, by = "|") => text.split(by).filter(Boolean);
-const styleOf = (i) => `c${i % STYLES}`;
+const styleOf = (i) => `c${i % COLORS} d${i % DASHES}`;
 const meanOf = (xs) => xs.reduce((sum, x) => sum + x, 0) / xs.length;
 
 // --- numbers -------------------------------------------------------------------------------------------------------
