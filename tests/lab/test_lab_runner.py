@@ -199,6 +199,7 @@ def test_a_study_may_start_where_another_one_ended(tmp_path, monkeypatch):
     runner = StudyRunner(study, "mine", tmp_path / "out", Console(quiet=True))
     command = runner.command(study.runs()[0], runner.settings(study.runs()[0], {}), None)
     assert "model.path=../before/runs/GRPO/0/model" in command, "no path of this machine is kept"
+    assert runner.result().study.start == "../before"
 
 
 # Calibration

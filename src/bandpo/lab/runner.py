@@ -344,10 +344,12 @@ class StudyRunner:
     # What there is
 
     def result(self) -> StudyResult:
-        """The content of metrics.json."""
+        """The content of metrics.json, in which paths are relative to the study's directory."""
+        start = self.study.start
+        begun = {} if start is None else {"start": os.path.relpath(start, self.directory)}
         return StudyResult(
             name=self.name,
-            study=self.study,
+            study=self.study.model_copy(update=begun),
             environment=self.environment,
             calibration=self.calibration,
             runs=[
