@@ -128,10 +128,12 @@ class _SharedBand(Band):
         keep = tokens.mask.bool().expand_as(old)
         # Next to nothing in the place of 0, so that tokens which all have 0 share alike.
         weight = torch.where(keep, getattr(tokens, self.by).detach().to(old.dtype).clamp(min=TINY), 0.0)
-        mean = (weight.sum() / keep.sum().clamp(min=1)).clamp(min=TINY)
-        if can_look(mean) and not math.isfinite(mean):
-            raise ValueError(f"{self.by} has the mean {float(mean)} over unmasked tokens; allowed are finite numbers")
-        return _times(self.smallest + (1 - self.smallest) / mean * weight, super().radii(tokens))
+        total, count = weight.sum(), keep.sum()
+        if can_look(total) and not math.isfinite(total):
+            mean = float(total / count)
+            raise ValueError(f"{self.by} has the mean {mean} over unmasked tokens; allowed are finite numbers")
+        scale = (1 - self.smallest) * count / total.clamp(min=TINY)
+        return _times(weight * scale + self.smallest, super().radii(tokens))
 
 
 @dataclass(frozen=True, eq=False)
