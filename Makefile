@@ -44,6 +44,7 @@ test-newest-trl:
 docs: install $(VENV)/installed-test $(DOCS_VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build
+	$(BIN)/bandpo explore --export build/site/explorer-page.html
 
 bench: install
 	$(BIN)/python benchmarks/speed.py $(BENCH)
