@@ -107,8 +107,7 @@ def _check_positions(loaded: tuple[Any, Any], data: Data, max_new_tokens: int) -
     prompts = [task.prompt(problem, tokenizer) for task, problems in data.values() for problem in problems]
     shortage = find_shortage(model.config, [len(encode(prompt, tokenizer)) for prompt in prompts], max_new_tokens)
     if shortage is not None:
-        remedies = ["a model with more positions", "data without the longest questions"]
-        raise ValueError(shortage.sentence("--max-new-tokens ", remedies))
+        raise ValueError(shortage.sentence("--max-new-tokens "))
 
 
 Data = dict[str, tuple["Questions", list["Problem"]]]

@@ -201,10 +201,11 @@ class Controller:
 
     def _tell(self, error: float) -> str | None:
         state = self.state
-        if abs(error) <= HELD or error * state.before < 0:
-            state.waited = 0
         if abs(error) <= HELD:
+            state.waited = 0
             return None
+        if error * state.before < 0:
+            state.waited = 0
         if state.waited % PATIENCE == 0:
             state.before = error
         state.waited += 1

@@ -24,20 +24,21 @@ class Shortage:
     too_long: int
     prompts: int
 
-    def sentence(self, setting: str, remedies: Sequence[str]) -> str:
+    def sentence(self, setting: str, remedies: Sequence[str] = ()) -> str:
         """What does not fit, and what would help.
 
         Args:
             setting: The name of the setting that states the length of a completion.
-            remedies: Besides a smaller one of that.
+            remedies: Besides a smaller one of that, another model and other data.
         """
         left = self.positions - self.longest
-        all_remedies = [f"{setting}{left} or less"] if left > 0 else []
+        smaller = [f"{setting}{left} or less"] if left > 0 else []
+        others = ["a model with more positions", "data without the longest questions"]
         return (
             f"the longest prompt has {self.longest} tokens and {setting.rstrip('= ')} is {self.completion}, together "
             f"{self.longest + self.completion}, but the model has {self.positions} positions "
             f"(max_position_embeddings), too few for {self.too_long} of {self.prompts} prompts; give "
-            f"{', or '.join([*all_remedies, *remedies])}"
+            f"{', or '.join([*smaller, *remedies, *others])}"
         )
 
 

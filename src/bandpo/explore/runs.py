@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -16,13 +15,13 @@ import numpy as np
 from bandpo.core.rules import ClipRule
 from bandpo.explore.sources import check_run, kept_within
 from bandpo.files import read_lines
-from bandpo.lab.collect import ROLLOUT_SERIES, SERIES, UPDATE_SERIES, rollouts_of, updates_of
+from bandpo.lab.collect import ROLLOUT_SERIES, SERIES, UPDATE_SERIES, rollouts_of, rounded, updates_of
 from bandpo.lab.comparison import COMPUTE, compare
 from bandpo.lab.metrics import FinishedRun, Rollouts, StudyResult, Updates
 from bandpo.lab.schema import described_in
 from bandpo.lab.tables import point_text
 from bandpo.report import ledger, why
-from bandpo.report.curves import CURVES
+from bandpo.report.curves import CURVES, finite
 from bandpo.report.ledger_tables import NET, UNIT
 from bandpo.report.run_page import describe_run
 from bandpo.runs.run_dir import RunDirectory
@@ -31,7 +30,6 @@ from bandpo.words import first_line
 
 UNDRAWN = ("tokens",)  # they rise with the updates
 START = ""  # version of which nothing is known yet
-DIGITS = 4
 
 Data = dict[str, Any]  # JSON
 
@@ -161,11 +159,7 @@ def _numbers(path: Path, lines: Iterable[bytes], problems: list[str]) -> Iterabl
                     f'{path}:{number}: is not a log line ({first_line(error)}), expected {{"step": 1, ...}}'
                 )
             continue
-        yield {key: value for key, value in row.items() if _finite(value)}
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        yield {key: value for key, value in row.items() if finite(value) and not isinstance(value, bool)}
 
 
 def _state(run: RunDirectory) -> str:
@@ -229,7 +223,7 @@ def _ledger(rule: ClipRule, batches: Sequence[TokenBatch]) -> Data | None:
     for batch in seen:
         whole = ledger.whole(rule, [batch])
         values = 1000 * np.append(whole.entries[0], whole.net) / max(1, int(whole.tokens[0]))
-        rows.append([float(f"{value:.{DIGITS}g}") for value in values])
+        rows.append([rounded(value) for value in values])
     return {"unit": UNIT, "steps": [b.step for b in seen], "columns": [*ledger.COLUMNS, NET], "rows": rows}
 
 

@@ -268,7 +268,7 @@ class StudyRunner:
     def _run_job(self, run: Run) -> Job:
         extra = self.calibrated(run)
         assert extra is not None
-        return self._job(run, extra, finished=partial(self._keep, run), failed=partial(self._fail, run))
+        return self._job(run, extra, finished=partial(self._finish, run), failed=partial(self._fail, run))
 
     def _keep(self, run: Run) -> None:
         path = self.directory / run.folder
@@ -276,21 +276,22 @@ class StudyRunner:
         self.environment = replace(started, processor=processor(), cores=cores(), workers=self.workers)
         training = collect_run(path, entries_per_run(len(self.study.runs())))
         known = {**vars(self._head(run)), **vars(training), "status": "finished", "commit": started.commit}
-        self._record(run, FinishedRun(**known))
+        self.records[_key(run)] = FinishedRun(**known)
         if not self.study.keep:
             self._slim(path)
 
+    def _finish(self, run: Run) -> None:
+        self._keep(run)
+        self.write()
+
     def _fail(self, run: Run, reason: str) -> None:
-        self._record(run, replace(self._head(run), status="failed", error=reason))
+        self.records[_key(run)] = replace(self._head(run), status="failed", error=reason)
+        self.write()
 
     def _head(self, run: Run) -> RunResult:
         """What is known of a run before it starts."""
         command = shlex.join(self.command(run, self.settings(run, self.calibrated(run) or {}), None))
         return RunResult(method=run.method, point=run.point, seed=run.seed, status="waiting", command=command)
-
-    def _record(self, run: Run, record: RunResult) -> None:
-        self.records[_key(run)] = record
-        self.write()
 
     def _slim(self, path: Path) -> None:
         for folder in (RunDirectory(path).checkpoints, RunDirectory(path).model):

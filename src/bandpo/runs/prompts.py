@@ -42,7 +42,5 @@ def position_obstacle(
     shortage = find_shortage(sizes, lengths, completion_tokens)
     if shortage is None:
         return None
-    remedies = ["a model with more positions", "data without the longest questions"]
-    if config.model.scratch is not None:
-        remedies.insert(0, f"model.scratch.positions={shortage.longest + completion_tokens}")
-    return shortage.sentence("train.max_completion_length=", remedies)
+    larger = f"model.scratch.positions={shortage.longest + completion_tokens}"
+    return shortage.sentence("train.max_completion_length=", [] if config.model.scratch is None else [larger])

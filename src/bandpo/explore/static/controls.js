@@ -18,6 +18,18 @@ export function numberField(id, spec, value, change) {
   return { input, bad };
 }
 
+/** The parts of a table. head: its titles, none without; rows: [title or element, ...cells], a cell is a text or a td. */
+export function tableParts(head, rows, caption = null) {
+  const titles = element("tr", {}, ...head.map((title) => element("th", { scope: "col" }, title)));
+  const cell = (one) => (one instanceof Element ? one : element("td", {}, one));
+  const row = ([title, ...cells]) => element("tr", {}, element("th", { scope: "row" }, title), ...cells.map(cell));
+  return [
+    ...(caption === null ? [] : [element("caption", {}, caption)]),
+    ...(head.length ? [element("thead", {}, titles)] : []),
+    element("tbody", {}, ...rows.map(row)),
+  ];
+}
+
 /** A slider and a number, in step. */
 export function numberRow(id, spec, value, change) {
   const steps = 1000, { low, high, log, none } = spec;

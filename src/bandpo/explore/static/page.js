@@ -3,7 +3,7 @@ import { bandBounds, binaryDivergence, getDivergence, makeRule } from "./band.js
 import { simulate } from "./sim.js";
 import { FORMS } from "./copy.js";
 import { element, Plot, short } from "./plot.js";
-import { byId, labelled, legendItem, numberField, numberRow, selectField, twoColumns } from "./controls.js";
+import { byId, labelled, legendItem, numberField, numberRow, selectField, tableParts, twoColumns } from "./controls.js";
 import { sourcesOf } from "./sources.js";
 import { RUN_FIELDS, runPanel } from "./run.js";
 import { TOKENS_FIELDS, tokensPanel } from "./tokens.js";
@@ -147,10 +147,9 @@ function fillTable(rules) {
       const [low, high] = boundsOf(rule, p);
       return [low, high, p * low, p * high];
     });
-    return element("tr", {}, element("th", { scope: "row" }, short(p)), ...cells.map((x) => element("td", {}, short(x))));
+    return [p, ...cells].map(short);
   });
-  const header = element("tr", {}, ...head.map((name) => element("th", { scope: "col" }, name)));
-  byId("table").replaceChildren(element("thead", {}, header), element("tbody", {}, ...rows));
+  byId("table").replaceChildren(...tableParts(head, rows));
 }
 
 function point(p) {
@@ -372,9 +371,8 @@ function curvesOf(settings, labels, states) {
       plot.drawAxes();
       plot.draw(series.map((points, i) => ({ kind: "line", points, name: `c${i} d${i}` })));
     });
-    const last = states.at(-1), header = element("tr", {}, ...["rule", ...names.map((name) => CURVES[name])].map((name) => element("th", { scope: "col" }, name)));
-    const rows = labels.map((label, i) => element("tr", {}, element("th", { scope: "row" }, label), ...names.map((name) => element("td", {}, short(last.states[i][name] ?? null)))));
-    byId("sim-table").replaceChildren(element("caption", {}, `After ${last.rollout} rollouts`), element("thead", {}, header), element("tbody", {}, ...rows));
+    const last = states.at(-1), rows = labels.map((label, i) => [label, ...names.map((name) => short(last.states[i][name] ?? null))]);
+    byId("sim-table").replaceChildren(...tableParts(["rule", ...names.map((name) => CURVES[name])], rows, `After ${last.rollout} rollouts`));
   };
 }
 

@@ -1,6 +1,6 @@
 // Runs and studies: curves over the updates, seeds as bands, alarms, clipped shares by probability, entropy ledger.
 import { element, Plot, short } from "./plot.js";
-import { byId, labelled, legendItem, numberRow, selectField } from "./controls.js";
+import { byId, labelled, legendItem, numberRow, selectField, tableParts } from "./controls.js";
 import { load, sourcesOf } from "./sources.js";
 import { textField } from "./state.js";
 
@@ -224,9 +224,8 @@ export function runPanel(data, state, { remember }) {
       const [, y, low, high] = found;
       return high > low ? `${short(y)} (${short(low)} to ${short(high)})` : short(y);
     };
-    const rows = drawn.map(({ label, style }) => element("tr", {}, element("th", { scope: "row" }, label), ...plots.map(({ curves }) => element("td", {}, cell(curves.find((curve) => curve.style === style && curve.label === label))))));
-    const head = ["", ...plots.map(({ metric }) => metric.title)].map((title) => element("th", { scope: "col" }, title));
-    byId("run-table").replaceChildren(element("caption", {}, `Up to update ${at}`), element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
+    const rows = drawn.map(({ label, style }) => [label, ...plots.map(({ curves }) => cell(curves.find((curve) => curve.style === style && curve.label === label)))]);
+    byId("run-table").replaceChildren(...tableParts(["", ...plots.map(({ metric }) => metric.title)], rows, `Up to update ${at}`));
   }
 
   /** [update, sentence] of each alarm that fired. */
@@ -261,9 +260,9 @@ export function runPanel(data, state, { remember }) {
     };
     byId("run-clipped").replaceChildren(panelOf("Clipped above the upper bound, by old probability", "above"), panelOf("Clipped below the lower bound, by old probability", "below"));
     byId("run-bins").replaceChildren(...kept.map((j) => legendItem(`line ${styleOf(j)}`, bins[j])));
-    const head = ["old probability", ...steps.map((step) => `update ${step}`)].map((title) => element("th", { scope: "col" }, title));
-    const rows = kept.map((j) => element("tr", {}, element("th", { scope: "row" }, bins[j]), ...steps.map((_, i) => element("td", {}, `${clipped.above[i][j]} / ${clipped.below[i][j]} of ${tokens[i][j]}`))));
-    byId("run-clipped-table").replaceChildren(element("caption", {}, "Tokens clipped above / below, of those with an advantage"), element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
+    const head = ["old probability", ...steps.map((step) => `update ${step}`)];
+    const rows = kept.map((j) => [bins[j], ...steps.map((_, i) => `${clipped.above[i][j]} / ${clipped.below[i][j]} of ${tokens[i][j]}`)]);
+    byId("run-clipped-table").replaceChildren(...tableParts(head, rows, "Tokens clipped above / below, of those with an advantage"));
     byId("run-ledger").replaceChildren();
     byId("run-columns").replaceChildren();
     if (!ledger) return;

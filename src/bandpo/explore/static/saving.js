@@ -1,6 +1,6 @@
 // What a method would save: a study's ratios of compute to the reference's reward, times GPU hours and their price.
 import { element, short } from "./plot.js";
-import { byId, labelled, numberField, selectField } from "./controls.js";
+import { byId, labelled, numberField, selectField, tableParts } from "./controls.js";
 import { load, sourcesOf } from "./sources.js";
 import { choiceField, numberOf, textField } from "./state.js";
 
@@ -40,11 +40,11 @@ export function savingPanel(data, state, { remember }) {
       const rows = saving.filter((one) => one.point === point()).map((one) => {
         const ratio = one.ratios[mine.by], { why, hours } = savedOf({ ...one, ratio }, mine.hours);
         const shown = ratio === null ? "–" : ratio.low === null ? short(ratio.mean) : range([ratio.mean, ratio.low, ratio.high]);
-        const cells = why ? [element("td", { colspan: 2, class: "why" }, why)] : [hours, hours.map((x) => x * mine.price)].map((x) => element("td", {}, range(x)));
-        return element("tr", {}, element("th", { scope: "row" }, one.method), ...cells, element("td", {}, shown), element("td", {}, `${one.reached} of ${one.runs}`));
+        const cells = why ? [element("td", { colspan: 2, class: "why" }, why)] : [range(hours), range(hours.map((x) => x * mine.price))];
+        return [one.method, ...cells, shown, `${one.reached} of ${one.runs}`];
       });
-      const head = ["method", "GPU hours saved", "money saved", `${mine.by}, ratio to ${reference}`, "target reached"].map((title) => element("th", { scope: "col" }, title));
-      byId("saving-table").replaceChildren(element("caption", {}, `Of ${short(mine.hours)} GPU hours of ${reference} at ${short(mine.price)} an hour; below 0 it costs more`), element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
+      const head = ["method", "GPU hours saved", "money saved", `${mine.by}, ratio to ${reference}`, "target reached"];
+      byId("saving-table").replaceChildren(...tableParts(head, rows, `Of ${short(mine.hours)} GPU hours of ${reference} at ${short(mine.price)} an hour; below 0 it costs more`));
     }
 
     const selects = [

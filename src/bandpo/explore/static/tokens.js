@@ -1,6 +1,6 @@
 // The panel "Tokens": every token of a log in the color of a number or of a verdict, and where the rules disagree.
 import { makeRule } from "./band.js";
-import { byId, labelled, legendItem, numberRow, selectField, twoColumns } from "./controls.js";
+import { byId, labelled, legendItem, numberRow, selectField, tableParts, twoColumns } from "./controls.js";
 import { compareVerdicts, distancesOf, judgeTokens, LEVELS, levelsFor, nextDisagreement, placesOf, SCALES, scaleFor, stretchesOf, thresholdOf, tokensOf } from "./judging.js";
 import { element, short } from "./plot.js";
 import { load, sourcesOf } from "./sources.js";
@@ -433,12 +433,9 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     found[1].sort((x, y) => order(x) - order(y));
     [...byId("tokens-places").querySelectorAll("table")].forEach((table, k) => {
       const head = [k ? "positions" : "token", "clipped", "of all clipped", "of clipped A > 0", "of its own"];
-      const cells = ({ name, clipped: n, share, sharePositive, own: mine }) => element("tr", {}, element("th", { scope: "row" }, k ? name : element("code", { title: visibleToken(name) }, visibleToken(name))), ...[n.toLocaleString("en"), percent(share), percent(sharePositive), percent(mine)].map((x) => element("td", {}, x)));
-      table.replaceChildren(
-        element("caption", {}, found[k].length ? `Where ${rule} clips, by ${k ? "position" : "text"}` : `${rule[0].toUpperCase()}${rule.slice(1)} clips none of these tokens`),
-        ...(found[k].length ? [element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text))))] : []),
-        element("tbody", {}, ...found[k].map(cells)),
-      );
+      const cells = ({ name, clipped: n, share, sharePositive, own: mine }) => [k ? name : element("code", { title: visibleToken(name) }, visibleToken(name)), n.toLocaleString("en"), percent(share), percent(sharePositive), percent(mine)];
+      const caption = found[k].length ? `Where ${rule} clips, by ${k ? "position" : "text"}` : `${rule[0].toUpperCase()}${rule.slice(1)} clips none of these tokens`;
+      table.replaceChildren(...tableParts(found[k].length ? head : [], found[k].map(cells), caption));
     });
   }
 
