@@ -186,7 +186,7 @@ def _train(
         if processes.is_main_process:
             write_card(Path(folder), config)
 
-    with make_progress(console) as progress:
+    with make_progress(console, transient=True) as progress:
 
         def grade(when: str) -> EvaluationResult | None:
             result = None
@@ -263,5 +263,6 @@ def grade_heldout(
         identity={"when": when},
         progress=lambda n: progress.advance(bar, n),
     ).result
-    progress.update(bar, figures=f"success {result.success.mean:.3f}")
+    progress.update(bar, visible=False)
+    progress.console.print(f"success {when} training: {result.success}", highlight=False)
     return result
