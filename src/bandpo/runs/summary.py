@@ -67,7 +67,12 @@ def print_summary(summary: RunSummary, output: Path, console: Console) -> None:
     """
     before, after = summary.before, summary.after
     if before and after:
-        table = Table(title=f"{before.prompts} held-out problems, {before.samples} samples each", box=SIMPLE_HEAD)
+        table = Table(
+            title=f"{before.prompts} held-out problems, {before.samples} samples each",
+            box=SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+        )
         for title in ("", "before", "after"):
             table.add_column(title, justify="left" if not title else "right")
         for row in metric_rows([before, after]):
