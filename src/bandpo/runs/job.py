@@ -22,7 +22,7 @@ from bandpo.files import append_line, locked, write_atomic
 from bandpo.interrupts import Request, ends_on_sigterm, signal_of, tell
 from bandpo.models import load_model
 from bandpo.progress import make_progress
-from bandpo.runs.build import build_args, build_model, build_trainer
+from bandpo.runs.build import build_args, build_model, build_trainer, missing_sampler
 from bandpo.runs.callbacks import Alarms, BatchRecorder, ProgressDisplay, RunRecorder, StopsOnRequest
 from bandpo.runs.card import write_card
 from bandpo.runs.config import EvalConfig, RunConfig
@@ -98,6 +98,8 @@ def _run(
     )
     args = build_args(config, config.train, run)
     assert args.max_completion_length is not None
+    if (missing := missing_sampler(args)) is not None:
+        raise ValueError(missing)
     tested = [*train, *(heldout if config.eval is not None else ())]
     obstacle = position_obstacle(config, model.config, tokenizer, tested, args.max_completion_length)
     if obstacle is not None:
