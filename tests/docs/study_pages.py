@@ -391,7 +391,7 @@ def facts_table(name: str) -> Iterator[str]:
         [
             "runs",
             f"{len(result.study.methods)} methods{places} x {len(seeds)} seeds ({seeds[0]} to {seeds[-1]}): "
-            f"{len(runs)} finished, {len(result.runs) - len(runs)} not",
+            f"{len(runs)} of {len(result.runs)} finished",
         ],
         [
             "budget of a run",
@@ -411,7 +411,7 @@ def facts_table(name: str) -> Iterator[str]:
         ["tables of this page", f"`python tests/docs/study_pages.py`, from `results/{name}/metrics.json`"],
         ["more tables and pictures", f"`bandpo report results/{name}/metrics.json --output DIR`"],
     ]
-    yield from ["| | |", "|---|---|", *Table.of_text(["", ""], rows).markdown()[2:]]
+    yield from [f"| study | {name} |", "|---|---|", *Table.of_text(["", ""], rows).markdown()[2:]]
 
 
 def block(name: str, spec: Spec | None) -> str:
