@@ -164,7 +164,6 @@ STUDIES: dict[str, dict[str, Spec]] = {
     "many-again": {"results": Methods((), ("seeds with best", "range of best"))},
     "entropy-target": {"results": Methods(("success", "reward"), ("end",))},
 }
-COMMAND = "```sh\nbandpo compare {} --output DIR\n```"
 
 
 @cache
@@ -450,7 +449,8 @@ def rendered(name: str, page: str) -> str:
 def empty(name: str) -> str:
     """A page with nothing but its blocks."""
     marks = "\n\n".join(marked(mark, "") for mark in STUDIES[name])
-    return f"# {name}\n{COMMAND.format(name)}\n\n{marked('facts', '')}\n\n{marks}\n"
+    command = f"```sh\nbandpo compare {name} --output DIR\n```"
+    return f"# {name}\n\n{command}\n\n{marked('facts', '')}\n\n## Results\n{marks}\n"
 
 
 # The picture of docs/results.md.
@@ -469,7 +469,7 @@ PICTURED = {
 SHOWN = {"BandKL": "Band", "BandKL .05": "Band", "lower half": "its lower half", "upper half": "its upper half"}
 SHOWN["NoClip"] = "no clip"
 SERIES = {"Band": (0, "o"), "its lower half": (1, "v"), "its upper half": (2, "^"), "no clip": (3, "x")}
-LIMITS = (-0.3, 0.15)  # intervals go on beyond these edges
+MARGINS = (0.05, 0.07)  # beyond the outermost means; an interval may be longer
 
 
 def pictured() -> dict[str, dict[str, Interval]]:
@@ -503,17 +503,21 @@ def draw() -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.axvline(0, color=PAPER.muted, linewidth=1)
     titles = list(rows)
+    means = [i.mean for found in rows.values() for i in found.values()]
+    left, right = min(means) - MARGINS[0], max(means) + MARGINS[1]
     for y, (title, found) in enumerate(rows.items()):
         if y and title.split(", ")[1] != titles[y - 1].split(", ")[1]:
             axis.axhline(y - 0.5, color=PAPER.muted, linewidth=0.6, linestyle=":")
         for place, label in enumerate(found):
             at = y + 0.19 * (place - (len(found) - 1) / 2)
             style, marker = SERIES[label]
-            bar = [max(found[label].low, LIMITS[0]), min(found[label].high, LIMITS[1])]
+            bar = [max(found[label].low, left), min(found[label].high, right)]
             axis.plot(bar, [at, at], color=color(style), linewidth=1.5)
             axis.plot([found[label].mean], [at], marker=marker, color=color(style), markersize=5, linestyle="")
     axis.set(
-        xlim=LIMITS, ylim=(len(rows) - 0.5, -0.5), xlabel="mean reward minus that of the fixed clip, 95% over seeds"
+        xlim=(left, right),
+        ylim=(len(rows) - 0.5, -0.5),
+        xlabel="mean reward minus that of the fixed clip, 95% over seeds",
     )
     axis.set_yticks(range(len(rows)), titles)
     axis.tick_params(labelsize=9)
