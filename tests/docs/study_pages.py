@@ -62,6 +62,7 @@ VALUES = {
     "entropy": Value("held-out entropy", ".2f", of_metric("entropy")),
     "letters": Value("entropy [0:6]", ".2f", of_metric("entropy[0:6]")),
     "rest": Value("entropy [6:]", ".2f", of_metric("entropy[6:]")),
+    "divergence": Value("divergence", ".4f", lambda run: fmean(x for x in run.updates.divergence if x is not None)),
     "distinct": Value("right answers", ".2f", lambda run: held_out(run, "distinct")),
     "spread": Value("their entropy", ".2f", lambda run: held_out(run, "spread")),
     "pass@64": Value("pass@64", ".3f", of_metric("pass@64")),
@@ -160,6 +161,7 @@ STUDIES: dict[str, dict[str, Spec]] = {
     "drift": {
         "results": Methods(compared=("entropy",), shown=("letters", "rest", "reward", "range of entropy"), sort=True)
     },
+    "adaptive": {"results": Methods(OF_LETTERS, ("rest", "mean of divergence"))},
     "many": {"results": Methods(("success", "reward", "distinct", "spread", "entropy"), ("pass@64",))},
     "many-again": {"results": Methods((), ("seeds with best", "range of best"))},
     "entropy-target": {"results": Methods(("success", "reward"), ("end",))},
