@@ -120,7 +120,7 @@ def loadable(path: str) -> str:
     if local.is_file():
         if not source.endswith(".gguf"):
             raise ValueError(
-                f"model {path!r} is a file, allowed is a .gguf file, or a directory with config.json, weights and "
+                f"model {path!r} is a file; allowed: a .gguf file, or a directory with config.json, weights and "
                 "tokenizer"
             )
         return str(convert_gguf(local))

@@ -53,7 +53,7 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     """
     function = load_object(spec, what)
     if not callable(function):
-        raise ValueError(f"{what} {spec!r} is a {type(function).__name__}, allowed is a function")
+        raise ValueError(f"{what} {spec!r} is a {type(function).__name__}; allowed: a function")
     return function
 
 
@@ -67,7 +67,7 @@ def load_class(spec: str, what: str, base: type[Base]) -> type[Base]:
     if not (isinstance(found, type) and issubclass(found, base)):
         kind = "class" if isinstance(found, type) else type(found).__name__
         home = base.__module__.partition(".")[0]
-        raise ValueError(f"{what} {spec!r} is a {kind}, allowed is a subclass of {home}'s {base.__name__}")
+        raise ValueError(f"{what} {spec!r} is a {kind}; allowed: a subclass of {home}'s {base.__name__}")
     if inspect.isabstract(found):
         missing = ", ".join(f"{name}()" for name in sorted(found.__abstractmethods__))  # type: ignore[attr-defined]
         raise ValueError(f"{what} {spec!r} lacks {missing}")

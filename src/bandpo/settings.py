@@ -47,7 +47,7 @@ def find_yaml(kind: str, name: str, folder: Traversable) -> tuple[str, Path | No
         plural = folder.name  # recipes, studies
         if Path(name).is_dir():
             raise ValueError(
-                f"{kind} {name!r} is a directory without config.yaml; allowed is a .yaml file, or a name: "
+                f"{kind} {name!r} is a directory without config.yaml; allowed: a .yaml file, or a name: "
                 f"{', '.join(known)}"
             )
         raise ValueError(
@@ -71,7 +71,7 @@ def parse_mapping(text: str, what: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{what} is a {type(data).__name__}, allowed is a mapping of keys to values")
+        raise ValueError(f"{what} is a {type(data).__name__}; allowed: a mapping of keys to values")
     return data
 
 

@@ -14,7 +14,7 @@ def test_explore_writes_the_page_once(bandpo, tmp_path):
     first = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert first.startswith("<!DOCTYPE html>")
     assert first.rstrip().endswith("</html>")
-    with pytest.raises(ValueError, match=r"page\.html', which exists; allowed is a name that is free"):
+    with pytest.raises(ValueError, match=r"page\.html', which exists; allowed: a name that is free"):
         bandpo("explore", "--export", "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == first
 

@@ -49,9 +49,9 @@ def test_expected_beside_seen(bandpo, tmp_path):
         (["simulate", "neutrl"], "unknown simulation 'neutrl' (did you mean 'neutral'?)"),
         (["simulate", "rollouts=3"], "'rollouts=3' comes without a simulation; known: control, deciding"),
         (["simulate", "neutral", "group=1"], "group is 1: input should be greater than or equal to 2"),
-        (["simulate", "neutral", "neutral"], "names are neutral, neutral, allowed are distinct ones"),
+        (["simulate", "neutral", "neutral"], "names are neutral, neutral; allowed: distinct names"),
         (["simulate", "neutral", "rules={a: {name: band, radius: -1}}"], "radius must be > 0 and finite, got -1"),
-        (["simulate", "deciding", "answers=64"], "answers is 64, allowed is 1 to 60"),
+        (["simulate", "deciding", "answers=64"], "answers is 64; allowed: 1 to 60"),
     ],
 )
 def test_mistakes_are_one_line(bandpo, arguments, words):

@@ -76,7 +76,7 @@ MISTAKES = [
     (["train", "scratch", "model.pth=x"], "allowed here: path"),
     (["train", "scratch", "model.dtype=float8"], "model.dtype is 'float8'"),
     (["train", "scratch", "task.name=arithmetics"], "did you mean 'arithmetic'"),
-    (["train", "scratch", "rule=band"], "allowed is a mapping"),
+    (["train", "scratch", "rule=band"], "allowed: a mapping"),
     (["train", "scratch", "--resume"], "'scratch' is none"),
     (["eval", "m"], "Missing argument"),
     (["eval", "m", "data.jsonl", "--samples", "0"], "--samples"),

@@ -27,7 +27,7 @@ def test_pass_at_k_equals_enumeration():
 
 @pytest.mark.parametrize(("n", "c", "k"), [(4, 2, 5), (4, 2, 0), (4, 5, 1)])
 def test_pass_at_k_refuses(n, c, k):
-    with pytest.raises(ValueError, match="allowed is"):
+    with pytest.raises(ValueError, match="allowed:"):
         pass_at_k(n, c, k)
 
 
@@ -234,7 +234,7 @@ def test_nothing_to_evaluate(tiny, tmp_path):
 )  # fmt: skip
 def test_sampling_refuses(bad):
     ((name, value),) = bad.items()
-    with pytest.raises(ValueError, match=f"^{name} is {value}, allowed is "):
+    with pytest.raises(ValueError, match=f"^{name} is {value}; allowed: "):
         Sampling(**bad)
 
 

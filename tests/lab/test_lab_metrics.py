@@ -80,8 +80,8 @@ def broken(change):
     [
         (None, "does not exist; `bandpo compare STUDY --output DIR` writes it"),
         ("{", "is damaged"),
-        ("[]", "another format, allowed is 1 to 2"),
-        (broken(lambda data: data.update(format=3)), "another format, allowed is 1 to 2"),
+        ("[]", "another format; allowed: 1 to 2"),
+        (broken(lambda data: data.update(format=3)), "another format; allowed: 1 to 2"),
         (broken(lambda data: data.pop("runs")), "is damaged: runs: Field required"),
         (broken(lambda data: data["runs"][2]["updates"].pop("entropy")), "is damaged: runs.2.updates.entropy: Field"),
         (

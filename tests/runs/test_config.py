@@ -204,7 +204,7 @@ def test_a_task_of_ones_own(own):
         ("task={name: 'own_things:Lazy'}", ["task 'own_things:Lazy' lacks problems()"]),
         ("task={name: 'own_things:Doubles', tpo: 1}", ["unknown key 'tpo'", "did you mean 'top'"]),
         ("task={name: 'own_things:Doubles', top: a}", ["top is 'a'", "integer"]),
-        ("task={name: 'own_things:Other'}", ["the name 'other'", "allowed is 'own_things:Other'"]),
+        ("task={name: 'own_things:Other'}", ["the name 'other'", "allowed: 'own_things:Other'"]),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(own, override, words):
@@ -218,8 +218,8 @@ def test_what_cannot_be_used_is_one_sentence(own, override, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("Odd", "returned a list, allowed are two lists"),
-        ("Third", "returned a tuple of 3: list, list, list, allowed are two lists"),
+        ("Odd", "returned a list; allowed: two lists"),
+        ("Third", "returned a tuple of 3: list, list, list; allowed: two lists"),
         ("Words", "returned a str, not a Problem"),
     ],
 )

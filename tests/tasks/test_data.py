@@ -191,13 +191,13 @@ def test_a_copy_of_commonsense_qa(tmp_path):
         (CHOICES, "D", "answer 'D' in 'answer' is none of the choices A, B, C"),
         (["bank", "bank"], "bank", "answer 'bank' in 'answer' is none of the choices A, B"),
         (CHOICES["text"], 3, "answer '3' in 'answer' is none of the choices A, B, C"),
-        ("A, B or C", "A", "no choices in 'options', allowed are"),
-        ([{"name": "A"}], "A", "no choices in 'options', allowed are"),
-        (["one"], "A", "choices in 'options', allowed are two or more"),
-        ({"label": ["A", "A", "B"], "text": ["x", "y", "z"]}, "A", "choices in 'options', allowed are two or more"),
-        ({"label": ["A", "B"], "text": ["x"]}, "A", "choices in 'options', allowed are two or more"),
-        ({"label": ["A", "B"], "text": ["x", " "]}, "A", "choices in 'options', allowed are two or more"),
-        ({"name": 1}, "A", "choices in 'options', allowed are two or more"),
+        ("A, B or C", "A", "no choices in 'options'; allowed:"),
+        ([{"name": "A"}], "A", "no choices in 'options'; allowed:"),
+        (["one"], "A", "choices in 'options'; allowed: two or more"),
+        ({"label": ["A", "A", "B"], "text": ["x", "y", "z"]}, "A", "choices in 'options'; allowed: two or more"),
+        ({"label": ["A", "B"], "text": ["x"]}, "A", "choices in 'options'; allowed: two or more"),
+        ({"label": ["A", "B"], "text": ["x", " "]}, "A", "choices in 'options'; allowed: two or more"),
+        ({"name": 1}, "A", "choices in 'options'; allowed: two or more"),
         ([], "A", "'options' is empty"),
     ],
 )
@@ -241,15 +241,15 @@ def test_answers_of_one_value(tmp_path, answer, text):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (["1", "2"], "2 answers in 'answer', '1', '2'; allowed is one (the key 'answer.0' takes the first)"),
+        (["1", "2"], "2 answers in 'answer', '1', '2'; allowed: one (the key 'answer.0' takes the first)"),
         ([1, 2, 3, 4], "4 answers in 'answer', '1', '2', '3', ...; allowed"),
         ([], "'answer' is empty"),
-        ([None], "a NoneType in 'answer', allowed is a text or a number"),
+        ([None], "a NoneType in 'answer'; allowed: a text or a number"),
         ("", "'answer' is empty"),
         (" \n", "'answer' is empty"),
         (None, "'answer' is empty"),
         (float("nan"), "'answer' is empty"),
-        ({"value": 1}, "a dict in 'answer', allowed is a text or a number: {'value': 1}"),
+        ({"value": 1}, "a dict in 'answer'; allowed: a text or a number: {'value': 1}"),
     ],
 )
 def test_answers_that_cannot_be_used_are_counted(tmp_path, answer, words):
@@ -392,10 +392,10 @@ BAD_FILES = [
     (
         "a.json",
         json.dumps({"train": ROWS, "test": ROWS}),
-        ["several lists of rows, 'train', 'test'; allowed is one"],
+        ["several lists of rows, 'train', 'test'; allowed: one"],
     ),
     ("a.json", json.dumps({"data": []}), ["row 1: no 'question'; its keys are 'data'"]),
-    ("a.json", "3", ["a.json is a int, allowed is an object"]),
+    ("a.json", "3", ["a.json is a int; allowed: an object"]),
     (
         "a.csv",
         "question,answer\nWhat, then?,4\n",
@@ -465,7 +465,7 @@ def test_a_directory_where_a_file_was_meant(tmp_path):
     write(tmp_path / "a.jsonl" / "x.bin", "x")
     assert "is a directory, not a data file" in fault(str(tmp_path / "a.jsonl"))
     write(tmp_path / "texts" / "x.txt", "x")
-    assert "x.txt has no format that can be read; allowed are .jsonl" in fault(str(tmp_path / "texts"))
+    assert "x.txt has no format that can be read; allowed: .jsonl" in fault(str(tmp_path / "texts"))
 
 
 # Paths

@@ -360,7 +360,7 @@ def test_json_and_parquet_files(tmp_path):
     with pytest.raises(ValueError, match="is not a parquet file"):
         benchmark(str(tmp_path / "d.parquet"))
     (tmp_path / "e.json").write_text("[1]", encoding="utf-8")
-    with pytest.raises(ValueError, match="is a int, allowed is an object"):
+    with pytest.raises(ValueError, match="is a int; allowed: an object"):
         benchmark(str(tmp_path / "e.json"))
 
 
@@ -403,7 +403,7 @@ def own_rewards(tmp_path, monkeypatch):
 
 def test_own_rewards(own_rewards):
     assert Arithmetic(reward="my_rewards:half").score([Problem("1 + 1", "2")], ["x"]) == [(0.5, False)]
-    with pytest.raises(ValueError, match="'my_rewards:word' returned 'good', a str; allowed is a number"):
+    with pytest.raises(ValueError, match="'my_rewards:word' returned 'good', a str; allowed: a number"):
         Arithmetic(reward="my_rewards:word").score([Problem("1 + 1", "2")], ["x"])
 
 
@@ -414,7 +414,7 @@ def test_own_rewards(own_rewards):
         ("nowhere_at_all:f", ["'nowhere_at_all'", "ModuleNotFoundError"]),
         ("broken_rewards:f", ["'broken_rewards'", "ZeroDivisionError"]),
         ("my_rewards:hlf", ["my_rewards has no 'hlf'", "did you mean 'half'"]),
-        ("my_rewards:number", ["is a int, allowed is a function"]),
+        ("my_rewards:number", ["is a int; allowed: a function"]),
     ],
 )
 def test_wrong_rewards_are_named(own_rewards, reward, words):
@@ -530,8 +530,8 @@ def test_mixture_with_other_held_out_parts(tiny):
         ({"parts": []}, "at least 1 item"),
         ({"parts": [SUMS], "template": "qa"}, "template of a mixture is set in its parts"),
         ({"parts": [SUMS], "weights": [1, 2]}, "weights has 2 numbers for 1 parts"),
-        ({"parts": [SUMS], "weights": [0]}, "allowed are finite numbers > 0"),
-        ({"parts": [SUMS], "weights": [math.nan]}, "allowed are finite numbers > 0"),
+        ({"parts": [SUMS], "weights": [0]}, "allowed: finite numbers > 0"),
+        ({"parts": [SUMS], "weights": [math.nan]}, "allowed: finite numbers > 0"),
         ({"parts": [SUMS, {**PRODUCTS, "chat": False}]}, "agree on chat"),
         ({"parts": [{"name": "mixture", "parts": [SUMS]}]}, "mixture"),
     ],

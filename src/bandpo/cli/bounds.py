@@ -23,9 +23,9 @@ def bounds(
     """Show the ratio bounds that Band gives to tokens of some probabilities."""
     for value in p or []:
         if not 0 < value <= 1:
-            raise ValueError(f"--p is {value}, allowed is a probability above 0 and at most 1")
+            raise ValueError(f"--p is {value}; allowed: a probability above 0 and at most 1")
     if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise ValueError(f"--plot is {str(plot)!r}, allowed is a name that ends in .png or .svg")
+        raise ValueError(f"--plot is {str(plot)!r}; allowed: a name that ends in .png or .svg")
 
     import torch
     from rich.console import Console

@@ -88,7 +88,7 @@ def _check(sampling: Sampling, dtype: str) -> None:
     from bandpo.words import nearest
 
     if dtype not in MODEL_DTYPES:
-        raise ValueError(f"--dtype is {dtype!r}{nearest(dtype, MODEL_DTYPES)}, allowed are {', '.join(MODEL_DTYPES)}")
+        raise ValueError(f"--dtype is {dtype!r}{nearest(dtype, MODEL_DTYPES)}; allowed: {', '.join(MODEL_DTYPES)}")
     if sampling.temperature == 0 and sampling.samples > 1:
         raise ValueError(
             f"--temperature 0 would draw the same completion {sampling.samples} times; give --samples 1, or --greedy "

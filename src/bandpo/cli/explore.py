@@ -38,7 +38,7 @@ def explore(
     if port or open_browser:
         raise ValueError("--port and --open are of the server; --export writes a file instead")
     if export.exists():
-        raise ValueError(f"--export is {str(export)!r}, which exists; allowed is a name that is free")
+        raise ValueError(f"--export is {str(export)!r}, which exists; allowed: a name that is free")
     if not export.parent.is_dir():
         raise ValueError(f"--export is {str(export)!r}, but {str(export.parent)!r} is no directory")
 

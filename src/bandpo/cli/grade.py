@@ -107,7 +107,7 @@ def _row(where: str, number: int, line: str) -> Row:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is a {type(row).__name__}, allowed is an object")
+        raise ValueError(f"{where} is a {type(row).__name__}; allowed: an object")
     for key in ("completion", "answer"):
         if key not in row:
             raise ValueError(f"{where} has no {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
@@ -116,11 +116,11 @@ def _row(where: str, number: int, line: str) -> Row:
         answer = str(answer)
     for key, value in (("completion", completion), ("answer", answer)):
         if not isinstance(value, str):
-            raise ValueError(f"{where}: {key} is {value!r}, allowed is a string")
+            raise ValueError(f"{where}: {key} is {value!r}; allowed: a string")
     if not answer.strip():
         raise ValueError(f"{where}: answer is empty")
     if "expected" in row and not isinstance(expected, int | float):
-        raise ValueError(f"{where}: expected is {expected!r}, allowed is a number or a boolean")
+        raise ValueError(f"{where}: expected is {expected!r}; allowed: a number or a boolean")
     return Row(number, completion, answer, None if expected is None else float(expected))
 
 

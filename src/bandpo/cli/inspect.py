@@ -46,7 +46,7 @@ def inspect(
     """Show what clip rules would have done to the tokens that any framework logged."""
     for path in paths:
         if not path.exists():
-            raise ValueError(f"{str(path)!r} does not exist; allowed are token logs and directories of them")
+            raise ValueError(f"{str(path)!r} does not exist; allowed: token logs and directories of them")
 
     from bandpo.report.dumps import read_log
     from bandpo.report.inspection import inspect_log
@@ -82,7 +82,7 @@ def choose_rules(
     for text in others:
         options = read_numbers(parse_mapping(text, "--rule")) if ":" in text and "{" in text else {"name": text}
         if "name" not in options:
-            raise ValueError(f"--rule {text!r} has no name, allowed is a mapping such as {{name: band, radius: 0.1}}")
+            raise ValueError(f"--rule {text!r} has no name; allowed: a mapping such as {{name: band, radius: 0.1}}")
         made = make_rule(**options)
         asked[name_rule(made)] = made
     return with_rivals({reference: mine, **asked}), reference

@@ -42,7 +42,7 @@ def simulate(
     wanted = simulation_names() if names == [ALL] else names
     settings = {Path(name).stem: load_simulation(name, overrides) for name in wanted}
     if len(settings) < len(wanted):
-        raise ValueError(f"names are {', '.join(wanted)}, allowed are distinct ones")
+        raise ValueError(f"names are {', '.join(wanted)}; allowed: distinct names")
     files = {} if output is None else {name: output / f"{name}.json" for name in settings}
     for file in files.values():
         if file.exists():

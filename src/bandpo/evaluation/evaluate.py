@@ -72,7 +72,7 @@ def evaluate_into(
             files; nothing is changed then.
     """
     if not problems:
-        raise ValueError("problems is empty; allowed is at least one problem")
+        raise ValueError("problems is empty; allowed: at least one problem")
     settings = {
         **identity,
         "task": task.model_dump(mode="json"),

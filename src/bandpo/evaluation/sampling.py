@@ -63,13 +63,13 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, allowed is an integer >= 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: an integer >= 1")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature is {self.temperature:g}, allowed is a finite number >= 0")
+            raise ValueError(f"temperature is {self.temperature:g}; allowed: a finite number >= 0")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p:g}, allowed is a share above 0 and at most 1")
+            raise ValueError(f"top_p is {self.top_p:g}; allowed: a share above 0 and at most 1")
         if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}, allowed is an integer >= 0")
+            raise ValueError(f"seed is {self.seed}; allowed: an integer >= 0")
         check_cuts(self.cuts)
 
     def greedy(self) -> Sampling:
@@ -198,7 +198,7 @@ def check_cuts(cuts: tuple[int, ...] | None) -> tuple[int, ...] | None:
         ValueError: If they do not rise from 1 on.
     """
     if cuts is not None and not all(a < b for a, b in pairwise((0, *cuts))):
-        raise ValueError(f"cuts are {list(cuts)}, allowed are rising integers >= 1")
+        raise ValueError(f"cuts are {list(cuts)}; allowed: rising integers >= 1")
     return cuts
 
 

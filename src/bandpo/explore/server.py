@@ -111,7 +111,7 @@ def serve(paths: Sequence[Path], port: int, tell: Callable[[str], None]) -> None
         listening = socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
         raise ValueError(
-            f"port is {port}, which cannot be had ({error}); allowed is a free one, or 0 for any"
+            f"port is {port}, which cannot be had ({error}); allowed: a free one, or 0 for any"
         ) from None
     with listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))

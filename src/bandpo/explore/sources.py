@@ -85,7 +85,7 @@ def find_sources(paths: Sequence[Path], runs_of_studies: bool = True) -> tuple[l
     for path in paths:
         if not path.exists():
             raise ValueError(
-                f"{str(path)!r} does not exist; allowed are runs, studies, token logs and directories of them"
+                f"{str(path)!r} does not exist; allowed: runs, studies, token logs and directories of them"
             )
         root = path.resolve()
         mine = list(_below(root, runs_of_studies, problems))

@@ -43,7 +43,7 @@ def token_data(
         ValueError: If a path does not exist or holds no log, or the limit is not above 0.
     """
     if limit < 1:
-        raise ValueError(f"limit is {limit}, allowed is a number of tokens from 1 on")
+        raise ValueError(f"limit is {limit}; allowed: a number of tokens from 1 on")
     log = read_log(paths, decode)
     rows = _shown(log, limit)
     where = np.flatnonzero(np.isin(log.completion, rows))[:limit]

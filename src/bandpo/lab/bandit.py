@@ -300,7 +300,7 @@ class Policies:
         self.logits = self.logits + changes[0] + changes[1]
         if not bool(self.logits.isfinite().all()):
             rate = self.settings.learning_rate
-            raise ValueError(f"learning_rate is {rate}, allowed is a smaller one: the logits have overflowed")
+            raise ValueError(f"learning_rate is {rate}; allowed: a smaller one, because the logits have overflowed")
 
     def _note_state(self, log_pi: Tensor) -> None:
         entropy, deciding = entropy_of(log_pi), self.settings.deciding

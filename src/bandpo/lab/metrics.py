@@ -272,7 +272,7 @@ class StudyResult:
         except ValueError as error:
             raise ValueError(f"{str(path)!r} is damaged: {error}") from error
         if not isinstance(data, dict) or data.get("format") not in range(1, FORMAT + 1):
-            raise ValueError(f"{str(path)!r} has another format, allowed is 1 to {FORMAT}")
+            raise ValueError(f"{str(path)!r} has another format; allowed: 1 to {FORMAT}")
         try:
             return cls.parse(data)
         except ValueError as error:

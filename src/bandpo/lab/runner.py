@@ -118,7 +118,7 @@ class StudyRunner:
         if absent:
             raise ValueError(
                 f"start is {study.start!r}, which has no model of {len(absent)} of {len(study.runs())} runs, "
-                f"{absent[0]} among them; allowed is the directory of a finished study that was run with keep=true"
+                f"{absent[0]} among them; allowed: the directory of a finished study that was run with keep=true"
             )
         self.study = study
         self.name = name

@@ -115,15 +115,15 @@ class Simulation(Strict):
     @model_validator(mode="after")
     def _possible(self) -> Simulation:
         if self.deciding > self.positions:
-            raise ValueError(f"deciding is {self.deciding}, allowed is 0 to positions, {self.positions}")
+            raise ValueError(f"deciding is {self.deciding}; allowed: 0 to positions, {self.positions}")
         if isinstance(self.answers, list):
             ranks = set(self.answers)
             if len(ranks) < max(len(self.answers), 1) or min(ranks) < 0 or max(ranks) >= self.vocabulary:
                 last = self.vocabulary - 1
-                raise ValueError(f"answers are {self.answers}, allowed are distinct ranks from 0 to {last}")
+                raise ValueError(f"answers are {self.answers}; allowed: distinct ranks from 0 to {last}")
         elif not 1 <= self.answers <= self.vocabulary - self.first_rank:
             raise ValueError(
-                f"answers is {self.answers}, allowed is 1 to {self.vocabulary - self.first_rank}: the ranks from "
+                f"answers is {self.answers}; allowed: 1 to {self.vocabulary - self.first_rank}: the ranks from "
                 f"{self.first_rank} on in a vocabulary of {self.vocabulary}"
             )
         for label, rule in self.rules.items():
@@ -131,7 +131,7 @@ class Simulation(Strict):
                 raise ValueError(f"rules.{label} has no name; write it as {{name: band, radius: 0.05}}")
         for rollout, change in self.changes.items():
             if not 0 < rollout < self.rollouts:
-                raise ValueError(f"changes has {rollout}, allowed is a rollout from 1 to {self.rollouts - 1}")
+                raise ValueError(f"changes has {rollout}; allowed: a rollout from 1 to {self.rollouts - 1}")
             if change.target is not None and not any("control" in rule for rule in self.rules.values()):
                 raise ValueError(f"changes.{rollout} has a target, but no rule has a control")
         for label in {label for cells in self.expected for label in cells.values} - set(self.rules):

@@ -36,7 +36,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     """
     data = np.asarray(values, dtype=float)
     if not data.size:
-        raise ValueError("values is empty; allowed is at least one value")
+        raise ValueError("values is empty; allowed: at least one value")
     mean = float(data.mean())
     if data.size == 1:
         return Interval(mean, None, None)

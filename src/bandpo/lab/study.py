@@ -56,7 +56,7 @@ class Match(Strict):
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] < value[1]:
-            raise ValueError(f"range is {list(value)}, allowed are two numbers 0 < smallest < largest")
+            raise ValueError(f"range is {list(value)}; allowed: two numbers 0 < smallest < largest")
         return value
 
     @property
@@ -133,14 +133,14 @@ class Study(Strict):
     @classmethod
     def _known_metric(cls, value: str) -> str:
         if not _METRIC.fullmatch(value):
-            raise ValueError(f"metric is {value!r}, allowed is {DECIDING}")
+            raise ValueError(f"metric is {value!r}; allowed: {DECIDING}")
         return value
 
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, value: list[int]) -> list[int]:
         if len(set(value)) < len(value):
-            raise ValueError(f"seeds are {value}, allowed are distinct ones")
+            raise ValueError(f"seeds are {value}; allowed: distinct seeds")
         return value
 
     @model_validator(mode="after")
@@ -148,7 +148,7 @@ class Study(Strict):
         labels = [*self.methods, *self.sweep, *(label for axis in self.sweep for label in self.axis(axis))]
         for label in labels:
             if not LABEL.fullmatch(label):
-                raise ValueError(f"label {label!r}: allowed are letters, digits, spaces and . _ + = -")
+                raise ValueError(f"label {label!r}; allowed: letters, digits, spaces and . _ + = -")
         folders = [run.folder for run in self.runs()]
         if len(set(folders)) < len(folders):
             raise ValueError("two labels differ in nothing but spaces and underscores")
@@ -162,7 +162,7 @@ class Study(Strict):
             if match is None:
                 continue
             if match.method not in self.methods or self.match(match.method) is not None:
-                raise ValueError(f"methods.{label}.match.method is {match.method!r}, allowed is an unmatched method")
+                raise ValueError(f"methods.{label}.match.method is {match.method!r}; allowed: an unmatched method")
             if self.start is not None:
                 raise ValueError(f"methods.{label}.match: a pilot run has no model in {self.start!r} to start from")
         return self
@@ -305,7 +305,7 @@ def _check(study: Study, method: str, config: RunConfig) -> None:
     name, _, k = study.metric.partition("@")
     if config.eval is None:
         if study.metric != "reward":
-            raise ValueError(f"metric {study.metric!r} needs an evaluation, and eval is null; allowed is reward")
+            raise ValueError(f"metric {study.metric!r} needs an evaluation, and eval is null; allowed: reward")
     elif name == "pass" and int(k) > config.eval.samples:
         raise ValueError(f"metric is {study.metric!r}, but eval.samples is {config.eval.samples}")
     elif PART.fullmatch(study.metric) and study.metric not in map(part_name, slices(config.eval.cuts)):

@@ -64,7 +64,7 @@ def find_logs(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         if not path.exists():
-            raise ValueError(f"{str(path)!r} does not exist; allowed are token logs and directories of them")
+            raise ValueError(f"{str(path)!r} does not exist; allowed: token logs and directories of them")
         return [path]
     folder = path / "batches" if (path / "config.yaml").is_file() else path
     found = sorted((p for p in folder.rglob("*") if p.suffix in ENDINGS and p.is_file()), key=_natural)

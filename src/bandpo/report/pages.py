@@ -39,7 +39,7 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
         ValueError: If a path is none of these, no path is given, or several are and `output` is None.
     """
     if not paths:
-        raise ValueError("paths is empty, allowed is at least one run directory, study directory or metrics.json")
+        raise ValueError("paths is empty; allowed: at least one run directory, study directory or metrics.json")
     if output is None:
         if len(paths) > 1:
             raise ValueError(f"{len(paths)} paths are given; a report on several needs --output DIR")

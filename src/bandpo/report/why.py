@@ -268,5 +268,5 @@ def bin_labels(edges: Sequence[float]) -> list[str]:
 def _check_edges(edges: Sequence[float]) -> tuple[float, ...]:
     found = tuple(edges)
     if len(found) < 2 or found[0] != 0 or found[-1] != 1 or any(a >= b for a, b in pairwise(found)):
-        raise ValueError(f"edges are {found}, allowed are rising probabilities from 0 to 1")
+        raise ValueError(f"edges are {found}; allowed: rising probabilities from 0 to 1")
     return found

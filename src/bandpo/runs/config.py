@@ -151,7 +151,7 @@ def parse_rule(value: RuleSetting | Mapping[str, Any]) -> RuleSetting:
     if isinstance(value, RuleSetting):
         return value
     if not isinstance(value, Mapping):
-        raise ValueError(f"rule is {value!r}, allowed is a mapping such as {{name: band, radius: 0.05}}")
+        raise ValueError(f"rule is {value!r}; allowed: a mapping such as {{name: band, radius: 0.05}}")
     if "name" not in value:
         raise ValueError("rule has no name")
     if value["name"] == TRL_RULE and len(value) > 1:
@@ -270,9 +270,7 @@ def read_recipe(recipe: str, _heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     if base is None:
         return data
     if not isinstance(base, str):
-        raise ValueError(
-            f"recipe {recipe!r}: base is {base!r}, allowed is a recipe's name or the path of a .yaml file"
-        )
+        raise ValueError(f"recipe {recipe!r}: base is {base!r}; allowed: a recipe's name or the path of a .yaml file")
     if base.endswith((".yaml", ".yml")):
         base = str((Path(recipe).parent / Path(base).expanduser()).resolve())
     if base in (recipe, *_heirs):

@@ -51,7 +51,7 @@ def plan_steps(args: GRPOConfig, problems: int | None, processes: int | None = N
     rows_per_pass = args.per_device_train_batch_size * processes
     if completions % rows_per_pass:
         raise ValueError(
-            f"generation_batch_size is {completions}, allowed is a multiple of per_device_train_batch_size "
+            f"generation_batch_size is {completions}; allowed: a multiple of per_device_train_batch_size "
             f"{args.per_device_train_batch_size} x {processes} processes = {rows_per_pass}"
         )
     assert args.num_generations is not None

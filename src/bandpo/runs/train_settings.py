@@ -50,16 +50,16 @@ def check_train_settings(settings: dict[str, Any], config_class: type[GRPOConfig
             raise ValueError(f"train.{key} is set by {elsewhere[key]}; use that instead")
         if key not in known:
             raise ValueError(
-                f"unknown key 'train.{key}'{nearest(key, known)}; allowed is any field of TRL's GRPOConfig"
+                f"unknown key 'train.{key}'{nearest(key, known)}; allowed: any field of TRL's GRPOConfig"
             )
     hints = get_type_hints(config_class)
     checked = {key: _as_typed(key, value, hints[key]) for key, value in settings.items()}
     if checked.get("max_completion_length", 1) is None:
-        raise ValueError("train.max_completion_length is null, allowed is an integer >= 1")
+        raise ValueError("train.max_completion_length is null; allowed: an integer >= 1")
     limit = checked.get("save_total_limit")
     if limit is not None and limit < 2:
         raise ValueError(
-            f"train.save_total_limit is {limit}, allowed is an integer >= 2: the last checkpoint is kept until the "
+            f"train.save_total_limit is {limit}; allowed: an integer >= 2: the last checkpoint is kept until the "
             "next one is complete"
         )
     return checked
@@ -81,9 +81,9 @@ def _as_typed(key: str, value: Any, hint: Any) -> Any:
             typed = TypeAdapter(hint).validate_python(float(value) if in_text else value)
         except ValueError as error:  # pydantic's is one
             shown = str(value).lower() if isinstance(value, bool) else repr(value)
-            raise ValueError(f"train.{key} is {shown}, allowed is {_names(options)}") from error
+            raise ValueError(f"train.{key} is {shown}; allowed: {_names(options)}") from error
     if isinstance(typed, float) and math.isnan(typed):
-        raise ValueError(f"train.{key} is nan, allowed is {_names(options)}")
+        raise ValueError(f"train.{key} is nan; allowed: {_names(options)}")
     return typed
 
 

@@ -41,7 +41,7 @@ class Arithmetic(Task):
         if self.low > self.high:
             raise ValueError(f"low is {self.low}, above high, which is {self.high}")
         if not self.operations:
-            raise ValueError("operations is empty; allowed are '+', '-' and '*'")
+            raise ValueError("operations is empty; allowed: '+', '-' and '*'")
         if self.steps and (self.operations != ("+",) or self.low < 0):
             raise ValueError("steps needs operations ['+'] and low >= 0")
         if self.slips and not self.steps:

@@ -112,7 +112,7 @@ def _one(cell: Any, key: str) -> str:
         if len(several) != 1:
             raise ValueError(
                 f"{len(several)} answers in {key!r}, {', '.join(map(repr, several[:3]))}"
-                f"{', ...' if several[3:] else ''}; allowed is one (the key {f'{key}.0'!r} takes the first)"
+                f"{', ...' if several[3:] else ''}; allowed: one (the key {f'{key}.0'!r} takes the first)"
             )
         return several[0]
     if isinstance(cell, float) and cell.is_integer():
@@ -120,7 +120,7 @@ def _one(cell: Any, key: str) -> str:
     if isinstance(cell, float) and math.isnan(cell):
         raise ValueError(f"{key!r} is empty")
     if not isinstance(cell, str | numbers.Number):
-        raise ValueError(f"a {type(cell).__name__} in {key!r}, allowed is a text or a number: {excerpt(cell)}")
+        raise ValueError(f"a {type(cell).__name__} in {key!r}; allowed: a text or a number: {excerpt(cell)}")
     return str(cell).strip()
 
 
@@ -135,12 +135,12 @@ def _choices(cell: Any, key: str) -> dict[str, str]:
         labels, texts = list(ascii_uppercase[: len(cell)]), cell
     else:
         raise ValueError(
-            f"no choices in {key!r}, allowed are {{label: [...], text: [...]}}, a list of {{label, text}}, or up to "
+            f"no choices in {key!r}; allowed: {{label: [...], text: [...]}}, a list of {{label, text}}, or up to "
             f"{len(ascii_uppercase)} texts: {excerpt(cell)}"
         )
     choices = {str(label).strip(): str(text).strip() for label, text in zip(labels, texts, strict=False)}
     if len(labels) != len(texts) or len(choices) < max(2, len(labels)) or not all(choices.values()):
-        raise ValueError(f"choices in {key!r}, allowed are two or more with a label and a text each: {excerpt(cell)}")
+        raise ValueError(f"choices in {key!r}; allowed: two or more with a label and a text each: {excerpt(cell)}")
     return choices
 
 
@@ -175,11 +175,11 @@ def _conversation(cell: Any, key: str) -> tuple[tuple[Message, ...], str]:
     for role, _ in messages:
         if role not in ROLES:
             raise ValueError(
-                f"a message of role {role!r} in {key!r}{nearest(role, ROLES)}; allowed are {', '.join(ROLES)}"
+                f"a message of role {role!r} in {key!r}{nearest(role, ROLES)}; allowed: {', '.join(ROLES)}"
             )
     *context, last = messages
     if last.role != "user" or not last.content.strip():
-        raise ValueError(f"{key!r} ends with the message of role {last.role!r}, allowed is the user's, not empty")
+        raise ValueError(f"{key!r} ends with the message of role {last.role!r}; allowed: the user's, not empty")
     return tuple(context), last.content
 
 

@@ -58,7 +58,7 @@ class Mixture(Task):
             if len(self.weights) != len(self.parts):
                 raise ValueError(f"weights has {len(self.weights)} numbers for {len(self.parts)} parts")
             if not all(math.isfinite(w) and w > 0 for w in self.weights):
-                raise ValueError(f"weights is {list(self.weights)}, allowed are finite numbers > 0")
+                raise ValueError(f"weights is {list(self.weights)}; allowed: finite numbers > 0")
         return self
 
     @cached_property

@@ -64,7 +64,7 @@ def read_file(path: Path) -> list[Row]:
     """
     form = _format(path)
     if not form:
-        raise ValueError(f"{path} has no format that can be read; allowed are {', '.join(FORMATS)}, or a folder")
+        raise ValueError(f"{path} has no format that can be read; allowed: {', '.join(FORMATS)}, or a folder")
     try:
         return FORMATS[form](path)
     except OSError as error:
@@ -89,7 +89,7 @@ def _text(path: Path) -> str:
 def _objects(value: list[Any], where: str) -> list[Row]:
     for row in value:
         if not isinstance(row, dict):
-            raise ValueError(f"{where} is a {type(row).__name__}, allowed is an object")
+            raise ValueError(f"{where} is a {type(row).__name__}; allowed: an object")
     return value
 
 
@@ -125,7 +125,7 @@ def _wrapped(value: Row, path: Path) -> list[Row]:
     """The rows in {"data": [...]}, or the object itself as the only row."""
     lists = {key: held for key, held in value.items() if is_rows(held) and "role" not in held[0]}
     if len(lists) > 1:
-        raise ValueError(f"{path} holds several lists of rows, {', '.join(map(repr, lists))}; allowed is one")
+        raise ValueError(f"{path} holds several lists of rows, {', '.join(map(repr, lists))}; allowed: one")
     return next(iter(lists.values()), [value])
 
 

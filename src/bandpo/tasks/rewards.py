@@ -41,7 +41,7 @@ def math_scores(
     requests: dict[int, dict[str, Any]] = {}
     for i, (completion, answer) in enumerate(zip(completions, answers, strict=True)):
         if not answer.strip():
-            raise ValueError(f"the reference answer is {answer!r}; allowed is a mathematical expression")
+            raise ValueError(f"the reference answer is {answer!r}; allowed: a mathematical expression")
         stated = stated_answer(completion)
         if stated is not None and plain(stated) == plain(answer):
             continue
@@ -151,8 +151,8 @@ def scores(
     for completion, answer in zip(completions, answers, strict=True):
         value = reward(completion, answer)
         if not isinstance(value, numbers.Real):
-            raise ValueError(f"reward {name!r} returned {value!r}, a {type(value).__name__}; allowed is a number")
+            raise ValueError(f"reward {name!r} returned {value!r}, a {type(value).__name__}; allowed: a number")
         if not math.isfinite(value):
-            raise ValueError(f"reward {name!r} returned {value!r}; allowed is a finite number")
+            raise ValueError(f"reward {name!r} returned {value!r}; allowed: a finite number")
         result.append(Score(float(value)))
     return result

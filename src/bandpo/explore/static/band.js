@@ -65,7 +65,7 @@ export function getDivergence(name) {
   const a = name.startsWith("alpha:") && name.length > 6 ? Number(name.slice(6)) : NaN;
   if (!Number.isFinite(a) || a === 0 || a === 1) {
     const allowed = `${Object.keys(DIVERGENCES).join(", ")}, or alpha:a with a number a other than 0 and 1`;
-    throw new Error(`the divergence is ${name}; allowed is ${allowed}`);
+    throw new Error(`the divergence is ${name}; allowed: ${allowed}`);
   }
   return (DIVERGENCES[name] = { part: alphaPart(a), steep: a > 1, barrier: a < 0 });
 }

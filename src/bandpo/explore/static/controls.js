@@ -12,7 +12,7 @@ export function numberField(id, spec, value, change) {
     const empty = input.value === "" && !input.validity.badInput;
     const found = empty ? NaN : Number(input.value), fits = (empty && spec.none) || (!input.validity.badInput && spec.fits(found));
     input.setAttribute("aria-invalid", !fits);
-    bad.textContent = fits ? "" : `${spec.label} is ${input.value || "empty"}; allowed is ${spec.allowed}. The last good value stays.`;
+    bad.textContent = fits ? "" : `${spec.label} is ${input.value || "empty"}; allowed: ${spec.allowed}. The last good value stays.`;
     if (fits) change(empty ? null : found);
   });
   return { input, bad };

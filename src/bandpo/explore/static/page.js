@@ -432,7 +432,7 @@ byId("chosen").addEventListener("input", ({ target }) => {
   const parts = target.value.split(/[\s,;]+/).filter(Boolean), numbers = parts.map(Number);
   const wrong = parts.find((_, i) => !PROBABILITY.fits(numbers[i])), fits = parts.length > 0 && wrong === undefined;
   target.setAttribute("aria-invalid", !fits);
-  byId("chosen-bad").textContent = fits ? "" : `${wrong ?? "nothing"} is not allowed here; allowed is ${PROBABILITY.allowed}.`;
+  byId("chosen-bad").textContent = fits ? "" : `${wrong ?? "nothing"} is not allowed here; allowed: ${PROBABILITY.allowed}.`;
   if (!fits) return;
   state.chosen = numbers;
   fillTable(SIDES.map((side) => makeRule(state[side])));

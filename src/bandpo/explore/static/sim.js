@@ -159,7 +159,7 @@ export class Policies {
       sums.success += success;
     }
     if (Number.isNaN(sums.entropy_neutral + sums.entropy_deciding)) {
-      throw new Error(`The learning rate is ${this.settings.learning_rate}; allowed is a smaller one: the logits overflow.`);
+      throw new Error(`The learning rate is ${this.settings.learning_rate}; allowed: a smaller one, because the logits overflow.`);
     }
     return {
       success: deciding ? sums.success / P : null,

@@ -41,12 +41,12 @@ export const takesPair = (rule) => "radius" in rule && "cap" in rule;
 function readNumber(key, text, { fits, allowed, none }) {
   if (none && text === "none") return null;
   const value = text.trim() === "" ? NaN : Number(text);
-  if (!fits(value)) throw new Error(`${key} is ${text || "empty"}; allowed is ${allowed}`);
+  if (!fits(value)) throw new Error(`${key} is ${text || "empty"}; allowed: ${allowed}`);
   return value;
 }
 
 function oneOf(key, text, known) {
-  if (!known.includes(text)) throw new Error(`${key} is ${text || "empty"}; allowed is ${known.join(", ")}`);
+  if (!known.includes(text)) throw new Error(`${key} is ${text || "empty"}; allowed: ${known.join(", ")}`);
   return text;
 }
 

@@ -47,7 +47,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
   async function open(id) {
     source = sources.find((one) => one.id === id) ?? sources[0];
     const wanted = source;
-    byId("tokens-bad").textContent = id && source.id !== id ? `tokens.source is ${id}; allowed is ${sources.map((one) => one.id).join(", ")}.` : "";
+    byId("tokens-bad").textContent = id && source.id !== id ? `tokens.source is ${id}; allowed: ${sources.map((one) => one.id).join(", ")}.` : "";
     try {
       if (!opened.has(wanted.id)) opened.set(wanted.id, tokensOf(await load(wanted)));
     } catch (error) {
