@@ -333,7 +333,7 @@ def test_a_rule_of_ones_own():
         ({"advantage": "std"}, "advantage is 'std'"),
         ({"answers": 65}, "answers is 65; allowed: 1 to 64"),
         ({"answers": 0}, "answers is 0; allowed: 1 to 64"),
-        ({"answers": 61, "first_rank": 4}, "answers is 61; allowed: 1 to 60: the ranks from 4 on"),
+        ({"answers": 61, "first_rank": 4}, "answers is 61; allowed: 1 to 60, the ranks from 4 up"),
         ({"answers": [1, 1]}, "answers are [1, 1]; allowed: distinct ranks from 0 to 63"),
         ({"answers": [64]}, "answers are [64]; allowed: distinct ranks from 0 to 63"),
         ({"answers": []}, "answers are []"),

@@ -90,9 +90,12 @@ def broken(change):
         ),
         (
             broken(lambda data: data["runs"][0].update(method="Grpo")),
-            "runs.0.method is 'Grpo', no method",
+            "runs.0.method is 'Grpo', which is not a method",
         ),
-        (broken(lambda data: data["study"].update(reference="Grpo")), "is damaged: .*reference 'Grpo' is no method"),
+        (
+            broken(lambda data: data["study"].update(reference="Grpo")),
+            "is damaged: .*'Grpo' is not a method",
+        ),
         (broken(lambda data: data.update(environment=[])), "is damaged: environment"),
     ],
 )

@@ -412,7 +412,7 @@ def test_one_compare_at_a_time(tmp_path, whole):
     from bandpo.lab.runner import locked
 
     study, directory, _ = whole
-    with locked(directory), pytest.raises(ValueError, match="another `bandpo compare` works on"):
+    with locked(directory), pytest.raises(ValueError, match="another `bandpo compare` is running in"):
         run_study(study, directory)
 
 
