@@ -39,7 +39,7 @@ def test_expected_beside_seen(bandpo, tmp_path):
         "values: {band: 9.0}}, {metric: entropy_neutral, rollout: 0, prompts: 8, values: {band: 2.381}}]}"
     )
     said = bandpo("simulate", "mine.yaml")
-    assert "Expected and seen" in said
+    assert "Expected and observed" in said
     assert "1 of 2 within 2 standard errors" in said
 
 

@@ -99,7 +99,7 @@ def test_a_rule_that_needs_more_than_was_recorded_is_left_out_and_said():
     bounds, regions, said = rules.blocks
     assert regions.picture.panels[0].title == "clip"
     assert "mine" not in bounds.legend
-    assert said.text == "Not shown, because more than the old probability decides: mine (needs old_entropy)."
+    assert said.text == "Not shown, because they need more than the old probability: mine (needs old_entropy)."
 
 
 @pytest.mark.parametrize("positive", [True, False])

@@ -151,5 +151,5 @@ def show(log: TokenLog, found: Inspection) -> None:
         if table.notes:
             console.print(table.notes)
     for name, why in found.skipped.items():
-        console.print(f"{name} is left out: {why}.")
+        console.print(f"{name} is skipped: {why}.")
     console.print(f"Sampling: {found.sampling.text}.")

@@ -93,7 +93,7 @@ def study_data(path: Path, name: str) -> Data:
     """
     study = StudyResult.load(path)
     waiting = sum(run.status == "waiting" for run in study.runs)
-    problems = [f"{name}: {waiting} of {len(study.runs)} runs are to come."] if waiting else []
+    problems = [f"{name}: {waiting} of {len(study.runs)} runs are missing."] if waiting else []
     problems += [
         f"{name}: {run.method} {point_text(run.point)} seed {run.seed} failed: {run.error}" for run in study.failed
     ]
