@@ -49,7 +49,7 @@ def test_a_damaged_study_is_said_and_the_rest_is_shown(bandpo, tmp_path):
 def test_explore_without_a_run_is_a_sentence(bandpo, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments in (("empty", "--export", "page.html"), ("empty",)):
-        with pytest.raises(ValueError, match="'empty' holds no run"):
+        with pytest.raises(ValueError, match="'empty' contains no run"):
             bandpo("explore", *arguments)
     with pytest.raises(ValueError, match="'nowhere' does not exist"):
         bandpo("explore", "nowhere", "--export", "page.html")

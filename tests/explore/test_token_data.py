@@ -101,7 +101,7 @@ def test_more_than_the_limit_is_said_and_spread_over_whole_prompts(tmp_path, lim
 
 
 def test_a_limit_below_one_is_refused():
-    with pytest.raises(ValueError, match="limit is 0; allowed: a number of tokens from 1 on"):
+    with pytest.raises(ValueError, match="limit is 0; allowed: a number of tokens >= 1"):
         token_data([DUMPS], limit=0)
 
 

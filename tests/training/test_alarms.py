@@ -23,7 +23,7 @@ NAMES = [alarm.name for alarm in ALARMS]
 
 
 def update(**changes):
-    """A log line of a healthy run with several updates a rollout."""
+    """A log line of a healthy run with several updates per rollout."""
     return {
         "entropy": 0.5,
         "grad_norm": 1.0,

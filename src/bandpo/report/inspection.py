@@ -398,7 +398,7 @@ def _kept_mass(log: TokenLog) -> Evidence | None:
 
 
 def _surprisal(log: TokenLog) -> Evidence | None:
-    """E[-log p] = H at every position if the token is drawn from p itself; their summed difference is a martingale."""
+    """E[-log p] = H at every position if tokens are drawn from p itself; the summed difference is a martingale."""
     for logps, entropy in (("old_logps", "old_entropy"), ("logps", "entropy")):
         keep = log.has(logps, entropy)
         if keep.sum() >= FEWEST:
