@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, and JSON that every parser reads."""
+"""Atomic writes, and JSON that every parser reads."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """Strict JSON, as RFC 8259 has it: null for each number that is not finite.
+    """Strict JSON (RFC 8259), with null for each number that is not finite.
 
     Args:
-        options: Those of `json.dumps`.
+        options: Options of `json.dumps`.
     """
     return json.dumps(_finite(value), allow_nan=False, **options)
 
@@ -54,7 +54,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a .jsonl file; a last line cut off by a crash is passed over.
+    """The JSON objects of a .jsonl file; a last line cut off by a crash is skipped.
 
     Infinity and NaN, which older versions wrote, are read as the null that `append_line` writes for them.
     """

@@ -28,7 +28,7 @@ def test_tables_json_and_picture(bandpo, tmp_path):
         "deciding.json", "deciding.png", "neutral.json", "neutral.png",
     ]  # fmt: skip
     before = (tmp_path / "o" / "neutral.json").read_bytes()
-    with pytest.raises(ValueError, match="exists; nothing is overwritten"):
+    with pytest.raises(ValueError, match="exists and is not overwritten"):
         bandpo("simulate", "neutral", *SHORT, "--output", "o")
     assert (tmp_path / "o" / "neutral.json").read_bytes() == before
 

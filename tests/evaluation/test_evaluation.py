@@ -409,7 +409,7 @@ def test_cuts_give_the_entropy_of_each_part(tiny, tmp_path):
 
 @pytest.mark.parametrize("cuts", [(0,), (3, 3), (4, 2)])
 def test_impossible_cuts_are_refused(cuts):
-    with pytest.raises(ValueError, match=r"cuts are .* rising integers >= 1"):
+    with pytest.raises(ValueError, match=r"cuts are .* increasing integers >= 1"):
         Sampling(cuts=cuts)
 
 

@@ -207,7 +207,7 @@ def test_a_signal_ends_the_command(tmp_path, number):
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     line = process.stdout.readline()
-    address = re.match(r"http://127\.0\.0\.1:(\d+)/  \(Ctrl-C ends it\)", line)
+    address = re.match(r"http://127\.0\.0\.1:(\d+)/  \(Ctrl-C to stop\)", line)
     assert address, line + process.stderr.read()
     status, _, text = ask(int(address[1]), f"/data/{quote('run:run', safe='')}")
     assert (status, json.loads(text)["runs"][0]["label"]) == (200, "Band KL 0.05")

@@ -251,7 +251,7 @@ def test_truncated_sampling(tmp_path, made, columns, verdict):
     given["old_logps"] = given[anchor]
     found = sampling(read_log([write(tmp_path / "a.jsonl", given, *columns)]))
     assert found.verdict == verdict, found
-    assert ("p then is not" in found.text) == (verdict != "whole" and bool(columns))
+    assert ("p is then not" in found.text) == (verdict != "whole" and bool(columns))
 
 
 def test_whole_sampling_is_seldom_called_truncated(tmp_path):
@@ -337,7 +337,7 @@ def test_a_line_longer_than_allowed(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_text(f"{line()}\n{line(group='x' * 1000)}\n{line()}\n")
     log = read_log([path])
-    assert [(p.line, "longer than 300 bytes" in p.text) for p in log.problems] == [(2, True)]
+    assert [(p.line, "over 300 bytes long" in p.text) for p in log.problems] == [(2, True)]
     assert len(log) == 4
 
 

@@ -154,7 +154,7 @@ def test_batches_survive_the_disk_and_damage_is_named(batch, tmp_path):
 
 
 def test_edges_must_rise(batch):
-    with pytest.raises(ValueError, match="rising probabilities"):
+    with pytest.raises(ValueError, match="increasing probabilities"):
         why.count_clipped(RULES, [batch], edges=(0, 0.5, 0.2, 1))
 
 

@@ -1,4 +1,4 @@
-"""What generates the completions: vLLM where it is installed, transformers everywhere."""
+"""Generation backends: vLLM if it is installed, else transformers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Backend:
     """A way to generate completions.
 
     Attributes:
-        load: Model's path or name, data type of the weights and seed -> what `sample` takes, and the tokenizer.
+        load: Model's path or name, data type of the weights and seed -> the model for `sample`, and the tokenizer.
         sample: Draws completions.
-        entropy: What the entropy of its completions rests on.
-        batch_size: Completions at a time, unless told otherwise.
+        entropy: What the entropy of its completions is computed from.
+        batch_size: Default number of completions at a time.
     """
 
     name: str
@@ -34,15 +34,15 @@ class Backend:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What of it distinguishes evaluations."""
+        """The part that distinguishes evaluations."""
         return {"backend": self.name, "entropy_from": self.entropy}
 
 
 def choose_backend(name: str, path: str) -> Backend:
-    """A backend by name; 'auto' is vLLM where it is installed and can load the model, else transformers.
+    """A backend by name; 'auto' is vLLM if it is installed and can load the model, else transformers.
 
     Raises:
-        ValueError: For an unknown name, or vLLM where it is not installed or `path` is an adapter.
+        ValueError: For an unknown name, or for vLLM if it is not installed or `path` is an adapter.
     """
     known = ("auto", *BACKENDS)
     if name not in known:
@@ -81,7 +81,7 @@ def sample_vllm(
 ) -> list[list[Completion]]:
     """`sample` with a vLLM engine, which batches by itself; each prompt has its own seed.
 
-    vLLM does not tell the entropy. At temperature 1 without truncation, the mean negative log-prob of the sampled
+    vLLM does not report the entropy. At temperature 1 without truncation, the mean negative log-prob of the sampled
     tokens estimates it without bias; otherwise it is missing.
     """
     from vllm import SamplingParams

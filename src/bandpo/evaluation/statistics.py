@@ -39,7 +39,7 @@ def bootstrap_mean(values: list[float], resamples: int = 2000, seed: int = 0) ->
     """Mean of per-prompt values with a 95% percentile-bootstrap interval over prompts.
 
     Raises:
-        ValueError: If there is no value.
+        ValueError: If values is empty.
     """
     from scipy.stats import bootstrap
 

@@ -46,10 +46,10 @@ TRL_RULE = "trl"  # no clip rule of ours: TRL's own loss as `train` describes it
 
 
 class ScratchConfig(Strict):
-    """A small Llama with random weights and one token a character.
+    """A small Llama with random weights and one token per character.
 
     `initializer_range` is the standard deviation of the initial weights. None leaves it to transformers (0.02),
-    which is little for a narrow model: with about 1/sqrt(hidden_size) it learns faster.
+    which is small for a narrow model: with about 1/sqrt(hidden_size) it learns faster.
     """
 
     hidden_size: int = Field(default=128, ge=8)
@@ -120,33 +120,33 @@ class RecordConfig(Strict):
 
 @dataclass(frozen=True)
 class RuleSetting:
-    """A rule as it was stated, and the object that this makes.
+    """A rule as given, and the object built from it.
 
     Attributes:
-        settings: `name` and the options that were given; what a dump of the configuration holds.
+        settings: `name` and the given options, as in a dump of the configuration.
     """
 
     settings: Mapping[str, Any]
 
     @cached_property
     def clip_rule(self) -> ClipRule | None:
-        """The rule that bounds the ratio, before any `control` has moved it; None if TRL's own loss is left alone.
+        """The rule that bounds the ratio, before any `control` has moved it; None if TRL's own loss is used.
 
         Raises:
             ValueError: For an unknown name or option, or a bad value.
         """
         if self.settings["name"] == TRL_RULE:
             return None
-        from bandpo.core.control import make_controlled  # PyTorch, which a list of recipes does without
+        from bandpo.core.control import make_controlled  # imports PyTorch, which listing recipes does not need
 
         return make_controlled(**self.settings)[0]
 
 
 def parse_rule(value: RuleSetting | Mapping[str, Any]) -> RuleSetting:
-    """The rule that a recipe's `rule` states; its name and options are checked once it is made.
+    """The rule from a recipe's `rule`; its name and options are checked when it is built.
 
     Raises:
-        ValueError: If it is no mapping or has no name, or gives options to TRL's own loss.
+        ValueError: If it is not a mapping or has no name, or gives options to TRL's own loss.
     """
     if isinstance(value, RuleSetting):
         return value
@@ -163,7 +163,7 @@ def parse_rule(value: RuleSetting | Mapping[str, Any]) -> RuleSetting:
 
 
 def clip_rule_of(settings: Mapping[str, Any]) -> ClipRule | None:
-    """The clip rule that `rule` in the config.yaml of a run describes; None if TRL's own loss was left alone."""
+    """The clip rule that `rule` in the config.yaml of a run describes; None if TRL's own loss was used."""
     return parse_rule(settings).clip_rule
 
 
@@ -182,15 +182,15 @@ class RunConfig(Strict):
 
     Attributes:
         description: One line for `bandpo recipes`.
-        rule: `name` (a clip rule, or your own as module:Class) and that rule's options; or trl, which leaves the
-            loss to TRL: CISPO, GSPO and SAPO are then settings of `train` (loss_type, importance_sampling_level,
+        rule: `name` (a clip rule, or your own as module:Class) and that rule's options; or trl, which uses TRL's
+            own loss: CISPO, GSPO and SAPO are then settings of `train` (loss_type, importance_sampling_level,
             epsilon, ...).
         shaping: Additional training rewards, each with a `name`, a `weight` and that reward's options.
         train: Any field of BandGRPOConfig, TRL's GRPOConfig included, except those set elsewhere here.
         lora: Adapters, or null to train all weights.
         warmup: Supervised warm-up, or null.
         eval: Evaluation before and after training, or null.
-        alarms: When a run that goes wrong says so, see docs/alarms.md.
+        alarms: Limits of the early warnings, see docs/alarms.md.
         record: Per-token records of some updates, or null.
     """
 
@@ -209,7 +209,7 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _valid_rule(self) -> RunConfig:
-        # After the fields, so that a misspelled key is told without importing PyTorch.
+        # After the fields, so that a misspelled key is reported without importing PyTorch.
         try:
             self.rule.clip_rule  # noqa: B018
         except ValueError as error:
@@ -226,7 +226,7 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _valid_shaping(self) -> RunConfig:
-        if self.shaping:  # no limit given: only TRL knows its default, and the job checks again
+        if self.shaping:  # without a limit only TRL knows its default, and the job checks again
             self.shaping_rewards(self.train.get("max_completion_length") or sys.maxsize)
         return self
 
@@ -256,7 +256,7 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
 def read_recipe(recipe: str, _heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """The recipe with everything it inherits, not yet validated.
 
-    A recipe with `base: NAME` (a recipe by name, or a .yaml file beside it) holds only what differs: mappings
+    A recipe with `base: NAME` (a recipe by name, or a .yaml file next to it) holds only what differs: mappings
     are merged, lists and values replaced.
 
     Raises:

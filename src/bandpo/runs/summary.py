@@ -1,4 +1,4 @@
-"""What a run came to: summary.json, and the table at its end."""
+"""The results of a run: summary.json, and the final table."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from bandpo.files import write_json
 
 @dataclass(frozen=True)
 class RunSummary:
-    """summary.json: what a finished run came to.
+    """summary.json: the results of a finished run.
 
     Attributes:
         steps: Updates made.
         rollouts: Rollouts made.
         seconds: Wall-clock seconds of the process that finished the run.
         stopped_by: The alarm that stopped it, or None.
-        rule: The rule as the recipe states it: `name` and options.
-        before, after: The evaluations on the held-out problems; None if the recipe asks for none.
+        rule: The rule as in the recipe: `name` and options.
+        before, after: The evaluations on the held-out problems; None if the recipe has none.
     """
 
     steps: int
