@@ -129,5 +129,5 @@ def test_a_warning_of_the_data_is_one_line(tmp_path):
     assert code == 1
     first, error = said.splitlines()
     assert first.startswith("warning: data '")
-    assert first.endswith("training takes the first. For example '1+1?' has '2' and '3'")
+    assert first.endswith("training uses the first. For example '1+1?' has '2' and '3'")
     assert error.startswith("error: model path './nowhere' does not exist")

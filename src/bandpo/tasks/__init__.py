@@ -53,14 +53,14 @@ def _refuse_other_name(task: Task, name: str) -> None:
 
 
 AnyTask = Annotated[SerializeAsAny[KnownTask], WrapValidator(_own_or_known)]
-"""A task of the package by its name, or the user's own subclass of `Task` as 'module:Class'."""
+"""A built-in task by name, or the user's own subclass of `Task` as 'module:Class'."""
 
 
 def draw_problems(task: Task) -> tuple[list[Problem], list[Problem]]:
     """The task's training problems and held-out problems.
 
     Raises:
-        ValueError: If a task of the user's own returns anything but two lists of problems.
+        ValueError: If a custom task returns anything but two lists of problems.
     """
     drawn = task.problems()
     if not (isinstance(drawn, tuple) and len(drawn) == 2 and all(isinstance(part, list) for part in drawn)):

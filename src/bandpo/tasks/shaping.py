@@ -1,4 +1,4 @@
-"""Rewards that shape how a model answers, added to the task's reward in training and never in evaluation."""
+"""Shaping rewards, added to the task's reward in training and never in evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ShapingFunction = Callable[[Sequence[str], Sequence[list[int]]], Values]
 def think_format() -> ShapingFunction:
     """1 for a completion of the form <think>...</think>..., else 0 (TRL's think_format_reward).
 
-    A completion without <think> but with </think> counts as well: chat templates of reasoning models open the thought
+    A completion without <think> but with </think> counts too: chat templates of reasoning models open the thought
     in the prompt (huggingface/trl#6966).
     """
 
@@ -40,7 +40,7 @@ def boxed_format() -> ShapingFunction:
 
 
 def overlong(max_completion_length: int, buffer: int = 512) -> ShapingFunction:
-    """DAPO's soft punishment: from 0 down to -1 over the last `buffer` tokens (arXiv 2503.14476, eq. 13).
+    """DAPO's soft overlong punishment: from 0 down to -1 over the last `buffer` tokens (arXiv 2503.14476, eq. 13).
 
     Raises:
         ValueError: If `buffer` is not from 1 to below `max_completion_length`.
@@ -89,7 +89,7 @@ SHAPING: dict[str, Callable[..., ShapingFunction]] = {
 
 @dataclass(frozen=True)
 class Shaping:
-    """One additional reward: its name, its weight beside the task's reward (which weighs 1), its function."""
+    """One additional reward: its name, its weight relative to the task's reward (weight 1), its function."""
 
     name: str
     weight: float
