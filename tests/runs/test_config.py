@@ -87,7 +87,7 @@ def test_recipe_from_a_file(tmp_path):
         ("quickstart", ["model.path=null"], ["model.path", "model.scratch"]),
         ("quickstart", ["train.max_step=3"], ["'train.max_step'", "did you mean 'max_steps'"]),
         ("quickstart", ["train.epsilon=0.1"], ["train.epsilon", "rule.low"]),
-        ("letters", ["eval.cuts=[6, 3]"], ["eval.cuts", "[6, 3]", "rising"]),
+        ("letters", ["eval.cuts=[6, 3]"], ["eval.cuts", "[6, 3]", "increasing"]),
         ("quickstart", ["rule.control={metric: entropi, target: 1}"], ["'entropi'", "did you mean 'entropy'"]),
         ("quickstart", ["just-a-word"], ["'just-a-word'", "key=value"]),
         ("word-problems", [], ["'task.data' is missing", "task.data=VALUE"]),
