@@ -104,7 +104,7 @@ def test_messages_that_no_chat_template_can_carry(tmp_path, tiny, chatting):
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        (chat(USER, ("assistant", "4")), ["'prompt' ends with the message of role 'assistant'", "non-empty user message"]),
+        (chat(USER, ("assistant", "4")), ["ends with the message of role 'assistant'", "non-empty user message"]),
         (chat(("user", " ")), ["'prompt' ends with", "non-empty"]),
         (chat(("human", "2 + 2?")), ["role 'human' in 'prompt'", "system, user, assistant"]),
         ([{"from": "human", "value": "2 + 2?"}], ["not of messages, each with role and content", "'from': 'human'"]),

@@ -18,7 +18,7 @@ from bandpo.words import nearest
 HELD = 0.05
 """Relative distance from the target that counts as holding it."""
 FLOOR = 0.7
-"""Where a floor that is not set starts: under Band KL .05 the entropy of neutral tokens hardly drifts there
+"""Where a floor that is not set starts: under Band KL .05 the entropy of neutral tokens barely drifts there
 (docs/simulator.md)."""
 PATIENCE = 10
 """Rollouts on one side of the target, without coming nearer, after which it is reported as out of reach."""

@@ -106,7 +106,7 @@ def policy_loss(
             check_broadcast(name, tensor, "logps", logps)
     for tensor in (logps, old_logps):
         if not tensor.dtype.is_floating_point:
-            as_work_dtype(tensor)  # says what is allowed
+            as_work_dtype(tensor)  # raises the error that names what is allowed
     context = Tokens(**{name: x if x is None else x.detach() for name, x in given.items()})  # type: ignore[arg-type]
     tokens = Tokens.of(context, rule.needs, type(rule).__name__)
 

@@ -80,4 +80,4 @@ def _try_out(rule: ClipRule, name: str) -> None:
     if shapes != {(1, 2)}:
         raise ValueError(f"clip rule {name!r} gives shapes {sorted(shapes)} for tokens of shape (1, 2)")
     if not bool(inside.all()):
-        raise ValueError(f"clip rule {name!r} puts a ratio of 1 outside its bounds")
+        raise ValueError(f"clip rule {name!r} excludes a ratio of 1, which every rule must allow")

@@ -448,7 +448,7 @@ def _certain(log: TokenLog) -> Evidence | None:
         return None
     text = f"{count:,} tokens ({share:.1%}) have a sampler log-prob of exactly 0 and an anchor p below 0.99: "
     text += "all other tokens had been cut off"
-    return Evidence("certain for the sampler alone", "truncated", "strong", text)
+    return Evidence("certain only for the sampler", "truncated", "strong", text)
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def _sampling(found: Inspection) -> Table:
 
 def _places(title: str, kind: str, places: Sequence[Place], quote: bool = False) -> Table:
     columns = [Column(kind), Column("clipped", form=","), Column("of all clipped", form=".1%")]
-    columns += [Column("of clipped A > 0", form=".1%"), Column("of its own", form=".1%")]
+    columns += [Column("of clipped A > 0", form=".1%"), Column("share clipped", form=".1%")]
     rows: list[list[Cell]] = [
         [quoted(p.name) if quote else p.name, p.clipped, p.share, p.share_positive, p.own] for p in places
     ]

@@ -49,7 +49,8 @@ def overlong(max_completion_length: int, buffer: int = 512) -> ShapingFunction:
         raise ValueError(f"buffer is {buffer}; allowed: an integer >= 1")
     if buffer >= max_completion_length:
         raise ValueError(
-            f"buffer is {buffer}; allowed: less than train.max_completion_length, which is {max_completion_length}"
+            f"buffer is {buffer}; allowed: an integer below train.max_completion_length, which is "
+            f"{max_completion_length}"
         )
 
     def values(texts: Sequence[str], ids: Sequence[list[int]]) -> Values:

@@ -394,7 +394,7 @@ def known_causes(args: Any, model: Any) -> dict[str, tuple[str, ...]]:
 
 
 class Watch:
-    """Follows the log lines of one run and says which alarms fire and clear.
+    """Follows the log lines of one run and reports which alarms fire and clear.
 
     Args:
         config: Limits.

@@ -117,7 +117,7 @@ def _translate_old_names(config: BandGRPOConfig) -> None:
         return
     shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
     if config.rule is not None:
-        raise ValueError(f"{shown} and rule={config.rule!r} are both given; allowed: only rule")
+        raise ValueError(f"{shown} and rule={config.rule!r} are both given; set only rule")
     if given.get("clip_rule") == "clip":
         mapping = _clip(config)
         for name in ("epsilon", "epsilon_high"):

@@ -7,7 +7,7 @@ export const SIDES = ["a", "b"];
 export const positive = (x) => Number.isFinite(x) && x > 0;
 const finite = Number.isFinite;
 
-// What a number may be, and the slider beside it; none: the end of the slider that stands for "no such limit".
+// What a number may be, and its slider; none: the end of the slider that means "no such limit".
 export const NUMBERS = {
   radius: { label: "radius", low: 1e-4, high: 2, log: true, fits: positive, allowed: "a number above 0" },
   cap: { label: "cap", low: 1, high: 100, log: true, none: "high", fits: (x) => finite(x) && x >= 1, allowed: "a number >= 1, or nothing" },

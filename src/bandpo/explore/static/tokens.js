@@ -432,7 +432,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     const order = (one) => stretches.names.indexOf(one.name);
     found[1].sort((x, y) => order(x) - order(y));
     [...byId("tokens-places").querySelectorAll("table")].forEach((table, k) => {
-      const head = [k ? "positions" : "token", "clipped", "of all clipped", "of clipped A > 0", "of its own"];
+      const head = [k ? "positions" : "token", "clipped", "of all clipped", "of clipped A > 0", "share clipped"];
       const cells = ({ name, clipped: n, share, sharePositive, own: mine }) => [k ? name : element("code", { title: visibleToken(name) }, visibleToken(name)), n.toLocaleString("en"), percent(share), percent(sharePositive), percent(mine)];
       const caption = found[k].length ? `Where ${rule} clips, by ${k ? "position" : "text"}` : `${rule[0].toUpperCase()}${rule.slice(1)} clips none of these tokens`;
       table.replaceChildren(...tableParts(found[k].length ? head : [], found[k].map(cells), caption));
