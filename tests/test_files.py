@@ -1,12 +1,46 @@
-"""Every JSON file that the package writes is strict JSON."""
+"""Every JSON file that the package writes is strict JSON, and a directory has one writer."""
 
 import ast
 import math
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from bandpo.files import append_line, read_lines, write_json
-from helpers import ROOT, strict_json
+from bandpo.files import append_line, locked, read_lines, write_json
+from helpers import ROOT, held_elsewhere, strict_json
+
+
+def test_a_directory_has_one_writer_until_it_dies(tmp_path):
+    with held_elsewhere(tmp_path):
+        with pytest.raises(ValueError, match="another process is working in"), locked(tmp_path):
+            raise AssertionError("two writers")
+        with pytest.raises(ValueError, match="another process is working in"), locked(tmp_path):
+            raise AssertionError("the attempt broke the lock")
+    with locked(tmp_path):
+        pass  # the other one was killed
+
+
+def test_a_child_that_outlives_the_writer_holds_nothing(tmp_path):
+    code = f"""
+import os, pathlib, time
+from bandpo.files import locked
+with locked(pathlib.Path({str(tmp_path)!r})):
+    child = os.fork()
+    if child == 0:
+        os.close(1)
+        time.sleep(600)
+    print(child, flush=True)
+    os._exit(1)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(int(ended.stdout), signal.SIGKILL)
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):

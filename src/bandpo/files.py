@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,32 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Lock a directory against other processes; the lock ends with the process, however that ends.
+
+    Does nothing if the platform or the file system has no locks.
+
+    Raises:
+        ValueError: If another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (directory / ".lock").open("w") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, it is not left to forked children
+        except (BlockingIOError, PermissionError):
+            raise ValueError(
+                f"another process is working in {str(directory)!r}; wait until it ends, or choose another directory"
+            ) from None
+        except OSError:
+            pass
+        yield
 
 
 def to_json(value: Any, **options: Any) -> str:

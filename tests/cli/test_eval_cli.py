@@ -141,9 +141,11 @@ def fake_vllm(monkeypatch):
 
 
 def test_vllm_gets_exactly_these_arguments(bandpo, tmp_path, model_path, questions, fake_vllm):
-    bandpo("eval", model_path, questions, *SMALL, "--limit", "2", "--dtype", "bfloat16", "--seed", "7", "--greedy")
+    chosen = ("--backend", "vllm", "--limit", "2", "--dtype", "bfloat16", "--seed", "7", "--greedy")
+    bandpo("eval", model_path, questions, *SMALL, *chosen)
     (_, loaded), (_, prompts, sampling), (_, _, best) = FakeLLM.calls
-    assert loaded == {"model": str(model_path), "dtype": "bfloat16", "seed": 7}
+    on_cpu = {"enable_chunked_prefill": False}
+    assert loaded == {"model": str(model_path), "dtype": "bfloat16", "seed": 7, **on_cpu}
     text = "Ann has 0 nuts and finds 2. How many now?"
     tokenizer = scratch_model(hidden_size=8, layers=1, heads=1, positions=16, seed=0)[1]
     assert prompts[0] == {"prompt_token_ids": tokenizer(text)["input_ids"]}
@@ -171,8 +173,12 @@ def test_vllm_entropy_is_left_out_where_it_would_be_biased(fake_vllm, changes):
     assert FakeLLM.calls[-1][2][0]["logprobs"] is None
 
 
-def test_vllm_is_chosen_where_it_can_be(fake_vllm, tmp_path):
+def test_vllm_is_chosen_if_it_is_faster_and_can_load_the_model(fake_vllm, tmp_path, monkeypatch):
+    assert choose_backend("auto", "x").name == "transformers"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_backend("auto", "x").name == "vllm"
+    choose_backend("auto", "x").load("x", "auto", 0)
+    assert "enable_chunked_prefill" not in FakeLLM.calls[0][1]
     (tmp_path / "adapter_config.json").write_text("{}")
     assert choose_backend("auto", str(tmp_path)).name == "transformers"
     with pytest.raises(ValueError, match="an adapter, which backend 'vllm' does not load"):

@@ -46,3 +46,9 @@ def test_versions_and_license_are_the_projects():
     pins = re.findall(r"ruff==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     assert pins
     assert set(pins) == set(re.findall(r"^ruff==[\d.]+$", locks, re.M))
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 110
+    assert len(text.split()) <= 900

@@ -24,7 +24,7 @@ RUN_ELSEWHERE = {
     "docs/divergences.md": "tests/core/test_divergences.py",
     "docs/entropy.md": "minutes, and the results of a study",
 }
-SLOW = {"docs/lab.md", "docs/results.md", "docs/tutorial.md"}
+SLOW = {"docs/lab.md", "docs/tutorial.md"}
 SYNOPSIS = re.compile(r"\s\[|\.\.\.|\s\|\s|\$")
 FENCE = re.compile(r"^(```+|~~~+)(.*?)\n(.*?)^\1[ \t]*$", re.M | re.S)
 

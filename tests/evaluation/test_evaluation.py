@@ -15,6 +15,7 @@ from bandpo.evaluation.sampling import encode
 from bandpo.evaluation.store import read_grades
 from bandpo.evaluation.voting import EXTRACTORS, canonical, extractor, final_answer, majority
 from bandpo.tasks import REWARDS, Arithmetic, Problem, Score, Summands, benchmark
+from helpers import held_elsewhere
 
 
 def test_pass_at_k_equals_enumeration():
@@ -271,6 +272,15 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(tiny, tmp_path):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     again = evaluate_into(tmp_path / "cut", None, tiny[1], task, problems, **settings(greedy=True))
     assert again == whole, "a finished evaluation needs no model"
+
+
+def test_an_evaluation_has_one_writer(tiny, tmp_path):
+    task = Arithmetic(low=1, high=4, heldout=4)
+    problems = task.problems()[1]
+    whole = evaluate_into(tmp_path, *tiny, task, problems, **settings())
+    with held_elsewhere(tmp_path), pytest.raises(ValueError, match="another process is working in"):
+        evaluate_into(tmp_path, *tiny, task, problems, **settings())
+    assert evaluate_into(tmp_path, *tiny, task, problems, **settings()) == whole
 
 
 def test_a_chunk_counts_only_as_a_whole(tiny, tmp_path):

@@ -35,6 +35,7 @@ from bandpo.lab.study import (
 )
 from bandpo.machine import cores
 from bandpo.runs.config import load_config
+from helpers import held_elsewhere
 
 FAKE = [sys.executable, str(Path(__file__).parent / "fake_train.py")]
 STUDY = {
@@ -409,10 +410,8 @@ def test_a_failed_pilot_run_skips_its_control_alone(tmp_path):
 
 @pytest.mark.slow
 def test_one_compare_at_a_time(tmp_path, whole):
-    from bandpo.lab.runner import locked
-
     study, directory, _ = whole
-    with locked(directory), pytest.raises(ValueError, match="another `bandpo compare` is running in"):
+    with held_elsewhere(directory), pytest.raises(ValueError, match="another process is working in"):
         run_study(study, directory)
 
 

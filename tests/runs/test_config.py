@@ -13,7 +13,7 @@ import yaml
 from bandpo import Band, Clip
 from bandpo.evaluation.result import EvaluationResult
 from bandpo.evaluation.statistics import Estimate
-from bandpo.runs.build import build_args
+from bandpo.runs.build import build_args, missing_sampler
 from bandpo.runs.card import write_card
 from bandpo.runs.config import load_config, recipe_names, validate_config
 from bandpo.runs.run_dir import RunDirectory
@@ -370,9 +370,35 @@ def test_numbers_are_those_that_the_setting_wants(override, value):
     assert type(found) is type(value)
 
 
+def test_the_sampler_has_one_home_and_trls_switch_leads_there(tmp_path):
+    for overrides, sampler in (
+        ([], "transformers"),
+        (["sampler=vllm"], "vllm"),
+        (["train.use_vllm=true"], "vllm"),
+        (["train.use_vllm=false"], "transformers"),
+        (["train.use_vllm=true", "sampler=vllm"], "vllm"),
+    ):
+        config = load_config("scratch", overrides)
+        assert (config.sampler, "use_vllm" in config.train) == (sampler, False), overrides
+        args = build_args(config, config.train, RunDirectory(tmp_path))
+        assert args.use_vllm == (sampler == "vllm")
+        assert (missing_sampler(args) is None) == (sampler == "transformers")
+    with pytest.raises(ValueError, match=r"sampler is 'vllm' and train\.use_vllm is false; set only sampler"):
+        load_config("scratch", ["sampler=vllm", "train.use_vllm=false"])
+
+
+@pytest.mark.parametrize("correction", [None, True])
+def test_around_the_sampler_trls_correction_is_off_unless_asked_for(tmp_path, correction):
+    given = [] if correction is None else ["train.vllm_importance_sampling_correction=true"]
+    config = load_config("scratch", ["sampler=vllm", "train.anchor=sampler", *given])
+    args = build_args(config, config.train, RunDirectory(tmp_path))
+    assert args.vllm_importance_sampling_correction == bool(correction)  # which the trainer refuses
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("sampler=vlm", ["sampler is 'vlm'", "'transformers' or 'vllm'"]),
         ("train.max_steps=abc", ["train.max_steps is 'abc'", "an integer"]),
         ("train.max_steps=2.5", ["train.max_steps is 2.5", "an integer"]),
         ("train.max_steps=true", ["train.max_steps is true", "an integer"]),

@@ -18,7 +18,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from helpers import TINY_RUN
+from helpers import TINY_RUN, held_elsewhere
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +119,19 @@ def test_a_full_disk_keeps_what_there_is_and_the_run_goes_on_later(tmp_path, und
     result = bandpo(*arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert_same_run(run, whole)
+
+
+def test_a_run_has_one_writer(tmp_path, undisturbed):
+    run = tmp_path / "out"
+    shutil.copytree(undisturbed[0], run)
+    (run / "status.json").write_text(json.dumps({"status": "running"}))
+    with held_elsewhere(run):
+        refused = bandpo("out", "--resume", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: another process is working in 'out'")
+    assert refused.stdout == ""
+    assert (run / "metrics.jsonl").read_bytes() == (undisturbed[0] / "metrics.jsonl").read_bytes()
+    assert json.loads((run / "status.json").read_text()) == {"status": "running"}
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed):

@@ -12,7 +12,7 @@ import numpy as np
 
 from bandpo.evaluation.sampling import Completion, Progress, Sampler, Sampling, encode, sample
 from bandpo.tasks.base import Prompt
-from bandpo.words import nearest
+from bandpo.words import first_line, nearest
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Backend:
 
 
 def choose_backend(name: str, path: str) -> Backend:
-    """A backend by name; 'auto' is vLLM if it is installed and can load the model, else transformers.
+    """A backend by name; 'auto' is vLLM if it is installed, can load the model and has a GPU, else transformers.
 
     Raises:
         ValueError: For an unknown name, or for vLLM if it is not installed or `path` is an adapter.
@@ -49,7 +49,10 @@ def choose_backend(name: str, path: str) -> Backend:
         raise ValueError(f"unknown backend {name!r}{nearest(name, known)}; known: {', '.join(known)}")
     adapter = (Path(path) / "adapter_config.json").exists()
     if name == "auto":
-        name = "vllm" if find_spec("vllm") and not adapter else "transformers"
+        import torch
+
+        fast = find_spec("vllm") and not adapter and torch.cuda.is_available()
+        name = "vllm" if fast else "transformers"
     if name == "vllm":
         if not find_spec("vllm"):
             raise ValueError("backend 'vllm' is not installed: pip install vllm, or choose 'transformers'")
@@ -68,11 +71,21 @@ def _load_transformers(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
 
 
 def _load_vllm(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
+    import torch
     from vllm import LLM
 
     from bandpo.models import loadable
 
-    model = LLM(model=loadable(path), dtype=dtype, seed=seed)
+    # On the CPU a request with a seed fails when its prompt is read in parts.
+    options = {} if torch.cuda.is_available() else {"enable_chunked_prefill": False}
+    source = loadable(path)
+    try:
+        model = LLM(model=source, dtype=dtype, seed=seed, **options)
+    except Exception as error:  # any error in its processes
+        raise ValueError(
+            f"vLLM cannot start with {path!r}: {first_line(error)}; see its log for the cause, or choose "
+            "--backend transformers"
+        ) from error
     return model, model.get_tokenizer()
 
 

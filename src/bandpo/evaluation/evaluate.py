@@ -17,7 +17,7 @@ from bandpo.evaluation.sampling import Progress, Sampler, Sampling, sample, slic
 from bandpo.evaluation.statistics import Estimate, bootstrap_mean, pass_at_k
 from bandpo.evaluation.store import GREEDY, RESULT, SAMPLES, Grade, append, claim, restore
 from bandpo.evaluation.voting import extractor, majority
-from bandpo.files import write_json
+from bandpo.files import locked, write_json
 from bandpo.tasks.base import Problem, Task
 
 
@@ -69,7 +69,7 @@ def evaluate_into(
 
     Raises:
         ValueError: If problems is empty, or `directory` contains something else, another evaluation, or damaged
-            files; nothing is changed then.
+            files, or another process is working in it; nothing is changed then.
     """
     if not problems:
         raise ValueError("problems is empty; allowed: at least one problem")
@@ -81,15 +81,16 @@ def evaluate_into(
         "greedy": greedy,
     }
     claim(directory, settings, task)
-    grade_chunk = partial(grade, model, tokenizer, task, sampler=sampler, progress=progress)
-    grades = _grade_all(directory / SAMPLES, problems, sampling, grade_chunk, progress)
-    best = _grade_all(directory / GREEDY, problems, sampling.greedy(), grade_chunk, progress) if greedy else []
-    metrics = summarize(grades, extractor(task) is not None, task.many_answers, sampling.cuts)
-    if greedy:
-        metrics["greedy"] = bootstrap_mean([g.rewards[0] for g in best])
-    timeouts = sum(sum(g.timed_out) for g in (*grades, *best))
-    result = EvaluationResult(len(problems), sampling.samples, sampling.temperature, timeouts, metrics)
-    write_json(directory / RESULT, {**settings, **result.dump()})
+    with locked(directory):
+        grade_chunk = partial(grade, model, tokenizer, task, sampler=sampler, progress=progress)
+        grades = _grade_all(directory / SAMPLES, problems, sampling, grade_chunk, progress)
+        best = _grade_all(directory / GREEDY, problems, sampling.greedy(), grade_chunk, progress) if greedy else []
+        metrics = summarize(grades, extractor(task) is not None, task.many_answers, sampling.cuts)
+        if greedy:
+            metrics["greedy"] = bootstrap_mean([g.rewards[0] for g in best])
+        timeouts = sum(sum(g.timed_out) for g in (*grades, *best))
+        result = EvaluationResult(len(problems), sampling.samples, sampling.temperature, timeouts, metrics)
+        write_json(directory / RESULT, {**settings, **result.dump()})
     return Evaluation(result, grades, best)
 
 

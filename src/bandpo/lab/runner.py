@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from bandpo.files import write_atomic, write_json
+from bandpo.files import locked, write_atomic, write_json
 from bandpo.lab.calibration import conclude, next_values
 from bandpo.lab.collect import collect_run, entries_per_run, mean_of, read_environment
 from bandpo.lab.metrics import (
@@ -48,17 +47,6 @@ from bandpo.runs.run_dir import RunDirectory
 
 THREADS = "OMP_NUM_THREADS"
 GPUS = "CUDA_VISIBLE_DEVICES"
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Raise ValueError if another process is running this study."""
-    with (directory / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another `bandpo compare` is running in {str(directory)!r}") from None
-        yield
 
 
 def machine_workers(study: Study) -> tuple[int, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,18 @@ def build_args(config: RunConfig, settings: dict[str, Any], run: RunDirectory) -
     }
     on_cpu = not torch.cuda.is_available()
     rule = {} if config.rule.clip_rule is None else {"rule": dict(config.rule.settings)}
-    merged = {**TRAIN_DEFAULTS, **(machine if on_cpu else {}), **settings, **rule}
+    sampler: dict[str, Any] = {"use_vllm": config.sampler == "vllm"}
+    if settings.get("anchor") == "sampler":  # TRL's correction would count the same ratio twice
+        sampler["vllm_importance_sampling_correction"] = False
+    merged = {**TRAIN_DEFAULTS, **(machine if on_cpu else {}), **sampler, **settings, **rule}
     return config_class(config)(output_dir=str(run.checkpoints), seed=config.seed, **merged)
+
+
+def missing_sampler(args: GRPOConfig) -> str | None:
+    """What must be installed before this run can sample, in one sentence."""
+    if args.use_vllm and find_spec("vllm") is None:
+        return "sampler 'vllm' is not installed: pip install 'trl[vllm]', or choose sampler=transformers"
+    return None
 
 
 def build_trainer(

@@ -139,13 +139,14 @@ class StopsOnRequest(TrainerCallback):
 
 
 class ProgressDisplay(TrainerCallback):
-    """One line with the key metrics: reward of the rollout, and means over its updates so far."""
+    """One bar with the key metrics: reward of the rollout, and means over its updates so far."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.task: Any = None
         self._updates: list[dict[str, Any]] = []  # of the current rollout
         self._step = self._steps = 0
+        self._titled = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._steps = state.max_steps
@@ -159,20 +160,32 @@ class ProgressDisplay(TrainerCallback):
             self._updates = []
         self._updates.append(logs)
         self._step = state.global_step
-        self.progress.update(self.task, completed=self._step, figures=self._figures())
+        shown = [f"{title} {text}" for title, text in self._means() if text]
+        self.progress.update(self.task, completed=self._step, figures="  ".join(shown))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._print_rollout()
+        self.progress.update(self.task, visible=False)
 
-    def _figures(self) -> str:
+    def _means(self) -> list[tuple[str, str]]:
+        """Title and mean over the rollout's updates so far, "" if none has the value."""
         shown = []
         for title, key, form in FIGURES:
             values = [update[key] for update in self._updates if update.get(key) is not None]
-            if values:
-                shown.append(f"{title} {form.format(sum(values) / len(values))}")
-        return "  ".join(shown)
+            shown.append((title, form.format(sum(values) / len(values)) if values else ""))
+        return shown
 
     def _print_rollout(self) -> None:
-        """One line per rollout for log files, which cannot show a progress bar."""
-        if self._updates and not self.progress.console.is_terminal:
-            self.progress.console.print(f"update {self._step}/{self._steps}  {self._figures()}", highlight=False)
+        """One row per rollout for log files, which cannot show a progress bar."""
+        if not self._updates or self.progress.console.is_terminal:
+            return
+        update = f"{self._step}/{self._steps}"
+        row = [("update", update.rjust(2 * len(str(self._steps)) + 1)), *self._means()]
+        widths = [max(len(title), len(text), 6) for title, text in row]
+        lines = [[text for _, text in row]]
+        if not self._titled:
+            lines.insert(0, [title for title, _ in row])
+            self._titled = True
+        for cells in lines:
+            line = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+            self.progress.console.print(line, highlight=False)

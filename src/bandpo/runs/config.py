@@ -192,6 +192,7 @@ class RunConfig(Strict):
         eval: Evaluation before and after training, or null.
         alarms: Limits of the early warnings, see docs/alarms.md.
         record: Per-token records of some updates, or null.
+        sampler: What draws the rollouts: transformers, or vLLM in the trainer's own process (TRL's colocate mode).
     """
 
     description: str = ""
@@ -205,7 +206,24 @@ class RunConfig(Strict):
     eval: EvalConfig | None = EvalConfig()
     alarms: AlarmConfig = AlarmConfig()
     record: RecordConfig | None = None
+    sampler: Literal["transformers", "vllm"] = "transformers"
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_use_vllm(cls, data: Any) -> Any:
+        """TRL's own switch is read as `sampler`."""
+        train = data.get("train") if isinstance(data, dict) else None
+        if not isinstance(train, dict) or not isinstance(train.get("use_vllm"), bool):
+            return data
+        said = "vllm" if train["use_vllm"] else "transformers"
+        if data.get("sampler", said) != said:
+            raise ValueError(
+                f"sampler is {data['sampler']!r} and train.use_vllm is {str(train['use_vllm']).lower()}; "
+                "set only sampler"
+            )
+        rest = {key: value for key, value in train.items() if key != "use_vllm"}
+        return {**data, "sampler": said, "train": rest}
 
     @model_validator(mode="after")
     def _valid_rule(self) -> RunConfig:

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,11 @@ from rich.progress import Progress
 from trl import GRPOConfig
 
 from bandpo.evaluation import EvaluationResult, Sampling, evaluate_into
-from bandpo.files import append_line, write_atomic
+from bandpo.files import append_line, locked, write_atomic
 from bandpo.interrupts import Request, ends_on_sigterm, signal_of, tell
 from bandpo.models import load_model
 from bandpo.progress import make_progress
-from bandpo.runs.build import build_args, build_model, build_trainer
+from bandpo.runs.build import build_args, build_model, build_trainer, missing_sampler
 from bandpo.runs.callbacks import Alarms, BatchRecorder, ProgressDisplay, RunRecorder, StopsOnRequest
 from bandpo.runs.card import write_card
 from bandpo.runs.config import EvalConfig, RunConfig
@@ -62,12 +62,20 @@ def run_training(
         What is also written to summary.json.
 
     Raises:
-        ValueError: For settings or data that cannot work; the run directory is made only once all is loaded.
+        ValueError: For settings or data that cannot work, or a run that another process works on; the run directory
+            is made only once all is loaded.
         KeyboardInterrupt, SystemExit: After Ctrl-C or SIGTERM. One that comes during training takes effect after
             the current update and a checkpoint.
     """
+    with ExitStack() as held:
+        return _run(config, output, console, command or sys.argv, resume, held)
+
+
+def _run(
+    config: RunConfig, output: Path, console: Console, command: list[str], resume: bool, held: ExitStack
+) -> RunSummary:
+    """`run_training`; the lock on the run directory goes into `held`."""
     started = time.monotonic()
-    command = command or sys.argv
     processes = start_processes()
     if not processes.is_main_process:
         console = Console(quiet=True)
@@ -79,6 +87,8 @@ def run_training(
     run = RunDirectory(output)
     if resuming:
         RunDirectory.open(output).check_config(settings)
+        if processes.is_main_process:
+            held.enter_context(locked(output))
         if run.finished():
             return RunSummary.load(run.summary)
     else:
@@ -88,6 +98,8 @@ def run_training(
     )
     args = build_args(config, config.train, run)
     assert args.max_completion_length is not None
+    if (missing := missing_sampler(args)) is not None:
+        raise ValueError(missing)
     tested = [*train, *(heldout if config.eval is not None else ())]
     obstacle = position_obstacle(config, model.config, tokenizer, tested, args.max_completion_length)
     if obstacle is not None:
@@ -96,6 +108,7 @@ def run_training(
     checkpoint = find_resume_point(run, console, command, processes) if resuming else None
     if processes.is_main_process and not resuming:
         run = RunDirectory.create(output, settings, command)
+        held.enter_context(locked(output))
     processes.wait_for_everyone()
     try:
         with ends_on_sigterm():
@@ -186,7 +199,7 @@ def _train(
         if processes.is_main_process:
             write_card(Path(folder), config)
 
-    with make_progress(console) as progress:
+    with make_progress(console, transient=True) as progress:
 
         def grade(when: str) -> EvaluationResult | None:
             result = None
@@ -263,5 +276,6 @@ def grade_heldout(
         identity={"when": when},
         progress=lambda n: progress.advance(bar, n),
     ).result
-    progress.update(bar, figures=f"success {result.success.mean:.3f}")
+    progress.update(bar, visible=False)
+    progress.console.print(f"success {when} training: {result.success}", highlight=False)
     return result

@@ -8,7 +8,6 @@ formulas.
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from bandpo.runs.build import (
     build_args,
     build_model,
     build_trainer,
+    missing_sampler,
     peft_config,
 )
 from bandpo.runs.config import RunConfig
@@ -106,8 +106,8 @@ def make_plan(config: RunConfig, say: Callable[[str], None] = lambda text: None)
         args = build_args(config, config.train, RunDirectory(Path(folder)))
         assert args.max_completion_length is not None
         steps = plan_steps(args, len(train) or None)
-        if args.use_vllm and importlib.util.find_spec("vllm") is None:
-            obstacles.append("train.use_vllm needs vLLM, which is not installed: pip install 'trl[vllm]'")
+        if (missing := missing_sampler(args)) is not None:
+            obstacles.append(missing)
         tested = [*train, *(heldout if config.eval is not None else ())]
         loaded, fits = None, True
         measured = not args.use_vllm and args.world_size == 1

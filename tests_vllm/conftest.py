@@ -1,0 +1,28 @@
+"""Tests that need vLLM's engine: `make test-vllm` runs them on the CPU, in an environment of their own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Read when vLLM is imported, here and in the processes that it starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else a share of all memory
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory) -> Path:
+    """A small Llama with random weights, wide enough that its samples differ; vLLM wants heads of 32 or more."""
+    from bandpo.models import scratch_model
+
+    path = tmp_path_factory.mktemp("model")
+    model, tokenizer = scratch_model(hidden_size=64, layers=2, heads=2, positions=256, seed=0, initializer_range=0.2)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
