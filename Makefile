@@ -1,9 +1,9 @@
-# Two commands do all the set-up on a fresh machine:
+# Two commands do the whole setup on a fresh machine:
 #   make quickstart   installs, then trains a small pretrained model for about 4 minutes, and writes its explorer page
 #   make test         installs, then runs the tests
 #   make test-wheel   builds the wheel, installs it in a clean environment elsewhere and runs it there
-#   make test-browser the explorer's tests in a browser: Debian's chromium, which must be installed
-#   make test-verl    the same for the tests that need verl, in an environment of their own
+#   make test-browser runs the explorer's tests in a browser (Debian's chromium, which must be installed)
+#   make test-verl    installs verl in a separate environment and runs the tests that need it
 #   make docs         checks links, anchors, code blocks and commands of the docs, then builds the site in build/site
 # RUN=DIR names the quickstart's run directory.
 RUN := $(or $(RUN),runs/quickstart-$(shell date +%Y%m%d-%H%M%S))
@@ -15,7 +15,7 @@ NEWEST_VENV ?= .venv-newest
 BIN := $(VENV)/bin
 PIP_OPTIONS := --disable-pip-version-check --quiet
 
-# BENCH holds options of the benchmark, for example BENCH=--quick.
+# BENCH passes options to the benchmark, for example BENCH=--quick.
 .PHONY: quickstart test test-wheel test-browser test-verl test-newest-trl docs bench check format install clean
 
 quickstart: install
@@ -26,7 +26,7 @@ quickstart: install
 test: install $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# With the dependencies that pyproject.toml declares, not those of the lock files.
+# With the dependencies in pyproject.toml, not those of the lock files.
 test-wheel:
 	PYTHON=$(PYTHON) tests/wheel.sh
 
@@ -36,7 +36,7 @@ test-browser: install $(VENV)/installed-test $(VENV)/installed-browser
 test-verl: $(VERL_VENV)/installed
 	OMP_NUM_THREADS=1 $(VERL_VENV)/bin/python -m pytest tests_verl
 
-# Says what the next TRL breaks: pyproject.toml's limit on TRL is left out on purpose.
+# Shows what the newest TRL breaks, so it ignores pyproject.toml's limit on TRL.
 test-newest-trl:
 	test -x $(NEWEST_VENV)/bin/python || $(PYTHON) -m venv $(NEWEST_VENV)
 	$(NEWEST_VENV)/bin/pip install $(PIP_OPTIONS) --upgrade --editable '.[dev]'
@@ -62,7 +62,7 @@ format: install
 
 install: $(VENV)/installed
 
-# torch comes first, pinned, so that no other package chooses its build.
+# torch first, pinned, so that no other package chooses its build.
 $(VENV)/installed: requirements.lock requirements-model.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bandpo needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	@echo "installing into $(VENV) (a few minutes the first time)"
@@ -81,7 +81,7 @@ $(VENV)/installed-browser: requirements-browser.lock $(VENV)/installed
 	@$(BIN)/pip install $(PIP_OPTIONS) -r requirements-browser.lock
 	@touch $@
 
-# verl wants an older transformers than the trainer.
+# verl requires an older transformers than the trainer.
 $(VERL_VENV)/installed: requirements-verl.lock pyproject.toml
 	@echo "installing verl into $(VERL_VENV)"
 	@test -x $(VERL_VENV)/bin/python || $(PYTHON) -m venv $(VERL_VENV)

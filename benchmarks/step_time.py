@@ -182,10 +182,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the times of every repeat there")
     options = parser.parse_args()
     if options.repeats < 2:
-        parser.error(f"--repeats is {options.repeats}, allowed is 2 or more")
+        parser.error(f"--repeats is {options.repeats}; allowed: 2 or more")
     if options.completions % (options.updates * options.group):
         parser.error(
-            f"--completions is {options.completions}, allowed are multiples of --updates x --group = "
+            f"--completions is {options.completions}; allowed: multiples of --updates x --group = "
             f"{options.updates * options.group}"
         )
     torch.set_num_threads(options.threads)

@@ -1,4 +1,4 @@
-"""GRPO in a loop of your own, from logits to metrics, with PyTorch and bandpo alone (docs/tutorial.md).
+"""GRPO in your own loop, from logits to metrics, with only PyTorch and bandpo (docs/tutorial.md).
 The policy learns to count down: after 5 it should write 4 3 2 1 0. Run it: python examples/custom_loop.py"""
 
 import torch
@@ -10,7 +10,7 @@ DIGITS, LENGTH = 16, 15
 
 @torch.no_grad()
 def sample(policy, prompts):
-    """Each prompt and its LENGTH sampled digits, and which of these count: all up to the first 0."""
+    """Each prompt with its LENGTH sampled digits, and a mask of those that count: up to the first 0."""
     digits = prompts
     for _ in range(LENGTH):
         drawn = torch.distributions.Categorical(logits=policy(digits)[:, -1]).sample()
@@ -34,7 +34,7 @@ def reward(digits, mask):
 def train(rule, rollouts=30, updates=16, prompts=32, group=8, seed=0):
     """Metrics of each rollout's last update, under a clip rule."""
     torch.manual_seed(seed)
-    policy = torch.nn.Embedding(DIGITS, DIGITS)  # the smallest of policies: logits given the digit before
+    policy = torch.nn.Embedding(DIGITS, DIGITS)  # the smallest possible policy: logits given the previous digit
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.05)
     history = []
     for _ in range(rollouts):
@@ -43,7 +43,7 @@ def train(rule, rollouts=30, updates=16, prompts=32, group=8, seed=0):
         rewards = reward(digits, mask).view(prompts, group)
         advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
         old_logps = log_probs(policy, digits)[0].detach()
-        for _ in range(updates):  # the first finds every ratio at 1; the rule acts from the second on
+        for _ in range(updates):  # in the first every ratio is 1; the rule acts from the second on
             logps, entropy = log_probs(policy, digits)
             result = bandpo.policy_loss(logps, old_logps, advantages.flatten(), mask, rule=rule, entropy=entropy)
             optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Log the tokens of a loop, then ask what each clip rule would have done to them.
+"""Log the tokens of a loop, then see what each clip rule would have done to them.
 
 python examples/inspect_dump.py tokens.jsonl
 bandpo inspect tokens.jsonl                               # the same tables from the command line
@@ -29,7 +29,7 @@ def log_tokens(path, tokens, mask, old_logps, advantages, **columns):
 if __name__ == "__main__":
     path = Path(sys.argv[1])
     torch.manual_seed(0)
-    for _ in range(4):  # in the place of your loop: log the last update of a rollout, where ratios are far from 1
+    for _ in range(4):  # instead of your loop; log the last update of a rollout, where ratios are furthest from 1
         logits = 2 * torch.randn(64, 32, 50)
         old = logits.log_softmax(-1)
         new = (logits + 0.3 * torch.randn_like(logits)).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""A clip rule of your own: one class with one method.
+"""Your own clip rule: one class with one method.
 
 python examples/own_rule.py
 bandpo train scratch rule.name=own_rule:CautiousBand      # in the folder of this file
@@ -17,7 +17,7 @@ class CautiousBand(bandpo.Band):
     """Band with a tighter lower side for tokens that the old policy found likely.
 
     The lower radius is multiplied by (1 - p) ** power, so a common token cannot be pushed down far at once, while a
-    rare one may still vanish. The upper side is Band's.
+    rare one can still vanish. The upper side is Band's.
     """
 
     power: float = 1.0
@@ -34,7 +34,7 @@ if __name__ == "__main__":
         for p, lower, upper in zip(old_logps.exp().tolist(), bounds.lower, bounds.upper, strict=True):
             print(f"{type(rule).__name__:12}  p = {p:.2f}: a ratio from {lower:.3f} to {upper:.3f}")
 
-    # By name, as a recipe or a framework's settings state it; a mistake in the class shows here, before training.
+    # By name, as in a recipe or a framework's settings; a mistake in the class shows here, before training.
     rule = make_rule("own_rule:CautiousBand", radius=0.05, power=2.0)
     logps, advantages = old_logps + torch.tensor([0.5, -0.3, -0.2]), torch.tensor([1.0, -1.0, -1.0])
     mask = torch.ones(1, 3)

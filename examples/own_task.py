@@ -1,4 +1,4 @@
-"""A task of your own: problems, and how a completion is graded.
+"""Your own task: problems, and how a completion is graded.
 
 python examples/own_task.py                               # shows problems, prompts and grades
 bandpo train scratch task.name=own_task:Reverse              # in the folder of this file: trains on it
@@ -12,14 +12,14 @@ WORDS = "tree river stone cloud apple house light table green quick seven mouse 
 
 
 class Reverse(Task):
-    """Write a word backward; a letter in its place counts, so that a model that begins can learn."""
+    """Write a word backward; each letter in the right place counts, so that a beginner can learn."""
 
     heldout: int = 4
 
     def problems(self):
         words = WORDS.split()
         random.Random(self.seed).shuffle(words)
-        # The solution is what a recipe with a supervised warm-up shows the model first.
+        # A recipe with a supervised warm-up first trains the model on the solutions.
         every = [Problem(question=f"{word}:", answer=word[::-1], solution=word[::-1]) for word in words]
         return every[self.heldout :], every[: self.heldout]
 
@@ -28,7 +28,7 @@ class Reverse(Task):
 
 
 def letters_right(answer, text):
-    """The share of letters in their place, over the longer of the two."""
+    """The share of letters in the right place, relative to the longer of the two."""
     return sum(a == b for a, b in zip(answer, text.strip(), strict=False)) / max(len(answer), len(text.strip()))
 
 

@@ -16,7 +16,7 @@ parser.add_argument("--model", default="Qwen/Qwen2.5-0.5B-Instruct", help="a nam
 parser.add_argument("--output", default="out")
 parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--rollout", type=int, default=64, help="completions sampled at a time")
-parser.add_argument("--length", type=int, default=64, help="tokens a completion may have")
+parser.add_argument("--length", type=int, default=64, help="maximum tokens per completion")
 parser.add_argument("--cpu", action="store_true", help="train on the CPU, in float32")
 options = parser.parse_args()
 
@@ -24,7 +24,7 @@ problems = [{"prompt": f"What is {a} + {b}?", "answer": str(a + b)} for a in ran
 
 
 def right(completions, answer, **_):
-    """1 for the right sum as the last number of the text."""
+    """1 if the last number in the text is the right sum."""
     last = [(re.findall(r"\d+", text) or [""])[-1] for text in completions]
     return [float(number == wanted) for number, wanted in zip(last, answer, strict=True)]
 

@@ -15,9 +15,9 @@ from helpers import ROOT, held_elsewhere, strict_json
 
 def test_a_directory_has_one_writer_until_it_dies(tmp_path):
     with held_elsewhere(tmp_path):
-        with pytest.raises(ValueError, match="another process works in"), locked(tmp_path):
+        with pytest.raises(ValueError, match="another process is working in"), locked(tmp_path):
             raise AssertionError("two writers")
-        with pytest.raises(ValueError, match="another process works in"), locked(tmp_path):
+        with pytest.raises(ValueError, match="another process is working in"), locked(tmp_path):
             raise AssertionError("the attempt broke the lock")
     with locked(tmp_path):
         pass  # the other one was killed

@@ -46,14 +46,14 @@ def test_the_current_directory_is_searched_last(tmp_path, monkeypatch):
         (lambda: load_object(":f", "reward"), "reward ':f' is not of the form module:Name"),
         (lambda: load_object("nowhere_:f", "task"), "task 'nowhere_:f': cannot import 'nowhere_': ModuleNotFound"),
         (lambda: load_object("math:sqr", "task"), "task 'math:sqr': math has no 'sqr' (did you mean 'sqrt'?)"),
-        (lambda: load_function("math:pi", "reward"), "reward 'math:pi' is a float, allowed is a function"),
+        (lambda: load_function("math:pi", "reward"), "reward 'math:pi' is a float; allowed: a function"),
         (
             lambda: load_class(f"{__name__}:NUMBER", "shape", Shape),
-            f"shape '{__name__}:NUMBER' is a int, allowed is a subclass of {__name__}'s Shape",
+            f"shape '{__name__}:NUMBER' is a int; allowed: a subclass of {__name__}'s Shape",
         ),
         (
             lambda: load_class("collections:Counter", "shape", Shape),
-            f"shape 'collections:Counter' is a class, allowed is a subclass of {__name__}'s Shape",
+            f"shape 'collections:Counter' is a class; allowed: a subclass of {__name__}'s Shape",
         ),
         (lambda: load_class(f"{__name__}:Blob", "shape", Shape), f"shape '{__name__}:Blob' lacks area()"),
     ],

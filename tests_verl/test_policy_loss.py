@@ -169,7 +169,7 @@ def test_every_metric_is_a_float_under_actor():
 
 
 def test_a_missing_configuration_is_one_sentence():
-    with pytest.raises(ValueError, match="config is None, allowed is verl's ActorConfig"):
+    with pytest.raises(ValueError, match="config is None; allowed: verl's ActorConfig"):
         get_policy_loss_fn("bandpo")(**batch())
 
 

@@ -60,9 +60,9 @@ def test_several_nodes_join_a_running_cluster():
     assert (config.trainer.nnodes, config.ray_kwargs.ray_init.address) == (2, "auto")
     facts = dict(launch.needs(config))
     assert facts["GPUs"] == "2 x 8"
-    assert facts["a rollout"] == "256 prompts x 16 responses of at most 4096 tokens"
+    assert facts["per rollout"] == "256 prompts x 16 responses of at most 4096 tokens"
     assert facts["updates"].startswith("4 updates follow each rollout: ")
-    assert facts["memory a GPU"].startswith("7.1 GiB for weights, gradients and optimizer, 7.1 GiB")
+    assert facts["memory per GPU"].startswith("7.1 GiB for weights, gradients and optimizer, 7.1 GiB")
 
 
 def test_the_plan_names_the_anchor_and_warns_where_nothing_can_clip():
@@ -77,14 +77,15 @@ def test_the_plan_names_the_anchor_and_warns_where_nothing_can_clip():
     assert "warning" not in facts
     assert facts["anchor"] == "the rollout engine's log-probs"
     assert facts["updates"] == (
-        "1 update follows each rollout, with ratios to the sampler's log-probs: the clip rule can act in each of them"
+        "1 update follows each rollout, with ratios relative to the sampler's log-probs: the clip rule can act in "
+        "each of them"
     )
 
 
 def test_truncated_sampling_is_a_warning_and_refused_where_the_anchor_is_the_sampler():
     facts = dict(launch.needs(compose("actor_rollout_ref.rollout.top_p=0.8")))
-    assert "truncated or reweighed (top_p=0.8)" in facts["warning"]
-    with pytest.raises(ValueError, match=r"reweighed \(top_k=20\).*allowed is sampling from the policy itself"):
+    assert "truncated or reweighted (top_p=0.8)" in facts["warning"]
+    with pytest.raises(ValueError, match=r"reweighted \(top_k=20\).*allowed: sampling from the policy itself"):
         compose("actor_rollout_ref.rollout.top_k=20", "algorithm.rollout_correction.bypass_mode=true")
 
 
@@ -112,7 +113,7 @@ def test_verls_own_entry_point_says_whether_a_rule_can_act_before_ray_starts(tmp
         (f"{ROUTE}.loss_mode=bypass_mode", "loss_mode is 'bypass_mode'"),
         (f"+{ROUTE}.band_radius=0.1", "unexpected keyword argument 'band_radius'"),
         (f"{ROUTE}._target_=bandpo.integrations.verl.Nothing", "Nothing"),
-        (f"{RULE}=0.05", "rule is 0.05, allowed is a mapping"),
+        (f"{RULE}=0.05", "rule is 0.05; allowed: a mapping"),
         ("actor_rollout_ref.actor.loss_agg_mode=mean", "Invalid loss_agg_mode: mean"),
         ("data.train_batch_size=100", "data.train_batch_size is 100"),
         ("trainer.total_epoch=1", "total_epoch"),
@@ -165,5 +166,5 @@ def test_the_three_lines_of_the_documentation_work_on_verls_own_configuration():
 
 def test_launch_refuses_a_policy_loss_that_would_ignore_the_rule():
     verls = "verl.workers.config.PolicyLossConfig"
-    with pytest.raises(ValueError, match=f"_target_ is '{verls}', allowed is 'bandpo.integrations.verl.Band"):
+    with pytest.raises(ValueError, match=f"_target_ is '{verls}'; allowed: 'bandpo.integrations.verl.Band"):
         compose(f"{ROUTE}._target_={verls}", f"{ROUTE}.loss_mode=vanilla", f"~{RULE}")

@@ -97,7 +97,7 @@ def test_the_configuration_is_left_as_it_was_and_the_function_travels():
 def test_what_is_wrong_is_one_sentence():
     with pytest.raises(ValueError, match="has no option 'raduis'"):
         register({"raduis": 0.1})
-    with pytest.raises(ValueError, match="anchor is 'sampler', allowed are old, rollout"):
+    with pytest.raises(ValueError, match="anchor is 'sampler'; allowed: old, rollout"):
         register(anchor="sampler")
     register(anchor="rollout")
     with pytest.raises(ValueError, match="needs rollout_logprobs"):

@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, and JSON that every parser reads."""
+"""Atomic writes, and JSON that every parser reads."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory against other processes; the lock ends with the process, however that ends.
+    """Lock a directory against other processes; the lock ends with the process, however that ends.
 
-    Where the platform or the file system has no locks, nothing is held.
+    Does nothing if the platform or the file system has no locks.
 
     Raises:
         ValueError: If another process holds it.
@@ -40,7 +40,7 @@ def locked(directory: Path) -> Iterator[None]:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, it is not left to forked children
         except (BlockingIOError, PermissionError):
             raise ValueError(
-                f"another process works in {str(directory)!r}; wait until it ends, or choose another directory"
+                f"another process is working in {str(directory)!r}; wait until it ends, or choose another directory"
             ) from None
         except OSError:
             pass
@@ -48,10 +48,10 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """Strict JSON, as RFC 8259 has it: null for each number that is not finite.
+    """Strict JSON (RFC 8259), with null for each number that is not finite.
 
     Args:
-        options: Those of `json.dumps`.
+        options: Options of `json.dumps`.
     """
     return json.dumps(_finite(value), allow_nan=False, **options)
 
@@ -81,7 +81,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a .jsonl file; a last line cut off by a crash is passed over.
+    """The JSON objects of a .jsonl file; a last line cut off by a crash is skipped.
 
     Infinity and NaN, which older versions wrote, are read as the null that `append_line` writes for them.
     """

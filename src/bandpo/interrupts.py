@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which Slurm, Kubernetes and `kill` send: the program ends in order."""
+"""Ctrl-C and SIGTERM, which Slurm, Kubernetes and `kill` send: the program ends cleanly."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 REPEAT = 1.0
-"""Seconds in which a second Ctrl-C is the first one again, as a launcher passes on what the terminal sent already,
+"""Seconds within which a second Ctrl-C counts as the first, because launchers pass on what the terminal already sent,
 and after which a SIGTERM without effect is raised again."""
 
 
 def signal_of(error: BaseException) -> str | None:
-    """The signal that ended the program with this exception, None if it was none."""
+    """The signal that ended the program with this exception, or None."""
     if isinstance(error, KeyboardInterrupt):
         return "SIGINT"
     terminated = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
@@ -32,8 +32,8 @@ def leave(number: int) -> NoReturn:
 def ends_on_sigterm() -> Iterator[None]:
     """SIGTERM unwinds the stack like an exit, so that files are closed and processes ended.
 
-    Until the stack is unwound to here the signal is raised again, since a bare `except:` of a library on the way can
-    swallow it. Work that cleans up for longer than REPEAT belongs outside.
+    The signal is raised again until the stack is unwound to here, because a bare `except:` in a library can swallow
+    it. Cleanup that takes longer than REPEAT belongs outside.
     """
     arrived = threading.Event()
 
@@ -53,7 +53,7 @@ def ends_on_sigterm() -> Iterator[None]:
 
 
 class Request:
-    """A Ctrl-C or SIGTERM that waits for the work at hand.
+    """Defers a Ctrl-C or SIGTERM until the current work is done.
 
     Attributes:
         signal: The number of the signal, None before there is one.
@@ -65,7 +65,7 @@ class Request:
 
     @contextmanager
     def noted(self, told: Callable[[], None]) -> Iterator[None]:
-        """Note the first signal and call `told`; a second Ctrl-C ends the program at once."""
+        """Record the first signal and call `told`; a second Ctrl-C ends the program immediately."""
 
         def note(number: int, _: object) -> None:
             if self.signal is None:
@@ -78,18 +78,18 @@ class Request:
             yield
 
     def leave(self) -> NoReturn:
-        """End the program for the noted signal, or for one that only another process of the run was sent."""
+        """End the program for the recorded signal, or for one that only another process of the run received."""
         leave(self.signal or signal.SIGTERM)
 
 
 def tell(text: str) -> None:
-    """A line on standard error from within a signal's handler, where `print` may meet itself."""
+    """A line on standard error from a signal handler, where `print` is not reentrant."""
     os.write(2, f"\n{text}\n".encode())
 
 
 @contextmanager
 def _handling(handlers: dict[signal.Signals, Callable[[int, object], None]]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only that one is sent signals
+    if threading.current_thread() is not threading.main_thread():  # only that one receives signals
         yield
         return
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

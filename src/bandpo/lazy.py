@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first used (PEP 562), so that the command line starts fast."""
+"""Packages whose names are imported on first use (PEP 562), so that the command line starts fast."""
 
 from __future__ import annotations
 

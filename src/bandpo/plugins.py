@@ -1,4 +1,4 @@
-"""Objects of the user's own, named as 'module:Name' in a recipe or on the command line."""
+"""The user's own objects, named as 'module:Name' in a recipe or on the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Base = TypeVar("Base")
 
 
 def is_own(name: str) -> bool:
-    """Whether `name` means an object of the user's own ('module:Name'), not one that the package knows."""
+    """Whether `name` is a user's own object ('module:Name'), not one from this package."""
     return ":" in name
 
 
@@ -27,16 +27,16 @@ def load_object(spec: str, what: str) -> Any:
         what: What the object is used as ("reward", "clip rule", "task"), for messages.
 
     Raises:
-        ValueError: If the module cannot be imported or has no such name; the message says which.
+        ValueError: If the module cannot be imported or has no such name; names the cause.
     """
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
         raise ValueError(f"{what} {spec!r} is not of the form module:Name")
-    if os.getcwd() not in sys.path:  # last, so that nothing there hides an installed module
+    if os.getcwd() not in sys.path:  # last, so that it cannot shadow an installed module
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs whatever the module holds
+    except Exception as error:  # importing runs arbitrary code
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{what} {spec!r}: cannot import {module_name!r}: {reason}") from error
     if not hasattr(module, name):
@@ -53,7 +53,7 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     """
     function = load_object(spec, what)
     if not callable(function):
-        raise ValueError(f"{what} {spec!r} is a {type(function).__name__}, allowed is a function")
+        raise ValueError(f"{what} {spec!r} is a {type(function).__name__}; allowed: a function")
     return function
 
 
@@ -61,13 +61,13 @@ def load_class(spec: str, what: str, base: type[Base]) -> type[Base]:
     """The class that 'module:Class' names, a complete subclass of `base`.
 
     Raises:
-        ValueError: As `load_object`, if it is no subclass of `base`, or if it lacks one of its abstract methods.
+        ValueError: As `load_object`, if it is not a subclass of `base`, or if it lacks one of its abstract methods.
     """
     found = load_object(spec, what)
     if not (isinstance(found, type) and issubclass(found, base)):
         kind = "class" if isinstance(found, type) else type(found).__name__
         home = base.__module__.partition(".")[0]
-        raise ValueError(f"{what} {spec!r} is a {kind}, allowed is a subclass of {home}'s {base.__name__}")
+        raise ValueError(f"{what} {spec!r} is a {kind}; allowed: a subclass of {home}'s {base.__name__}")
     if inspect.isabstract(found):
         missing = ", ".join(f"{name}()" for name in sorted(found.__abstractmethods__))  # type: ignore[attr-defined]
         raise ValueError(f"{what} {spec!r} lacks {missing}")

@@ -23,7 +23,7 @@ class Strict(BaseModel):
 
 
 def yaml_names(folder: Traversable) -> list[str]:
-    """Names of the .yaml files that the package brings in a folder."""
+    """Names of the package's .yaml files in a folder."""
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
@@ -32,10 +32,10 @@ def find_yaml(kind: str, name: str, folder: Traversable) -> tuple[str, Path | No
 
     Args:
         kind: What it is, for messages.
-        folder: Where the package keeps those that have a name.
+        folder: Where the package keeps the named ones.
 
     Raises:
-        ValueError: If there is none; the nearest name is given.
+        ValueError: If there is none; names the nearest one.
     """
     if name.endswith((".yaml", ".yml")):
         path = Path(name).expanduser()
@@ -47,7 +47,7 @@ def find_yaml(kind: str, name: str, folder: Traversable) -> tuple[str, Path | No
         plural = folder.name  # recipes, studies
         if Path(name).is_dir():
             raise ValueError(
-                f"{kind} {name!r} is a directory without config.yaml; allowed is a .yaml file, or a name: "
+                f"{kind} {name!r} is a directory without config.yaml; allowed: a .yaml file, or a name: "
                 f"{', '.join(known)}"
             )
         raise ValueError(
@@ -64,19 +64,19 @@ def parse_mapping(text: str, what: str) -> dict[str, Any]:
         what: What the text is, for messages.
 
     Raises:
-        ValueError: If the text is not valid YAML, or no mapping.
+        ValueError: If the text is not valid YAML, or not a mapping.
     """
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{what} is a {type(data).__name__}, allowed is a mapping of keys to values")
+        raise ValueError(f"{what} is a {type(data).__name__}; allowed: a mapping of keys to values")
     return data
 
 
 def parse_value(text: str) -> Any:
-    """A value as YAML reads it, and numbers in exponent notation as numbers.
+    """A value as YAML reads it, with numbers in exponent notation as numbers.
 
     Raises:
         ValueError: If the text is not valid YAML.
@@ -100,7 +100,7 @@ def read_numbers(node: Any, model: type[BaseModel] | None = None, keys: tuple[st
     """Nested settings with numbers in exponent notation, which YAML 1.1 leaves as strings, as numbers.
 
     Args:
-        model: The model of the settings; what it takes as text stays text.
+        model: The model of the settings; values whose type is a string stay strings.
         keys: Where in the model `node` is.
     """
     if isinstance(node, dict):
@@ -111,7 +111,7 @@ def read_numbers(node: Any, model: type[BaseModel] | None = None, keys: tuple[st
 
 
 def _types(model: type[BaseModel] | None, keys: Sequence[str]) -> list[Any]:
-    """The alternatives of the type that a model has at nested keys; empty where it does not say."""
+    """The alternatives of the type that a model has at nested keys; empty if unknown."""
     here: list[Any] = [] if model is None else [model]
     for key in keys:
         models = [o for a in here for o in _options(a) if isinstance(o, type) and issubclass(o, BaseModel)]
@@ -120,13 +120,13 @@ def _types(model: type[BaseModel] | None, keys: Sequence[str]) -> list[Any]:
 
 
 def read_override(text: str, kinds: Sequence[Any]) -> Any:
-    """A value from the command line as a setting of one of these types; YAML, unless a text is asked for.
+    """A value from the command line as a setting of one of these types; YAML, unless a string is expected.
 
-    A text is what stands there, or in quotation marks what YAML reads, so that "\\n" is a new line. Where the types
-    are not known, only braces and brackets make a mapping or a list: 'You are: helpful' is a text.
+    A string is taken literally, or as YAML if it is quoted, so that "\\n" is a newline. If the types are
+    unknown, only braces and brackets make a mapping or a list: 'You are: helpful' is a string.
 
     Raises:
-        ValueError: If the text is not valid YAML, and none may be.
+        ValueError: If YAML is expected and the text is not valid YAML.
     """
     written = text.strip()
     if str not in kinds:
@@ -153,7 +153,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, mapping by mapping; a mapping of another `name` replaces the base's."""
+    """`base` updated with `changes`, mapping by mapping; a mapping with another `name` replaces the base's."""
     merged = dict(base)
     for key, value in changes.items():
         below = base.get(key)
@@ -177,10 +177,10 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str], model: type[
 
 
 def apply_override(data: dict[str, Any], override: str, model: type[BaseModel] | None = None) -> None:
-    """Set `a.b.c=value` in nested data; the value is read as YAML, so 3e-4, null and [1, 2] mean what they say.
+    """Set `a.b.c=value` in nested data; the value is read as YAML, so 3e-4, null and [1, 2] work.
 
     Args:
-        model: The model of the data, which says where a value is a text.
+        model: The model of the data, which shows where a string is expected.
 
     Raises:
         ValueError: If the override is not of this form.
@@ -208,11 +208,11 @@ def explain(error: ValidationError, model: type[BaseModel], hint: bool = False) 
     """The first problem of a validation as one sentence that names the key, the value and what is allowed.
 
     Args:
-        error: What pydantic raised.
+        error: The error from pydantic.
         model: The model that was validated.
-        hint: Say how a missing key is given on the command line.
+        hint: Also show how to give a missing key on the command line.
     """
-    # A misspelled key is the reason why another is missing.
+    # A misspelled key explains why another is missing, so it comes first.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     kind = first["type"]
     keys, models = _follow(model, first["loc"])
@@ -237,8 +237,8 @@ def explain(error: ValidationError, model: type[BaseModel], hint: bool = False) 
 
 
 def _follow(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
-    """The keys of a location, without pydantic's names of alternatives, and the models that the last one is looked
-    up in (or, if it ends at a choice of models, those)."""
+    """The keys of a location, without pydantic's names of alternatives, and the models in which the last key is
+    looked up (or, if it ends at a union of models, those)."""
     keys: list[str] = []
     here = models = [model]
     for part in loc:
@@ -252,9 +252,9 @@ def _follow(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[st
             here = models = tagged
         elif any(part in m.model_fields for m in models):
             keys.append(part)
-            # Metadata of a field may hold the choice of models: it is a part of the annotation.
+            # A field's metadata may hold the union of models: it is part of the annotation.
             here = [m.model_fields[part].annotation for m in models if part in m.model_fields]  # type: ignore[misc]
-        elif models:  # a key that none of them has
+        elif models:  # none of them has the key
             keys.append(part)
             return keys, models
         elif any(get_origin(o) in (dict, Mapping) for o in options):

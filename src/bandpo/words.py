@@ -1,4 +1,4 @@
-"""Words of messages: the nearest known one, and what an error says."""
+"""Words for messages: the nearest known name, and the first line of an error."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def nearest(word: object, known: Iterable[object]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its class if it says nothing."""
+    """The first line of an error's message, or its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -187,10 +187,10 @@ def test_a_served_page_asks_its_own_server_alone(visit, served, runs):
 def test_a_run_that_goes_on_is_followed(visit, served, tmp_path):
     path = make_run(tmp_path / "live", 8, status="running")
     page = visit(served(path))
-    expect(page.locator("#run-status")).to_have_text("1 run, 1 going on; updates 8")
+    expect(page.locator("#run-status")).to_have_text("1 run, 1 in progress; updates 8")
     with (path / "metrics.jsonl").open("a") as stream:
         stream.write(metric_line(9) + metric_line(10))
-    expect(page.locator("#run-status")).to_have_text("1 run, 1 going on; updates 10")
+    expect(page.locator("#run-status")).to_have_text("1 run, 1 in progress; updates 10")
     assert any("since=" in address for address in page.asked)
     (path / "status.json").write_text('{"status": "finished"}')
     expect(page.locator("#run-status")).to_have_text("1 run; updates 10")

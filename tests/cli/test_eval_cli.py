@@ -342,7 +342,7 @@ def test_samples_of_training(bandpo, tmp_path):
     assert bandpo("samples", run, "--step", "2") == ""
     assert "\nr at 5 0\n" in bandpo("samples", run, "--problem", "1")
     for options, words in (
-        (("--truncated",), "do not say which were truncated"),
+        (("--truncated",), "do not record which were truncated"),
         (("--greedy",), "--greedy is for evaluations"),
         (("--wrong", "--right"), "exclude each other"),
     ):

@@ -14,13 +14,13 @@ def test_explore_writes_the_page_once(bandpo, tmp_path):
     first = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert first.startswith("<!DOCTYPE html>")
     assert first.rstrip().endswith("</html>")
-    with pytest.raises(ValueError, match=r"page\.html', which exists; allowed is a name that is free"):
+    with pytest.raises(ValueError, match=r"page\.html', which exists; allowed: the name of a new file"):
         bandpo("explore", "--export", "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == first
 
 
 def test_explore_refuses_a_missing_directory(bandpo):
-    with pytest.raises(ValueError, match="'no' is no directory"):
+    with pytest.raises(ValueError, match="'no' is not a directory"):
         bandpo("explore", "--export", "no/page.html")
 
 
@@ -49,7 +49,7 @@ def test_a_damaged_study_is_said_and_the_rest_is_shown(bandpo, tmp_path):
 def test_explore_without_a_run_is_a_sentence(bandpo, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments in (("empty", "--export", "page.html"), ("empty",)):
-        with pytest.raises(ValueError, match="'empty' holds no run"):
+        with pytest.raises(ValueError, match="'empty' contains no run"):
             bandpo("explore", *arguments)
     with pytest.raises(ValueError, match="'nowhere' does not exist"):
         bandpo("explore", "nowhere", "--export", "page.html")
@@ -57,7 +57,7 @@ def test_explore_without_a_run_is_a_sentence(bandpo, tmp_path):
 
 
 def test_a_file_has_no_port(bandpo):
-    with pytest.raises(ValueError, match="--port and --open are of the server"):
+    with pytest.raises(ValueError, match="--port and --open are for the server"):
         bandpo("explore", "--export", "page.html", "--port", "8000")
 
 

@@ -79,13 +79,13 @@ GOOD = {"completion": "5", "answer": "5"}
     [
         ([], "has no rows"),
         ([GOOD, "{"], "line 2 is not JSON"),
-        ([GOOD, "[1]"], "line 2 is a list, allowed is an object"),
+        ([GOOD, "[1]"], "line 2 is a list; allowed: an object"),
         ([GOOD, {"completion": "5", "gold": "5"}], "line 2 has no 'answer'; its keys are 'completion', 'gold'"),
         ([{"answer": "5"}], "line 1 has no 'completion'"),
-        ([GOOD | {"answer": ["5"]}], "line 1: answer is \\['5'\\], allowed is a string"),
+        ([GOOD | {"answer": ["5"]}], "line 1: answer is \\['5'\\]; allowed: a string"),
         ([GOOD | {"answer": " "}], "line 1: answer is empty"),
-        ([GOOD | {"completion": None}], "line 1: completion is None, allowed is a string"),
-        ([GOOD | {"expected": "yes"}], "line 1: expected is 'yes', allowed is a number"),
+        ([GOOD | {"completion": None}], "line 1: completion is None; allowed: a string"),
+        ([GOOD | {"expected": "yes"}], "line 1: expected is 'yes'; allowed: a number"),
         ([GOOD | {"expected": 1}, GOOD], "line 2 has no 'expected', which other lines have"),
     ],
 )

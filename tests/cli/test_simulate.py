@@ -28,7 +28,7 @@ def test_tables_json_and_picture(bandpo, tmp_path):
         "deciding.json", "deciding.png", "neutral.json", "neutral.png",
     ]  # fmt: skip
     before = (tmp_path / "o" / "neutral.json").read_bytes()
-    with pytest.raises(ValueError, match="exists; nothing is overwritten"):
+    with pytest.raises(ValueError, match="exists and is not overwritten"):
         bandpo("simulate", "neutral", *SHORT, "--output", "o")
     assert (tmp_path / "o" / "neutral.json").read_bytes() == before
 
@@ -39,7 +39,7 @@ def test_expected_beside_seen(bandpo, tmp_path):
         "values: {band: 9.0}}, {metric: entropy_neutral, rollout: 0, prompts: 8, values: {band: 2.381}}]}"
     )
     said = bandpo("simulate", "mine.yaml")
-    assert "Expected and seen" in said
+    assert "Expected and observed" in said
     assert "1 of 2 within 2 standard errors" in said
 
 
@@ -49,9 +49,9 @@ def test_expected_beside_seen(bandpo, tmp_path):
         (["simulate", "neutrl"], "unknown simulation 'neutrl' (did you mean 'neutral'?)"),
         (["simulate", "rollouts=3"], "'rollouts=3' comes without a simulation; known: control, deciding"),
         (["simulate", "neutral", "group=1"], "group is 1: input should be greater than or equal to 2"),
-        (["simulate", "neutral", "neutral"], "names are neutral, neutral, allowed are distinct ones"),
+        (["simulate", "neutral", "neutral"], "names are neutral, neutral; allowed: distinct names"),
         (["simulate", "neutral", "rules={a: {name: band, radius: -1}}"], "radius must be > 0 and finite, got -1"),
-        (["simulate", "deciding", "answers=64"], "answers is 64, allowed is 1 to 60"),
+        (["simulate", "deciding", "answers=64"], "answers is 64; allowed: 1 to 60"),
     ],
 )
 def test_mistakes_are_one_line(bandpo, arguments, words):

@@ -76,7 +76,7 @@ MISTAKES = [
     (["train", "scratch", "model.pth=x"], "allowed here: path"),
     (["train", "scratch", "model.dtype=float8"], "model.dtype is 'float8'"),
     (["train", "scratch", "task.name=arithmetics"], "did you mean 'arithmetic'"),
-    (["train", "scratch", "rule=band"], "allowed is a mapping"),
+    (["train", "scratch", "rule=band"], "allowed: a mapping"),
     (["train", "scratch", "--resume"], "'scratch' is none"),
     (["eval", "m"], "Missing argument"),
     (["eval", "m", "data.jsonl", "--samples", "0"], "--samples"),
@@ -129,5 +129,5 @@ def test_a_warning_of_the_data_is_one_line(tmp_path):
     assert code == 1
     first, error = said.splitlines()
     assert first.startswith("warning: data '")
-    assert first.endswith("training takes the first. For example '1+1?' has '2' and '3'")
+    assert first.endswith("training uses the first. For example '1+1?' has '2' and '3'")
     assert error.startswith("error: model path './nowhere' does not exist")

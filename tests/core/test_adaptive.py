@@ -151,10 +151,10 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"groups of shape \(3, 1\) does not broadcast to ids of shape \(2, 4\)"):
         group_disagreement(torch.zeros(2, 4), torch.zeros(3), torch.ones(2, 4))
     for name, options, words in (
-        ("entropy-band", {"smallest": 0.0}, "EntropyBand: smallest is 0.0, allowed is a number > 0 and <= 1"),
+        ("entropy-band", {"smallest": 0.0}, "EntropyBand: smallest is 0.0; allowed: a number > 0 and <= 1"),
         ("disagreement-band", {"smallest": 1.1}, "DisagreementBand: smallest is 1.1"),
-        ("position-band", {"last": 2}, "PositionBand: last is 2, allowed is a number > 0 and < 2"),
-        ("position-band", {"horizon": 1}, "PositionBand: horizon is 1, allowed is a number >= 2"),
+        ("position-band", {"last": 2}, "PositionBand: last is 2; allowed: a number > 0 and < 2"),
+        ("position-band", {"horizon": 1}, "PositionBand: horizon is 1; allowed: a number >= 2"),
         ("entropy-band", {"table": True}, "table is True"),
         ("entropy-band", {"radius": 0}, "radius must be > 0"),
     ):

@@ -71,7 +71,7 @@ def test_it_says_once_that_the_target_is_out_of_reach_and_comes_back_at_once():
     assert [bool(text) for text in said] == [i == PATIENCE - 1 for i in range(3 * PATIENCE)]
     assert said[PATIENCE - 1] == (
         "control cannot reach its target: entropy is 1 and not 2, no nearer than 10 rollouts ago, with the floor at "
-        "0.9 of the limits 0.1 to 0.9; it goes on"
+        "0.9 within the limits 0.1 to 0.9; it keeps trying"
     )
     assert controller.rule.floor == pytest.approx(0.9)
     assert controller.stuck
@@ -167,26 +167,29 @@ class Fixed(ClipRule):
             {"metric": "entropie"},
             r"control: unknown metric 'entropie' \(did you mean 'entropy'\?\); known: entropy, ",
         ),
-        ({"target": 0}, "control: target is 0, allowed is a finite number > 0"),
-        ({"target": "high"}, "control: target is 'high', allowed is a finite number > 0"),
-        ({"target": math.inf}, "control: target is inf, allowed is a finite number > 0"),
-        ({"gain": -1}, "control: gain is -1, allowed is a finite number >= 0"),
-        ({"gain": 0, "integral": 0}, "control: gain and integral are both 0, allowed is one of them"),
-        ({"smoothing": 1}, "control: smoothing is 1, allowed is a number from 0 to below 1"),
-        ({"limits": [0.9, 0.1]}, r"control: limits are \[0.9, 0.1\], allowed are \[smallest, largest\]"),
-        ({"limits": 0.9}, r"control: limits are 0.9, allowed are two numbers"),
-        ({"limits": [0, 1]}, "control: limit of the floor is 1, allowed is a number from 0 to below 1"),
+        ({"target": 0}, "control: target is 0; allowed: a finite number > 0"),
+        ({"target": "high"}, "control: target is 'high'; allowed: a finite number > 0"),
+        ({"target": math.inf}, "control: target is inf; allowed: a finite number > 0"),
+        ({"gain": -1}, "control: gain is -1; allowed: a finite number >= 0"),
+        (
+            {"gain": 0, "integral": 0},
+            "control: gain and integral are both 0, so nothing would move; allowed: one of them 0",
+        ),
+        ({"smoothing": 1}, "control: smoothing is 1; allowed: a number from 0 to below 1"),
+        ({"limits": [0.9, 0.1]}, r"control: limits are \[0.9, 0.1\]; allowed: \[smallest, largest\]"),
+        ({"limits": 0.9}, r"control: limits are 0.9; allowed: two numbers"),
+        ({"limits": [0, 1]}, "control: limit of the floor is 1; allowed: a number from 0 to below 1"),
         (
             {"limits": [0, 0.5], "floor": 0.7},
-            r"control: the rule's floor is 0.7, allowed is a number within limits, \[0, 0.5\]",
+            r"control: the rule's floor is 0.7; allowed: a number within limits, \[0, 0.5\]",
         ),
         (
             {"metric": "divergence", "limits": [0, 1]},
-            "control: limit of the radius is 0, allowed is a finite number > 0",
+            "control: limit of the radius is 0; allowed: a finite number > 0",
         ),
         (
             {"metric": "divergence", "table": True},
-            "control of the radius needs one that is a number, and table=False",
+            "control of the radius needs a radius that is a number, and table=False",
         ),
         ({"goal": 1}, "control has no option 'goal' .*; it takes: metric, target, gain, integral, limits, smoothing"),
     ],
@@ -197,12 +200,14 @@ def test_bad_settings_are_named(options, message):
 
 
 def test_a_rule_without_the_number_is_refused_with_those_that_have_it():
-    with pytest.raises(ValueError, match=r"moves the floor, which clip rule Clip does not have; those that do: band"):
+    with pytest.raises(
+        ValueError, match=r"moves the floor, which clip rule Clip does not have; rules that have it: band"
+    ):
         made("clip")
     with pytest.raises(ValueError, match="moves the radius, which clip rule Fixed does not have"):
         Controller(Control("divergence", 0.1), Fixed())
     for bad, message in (
-        ("entropy", "control is 'entropy', allowed is a mapping"),
+        ("entropy", "control is 'entropy'; allowed: a mapping"),
         ({"target": 1}, "control has no metric"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -213,7 +218,7 @@ def test_frameworks_that_cannot_keep_a_controller_say_who_can():
     options = {"name": "band", "control": {"metric": "entropy", "target": 0.5}}
     for framework in ("verl", "SkyRL", "slime"):
         with pytest.raises(
-            ValueError, match=f"needs control: {framework} cannot give it; those who can are TRL's Band"
+            ValueError, match=f"needs control: {framework} cannot give it; suppliers that can: TRL's Band"
         ):
             read_rule(options, framework)
     assert read_rule({"name": "band", "control": None}, "verl") == Band()

@@ -93,7 +93,7 @@ def test_the_relaxed_band_is_the_union_of_band_and_clip(divergence):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("estr", {"threshold": 0}, "ESTR: threshold is 0, allowed is a finite number > 0"),
+        ("estr", {"threshold": 0}, "ESTR: threshold is 0; allowed: a finite number > 0"),
         ("estr", {"epsilon": math.inf}, "ESTR: epsilon is inf"),
         ("relaxed-band", {"radius": -1}, "RelaxedBand: radius is -1"),
         ("relaxed-band", {"divergence": "klx"}, "'klx'"),

@@ -92,7 +92,7 @@ def test_ripo_follows_its_paper():
     bounds = make_rule("ripo", radius=0.04).bounds(torch.tensor([0.01, 0.16, 1.0]).log())
     assert bounds.lower.tolist() == pytest.approx([0.0, 0.5, 0.8])
     assert bounds.upper.tolist() == pytest.approx([3.0, 1.5, 1.2])
-    with pytest.raises(ValueError, match="RIPO: radius is 0, allowed is a finite number > 0"):
+    with pytest.raises(ValueError, match="RIPO: radius is 0; allowed: a finite number > 0"):
         RIPO(0)
 
 

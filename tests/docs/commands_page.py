@@ -34,7 +34,7 @@ PAGES = {
 
 HEAD = """# Commands
 
-What `bandpo COMMAND --help` prints, all on one page. It is generated (`python tests/docs/commands_page.py`) and
+The output of `bandpo COMMAND --help`, all on one page. It is generated (`python tests/docs/commands_page.py`) and
 compared with the commands in the tests. `bandpo --version` prints the version, and `--debug` with any command shows a
 full traceback in place of the one-line error.
 

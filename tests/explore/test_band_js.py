@@ -112,4 +112,4 @@ def test_bounds_at_tiny_probabilities_solve_the_equation(a):
 def test_an_unknown_divergence_is_one_sentence():
     driver = "given.map((name) => { try { return getDivergence(name); } catch (error) { return error.message; } })"
     for seen in run_node(driver, ["KL", "alpha:", "alpha:1", "alpha:x", "constructor"], "band"):
-        assert "allowed is kl, reverse_kl" in seen
+        assert "allowed: kl, reverse_kl" in seen

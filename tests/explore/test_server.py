@@ -125,8 +125,8 @@ def test_a_path_that_was_not_opened_is_not_found(port, path):
 
 def test_symlinks_out_of_the_directory_are_not_read(port, folder):
     _, _, text = ask(port, "/")
-    assert "runs/c/metrics.jsonl&#39; leads out of" in text
-    assert "batch-9.npz&#39; leads out of" in text
+    assert "runs/c/metrics.jsonl&#39; points outside of" in text
+    assert "batch-9.npz&#39; points outside of" in text
     assert "linked" not in text
     for one in page_data(text)["sources"]:
         assert SECRET not in ask(port, f"/{one['url']}")[2]
@@ -144,7 +144,7 @@ def test_a_symlink_made_later_is_refused(port, folder):
     metrics.symlink_to(folder / "secret.jsonl")
     status, _, text = ask(port, "/data/run%3Aruns%2Ff")
     assert status == 422
-    assert "leads out of" in text
+    assert "points outside of" in text
     metrics.unlink()
 
 
@@ -185,7 +185,7 @@ def test_ids_of_equal_names_differ(tmp_path):
 
 
 def test_a_taken_port_is_a_sentence(port, folder):
-    with pytest.raises(ValueError, match=f"port is {port}, which cannot be had"):
+    with pytest.raises(ValueError, match=f"port is {port}, which is not available"):
         serve([folder / "runs"], port, print)
 
 
@@ -193,7 +193,7 @@ def test_a_taken_port_is_a_sentence(port, folder):
 def test_a_directory_without_a_run_is_a_sentence(tmp_path, content):
     for name, text in (content or {}).items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=r"holds no run .*no study .*no token log"):
+    with pytest.raises(ValueError, match=r"contains no run .*no study .*no token log"):
         make_app([tmp_path])
     with pytest.raises(ValueError, match="'nowhere' does not exist"):
         make_app([module.Path("nowhere")])
@@ -207,7 +207,7 @@ def test_a_signal_ends_the_command(tmp_path, number):
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     line = process.stdout.readline()
-    address = re.match(r"http://127\.0\.0\.1:(\d+)/  \(Ctrl-C ends it\)", line)
+    address = re.match(r"http://127\.0\.0\.1:(\d+)/  \(Ctrl-C to stop\)", line)
     assert address, line + process.stderr.read()
     status, _, text = ask(int(address[1]), f"/data/{quote('run:run', safe='')}")
     assert (status, json.loads(text)["runs"][0]["label"]) == (200, "Band KL 0.05")

@@ -140,7 +140,7 @@ def test_logits_that_overflow_are_one_sentence():
       try { return [...simulate(given.settings, [given.rule])]; } catch (error) { return error.message; }
     })()"""
     seen = run_node(driver, {"settings": settings, "rule": full({"name": "none"})}, "band", "sim")
-    assert "learning rate is 1e+308; allowed is a smaller one" in str(seen)
+    assert "learning rate is 1e+308; allowed: a smaller one" in str(seen)
 
 
 def test_presets_are_the_packages_simulations():

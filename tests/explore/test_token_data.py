@@ -65,7 +65,7 @@ def test_lines_bring_prompts_of_their_own(tmp_path):
     data = token_data([lines(tmp_path / "b.jsonl", prompt=None, group="x")])
     assert (data["names"], set(data["groups"])) == ([""], {0})
     (problem,) = token_data([lines(tmp_path / "c.jsonl", completions=1, prompt=["x"])])["problems"]
-    assert "prompt is a list, expected a text" in problem["text"]
+    assert "prompt is a list, expected a string" in problem["text"]
 
 
 @pytest.mark.parametrize("name", ["prime_rl_rank_0.jsonl", "slime_train_3.pt", "slime_rollout_3.pt"])
@@ -101,7 +101,7 @@ def test_more_than_the_limit_is_said_and_spread_over_whole_prompts(tmp_path, lim
 
 
 def test_a_limit_below_one_is_refused():
-    with pytest.raises(ValueError, match="limit is 0, allowed is a number of tokens from 1 on"):
+    with pytest.raises(ValueError, match="limit is 0; allowed: a number of tokens >= 1"):
         token_data([DUMPS], limit=0)
 
 

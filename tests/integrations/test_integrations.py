@@ -96,7 +96,7 @@ def test_a_rule_is_read_from_any_mapping():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (0.05, "rule is 0.05, allowed is a mapping"),
+        (0.05, "rule is 0.05; allowed: a mapping"),
         ({"raduis": 0.05}, r"'band' has no option 'raduis' \(did you mean 'radius'\?\)"),
         ({"name": "bnad"}, r"unknown clip rule 'bnad' \(did you mean 'band'\?\)"),
         ({"radius": 0}, "radius must be > 0"),

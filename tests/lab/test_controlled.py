@@ -60,7 +60,7 @@ def test_a_target_out_of_reach_is_said_under_the_table():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"changes": {6: {"target": 1.0}}}, "changes has 6, allowed is a rollout from 1 to 5"),
+        ({"changes": {6: {"target": 1.0}}}, "changes has 6; allowed: a rollout from 1 to 5"),
         ({"changes": {2: {"target": 1.0}}}, "changes.2 has a target, but no rule has a control"),
         ({"changes": {2: {"learning_rate": 0}}}, "learning_rate"),
     ],

@@ -80,8 +80,8 @@ def broken(change):
     [
         (None, "does not exist; `bandpo compare STUDY --output DIR` writes it"),
         ("{", "is damaged"),
-        ("[]", "another format, allowed is 1 to 2"),
-        (broken(lambda data: data.update(format=3)), "another format, allowed is 1 to 2"),
+        ("[]", "another format; allowed: 1 to 2"),
+        (broken(lambda data: data.update(format=3)), "another format; allowed: 1 to 2"),
         (broken(lambda data: data.pop("runs")), "is damaged: runs: Field required"),
         (broken(lambda data: data["runs"][2]["updates"].pop("entropy")), "is damaged: runs.2.updates.entropy: Field"),
         (
@@ -90,9 +90,12 @@ def broken(change):
         ),
         (
             broken(lambda data: data["runs"][0].update(method="Grpo")),
-            "runs.0.method is 'Grpo', no method",
+            "runs.0.method is 'Grpo', which is not a method",
         ),
-        (broken(lambda data: data["study"].update(reference="Grpo")), "is damaged: .*reference 'Grpo' is no method"),
+        (
+            broken(lambda data: data["study"].update(reference="Grpo")),
+            "is damaged: .*'Grpo' is not a method",
+        ),
         (broken(lambda data: data.update(environment=[])), "is damaged: environment"),
     ],
 )

@@ -411,7 +411,7 @@ def test_a_failed_pilot_run_skips_its_control_alone(tmp_path):
 @pytest.mark.slow
 def test_one_compare_at_a_time(tmp_path, whole):
     study, directory, _ = whole
-    with held_elsewhere(directory), pytest.raises(ValueError, match="another process works in"):
+    with held_elsewhere(directory), pytest.raises(ValueError, match="another process is working in"):
         run_study(study, directory)
 
 

@@ -147,7 +147,7 @@ def test_scores_of_a_run():
     after = replace(run.evaluation.after, entropy=1.5, parts={"0:6": 2.5, "6:": 0.5})
     run = replace(run, evaluation=replace(run.evaluation, after=after))
     assert [final_score(run, name) for name in ("entropy", "entropy[0:6]", "entropy[6:]")] == [1.5, 2.5, 0.5]
-    with pytest.raises(ValueError, match="'entropy\\[0:5\\]' is not known of a run"):
+    with pytest.raises(ValueError, match="'entropy\\[0:5\\]' is not recorded in a run"):
         final_score(run, "entropy[0:5]")
     assert final_score(run, "reward") == pytest.approx((18 / 19 + 1) / 2)
     assert mean_training_reward(run) == pytest.approx(0.5)

@@ -21,7 +21,7 @@ def predicted_rollouts(rule: ClipRule, start: float, target: float) -> int:
         ValueError: If not 0 < start < target < 1, or the rule lets no probability grow.
     """
     if not 0 < start < target < 1:
-        raise ValueError(f"start is {start} and target {target}, allowed are 0 < start < target < 1")
+        raise ValueError(f"start is {start} and target {target}; allowed: 0 < start < target < 1")
     p, rollouts = start, 0
     while p < target:
         upper = float(rule.bounds(torch.tensor(math.log(p), dtype=torch.float64)).upper)

@@ -251,7 +251,7 @@ def test_truncated_sampling(tmp_path, made, columns, verdict):
     given["old_logps"] = given[anchor]
     found = sampling(read_log([write(tmp_path / "a.jsonl", given, *columns)]))
     assert found.verdict == verdict, found
-    assert ("p then is not" in found.text) == (verdict != "whole" and bool(columns))
+    assert ("p is then not" in found.text) == (verdict != "whole" and bool(columns))
 
 
 def test_whole_sampling_is_seldom_called_truncated(tmp_path):
@@ -265,7 +265,7 @@ def test_whole_sampling_is_seldom_called_truncated(tmp_path):
 BAD = [
     (
         line(old_logps=[-1.0, 0.7]),
-        "old_logps[1] is 0.7, expected a log-prob from -1000 to 0; 1 of 2 tokens left out",
+        "old_logps[1] is 0.7, expected a log-prob from -1000 to 0; 1 of 2 tokens skipped",
         1,
     ),
     (line(logps=[float("nan"), -1.0]), "logps[0] is nan", 1),
@@ -277,15 +277,15 @@ BAD = [
         2,
     ),
     (line(advantages=float("inf")), "expected a finite advantage; 2 of 2", 0),
-    (line(logps=[-1.0]), "logps has 1 values, expected 2, one for each token", 0),
-    (line(logps="x"), "logps is a text, expected a list", 0),
+    (line(logps=[-1.0]), "logps has 1 values, expected 2, one per token", 0),
+    (line(logps="x"), "logps is a string, expected a list", 0),
     (line(logps=[-1.0, "x"]), "logps[1] is 'x', expected a number", 0),
     (line(logps=[-1.0, True]), "logps[1] is True, expected a number", 0),
-    (line(logps=[-1.0, 10**400]), "whole number beyond any float", 0),
-    (line(tokens=[1.5, 2]), "tokens[0] is 1.5, expected a text or a number", 0),
+    (line(logps=[-1.0, 10**400]), "integer beyond the range of floats", 0),
+    (line(tokens=[1.5, 2]), "tokens[0] is 1.5, expected a string or a token id", 0),
     (line(tokens=None), "tokens is missing, expected a list", 0),
     (line(mask=[1, 2]), "mask[1] is 2, expected true or false", 0),
-    (line(positions=[-1, 0]), "positions[0] is -1, expected a whole number", 0),
+    (line(positions=[-1, 0]), "positions[0] is -1, expected an integer", 0),
     (line(schema="bandpo.tokens/2"), "schema is 'bandpo.tokens/2', expected 'bandpo.tokens/1'", 0),
     (line(old_logps=None, logps=None), "has no log-probs", 0),
     (line()[:40], "is not JSON", 0),
@@ -314,7 +314,13 @@ def test_other_bad_files(bandpo, tmp_path):
     torch.save([1], tmp_path / "list.pt")
     code, said = bandpo(".")
     assert code == 1
-    for part in ("by gzip", "not UTF-8", "truncated?", "is no recorded batch", "holds a list, expected slime's"):
+    for part in (
+        "with gzip",
+        "not UTF-8",
+        "truncated?",
+        "is not a recorded batch",
+        "contains a list, expected slime's",
+    ):
         assert part in said
     archive = (DUMPS / "slime_train_3.pt").read_bytes()
     (tmp_path / "name.pt").write_bytes(archive.replace(b"slime_train_3/data.pkl", b"slime_train_3/data.\xb7kl"))
@@ -331,7 +337,7 @@ def test_a_line_longer_than_allowed(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_text(f"{line()}\n{line(group='x' * 1000)}\n{line()}\n")
     log = read_log([path])
-    assert [(p.line, "longer than 300 bytes" in p.text) for p in log.problems] == [(2, True)]
+    assert [(p.line, "over 300 bytes long" in p.text) for p in log.problems] == [(2, True)]
     assert len(log) == 4
 
 

@@ -179,7 +179,7 @@ def test_files_of_older_runs_load_and_have_no_ledger(model, tmp_path):
     assert old.mean_slope.shape == (B, T)
     assert not ledger.has_slopes(old)
     (said,) = ledger_blocks({"run": [old]}, RULES, {"run": Clip()})
-    assert said.text == "1 recorded batches have no ledger: the logits were not seen when they were made."
+    assert said.text == "1 recorded batches have no ledger: they were recorded without the logits."
 
 
 def test_the_page_shows_where_entropy_moved(model):

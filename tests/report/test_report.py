@@ -307,7 +307,7 @@ def test_a_study_that_has_not_begun_has_a_report(tmp_path):
         {key: run[key] for key in ("method", "point", "seed")} | {"status": "waiting"} for run in metrics["runs"]
     ]
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    assert "9 of 9 runs are to come" in text_of(write_report([tmp_path]))
+    assert "9 of 9 runs are missing" in text_of(write_report([tmp_path]))
 
 
 @pytest.mark.slow

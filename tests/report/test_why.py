@@ -99,7 +99,7 @@ def test_a_rule_that_needs_more_than_was_recorded_is_left_out_and_said():
     bounds, regions, said = rules.blocks
     assert regions.picture.panels[0].title == "clip"
     assert "mine" not in bounds.legend
-    assert said.text == "Not shown, because more than the old probability decides: mine (needs old_entropy)."
+    assert said.text == "Not shown, because they need more than the old probability: mine (needs old_entropy)."
 
 
 @pytest.mark.parametrize("positive", [True, False])
@@ -154,7 +154,7 @@ def test_batches_survive_the_disk_and_damage_is_named(batch, tmp_path):
 
 
 def test_edges_must_rise(batch):
-    with pytest.raises(ValueError, match="rising probabilities"):
+    with pytest.raises(ValueError, match="increasing probabilities"):
         why.count_clipped(RULES, [batch], edges=(0, 0.5, 0.2, 1))
 
 

@@ -87,7 +87,7 @@ def test_recipe_from_a_file(tmp_path):
         ("quickstart", ["model.path=null"], ["model.path", "model.scratch"]),
         ("quickstart", ["train.max_step=3"], ["'train.max_step'", "did you mean 'max_steps'"]),
         ("quickstart", ["train.epsilon=0.1"], ["train.epsilon", "rule.low"]),
-        ("letters", ["eval.cuts=[6, 3]"], ["eval.cuts", "[6, 3]", "rising"]),
+        ("letters", ["eval.cuts=[6, 3]"], ["eval.cuts", "[6, 3]", "increasing"]),
         ("quickstart", ["rule.control={metric: entropi, target: 1}"], ["'entropi'", "did you mean 'entropy'"]),
         ("quickstart", ["just-a-word"], ["'just-a-word'", "key=value"]),
         ("word-problems", [], ["'task.data' is missing", "task.data=VALUE"]),
@@ -204,7 +204,7 @@ def test_a_task_of_ones_own(own):
         ("task={name: 'own_things:Lazy'}", ["task 'own_things:Lazy' lacks problems()"]),
         ("task={name: 'own_things:Doubles', tpo: 1}", ["unknown key 'tpo'", "did you mean 'top'"]),
         ("task={name: 'own_things:Doubles', top: a}", ["top is 'a'", "integer"]),
-        ("task={name: 'own_things:Other'}", ["the name 'other'", "allowed is 'own_things:Other'"]),
+        ("task={name: 'own_things:Other'}", ["the name 'other'", "allowed: 'own_things:Other'"]),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(own, override, words):
@@ -218,8 +218,8 @@ def test_what_cannot_be_used_is_one_sentence(own, override, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("Odd", "returned a list, allowed are two lists"),
-        ("Third", "returned a tuple of 3: list, list, list, allowed are two lists"),
+        ("Odd", "returned a list; allowed: two lists"),
+        ("Third", "returned a tuple of 3: list, list, list; allowed: two lists"),
         ("Words", "returned a str, not a Problem"),
     ],
 )
@@ -383,7 +383,7 @@ def test_the_sampler_has_one_home_and_trls_switch_leads_there(tmp_path):
         args = build_args(config, config.train, RunDirectory(tmp_path))
         assert args.use_vllm == (sampler == "vllm")
         assert (missing_sampler(args) is None) == (sampler == "transformers")
-    with pytest.raises(ValueError, match=r"sampler is 'vllm' and train\.use_vllm is false; sampler alone is enough"):
+    with pytest.raises(ValueError, match=r"sampler is 'vllm' and train\.use_vllm is false; set only sampler"):
         load_config("scratch", ["sampler=vllm", "train.use_vllm=false"])
 
 

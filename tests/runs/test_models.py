@@ -75,7 +75,7 @@ def test_a_directory_where_a_model_was_meant(tmp_path, files, words):
 
 def test_a_file_where_a_model_was_meant(tmp_path):
     (tmp_path / "model.safetensors").write_text("")
-    with pytest.raises(ValueError, match=r"model.safetensors' is a file, allowed is a .gguf file, or a directory"):
+    with pytest.raises(ValueError, match=r"model.safetensors' is a file; allowed: a .gguf file, or a directory"):
         load_model(str(tmp_path / "model.safetensors"))
 
 

@@ -161,7 +161,7 @@ def test_a_dry_run_foretells_the_memory_and_leaves_nothing(tmp_path):
     assert real.returncode == 0, real.stderr
     used = int(re.search(r"VmHWM:\s+(\d+) kB", real.stdout).group(1)) * 1024
     assert foretold == pytest.approx(used, rel=0.2)
-    for words in ("2 per rollout", "2 in all, from 1 rollouts", "ratios leave 1", "prompt (128, 7)", "2.201"):
+    for words in ("2 per rollout", "2 in total, from 1 rollouts", "ratios leave 1", "prompt (128, 7)", "2.201"):
         assert words in dry.stdout
 
 

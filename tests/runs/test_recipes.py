@@ -61,7 +61,7 @@ def test_another_rule_inherits_no_options(tmp_path):
         ({"a": "base: b.yaml", "b": "base: c.yaml", "c": "base: a.yaml"}, ["inherits from itself", "a.yaml <- "]),
         ({"a": "base: quikstart"}, ["'quikstart'", "did you mean 'quickstart'"]),
         ({"a": "base: b.yaml"}, ["b.yaml", "does not exist"]),
-        ({"a": "base: [quickstart]"}, ["['quickstart']", "allowed is a recipe's name"]),
+        ({"a": "base: [quickstart]"}, ["['quickstart']", "allowed: a recipe's name"]),
     ],
 )
 def test_mistakes_in_inheritance_are_named(tmp_path, recipes, words):

@@ -128,7 +128,7 @@ def test_a_run_has_one_writer(tmp_path, undisturbed):
     with held_elsewhere(run):
         refused = bandpo("out", "--resume", cwd=tmp_path)
     assert refused.returncode == 1
-    assert refused.stderr.startswith("error: another process works in 'out'")
+    assert refused.stderr.startswith("error: another process is working in 'out'")
     assert refused.stdout == ""
     assert (run / "metrics.jsonl").read_bytes() == (undisturbed[0] / "metrics.jsonl").read_bytes()
     assert json.loads((run / "status.json").read_text()) == {"status": "running"}

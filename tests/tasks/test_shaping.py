@@ -62,7 +62,7 @@ def test_own_functions(own):
         ([{"weight": 1}], ["shaping.0 has no name"]),
         ([{"name": "overlong", "bufer": 3}], ["'bufer'", "did you mean 'buffer'"]),
         ([{"name": "overlong", "buffer": 0}], ["buffer is 0"]),
-        ([{"name": "overlong", "buffer": 2.5}], ["buffer is 2.5, allowed is an integer"]),
+        ([{"name": "overlong", "buffer": 2.5}], ["buffer is 2.5; allowed: an integer"]),
         ([{"name": "overlong", "buffer": 64}], ["buffer is 64", "train.max_completion_length, which is 64"]),
         ([{"name": "boxed", "weight": 0}], ["weight is 0"]),
         ([{"name": "boxed", "weight": math.inf}], ["weight is inf"]),

@@ -164,7 +164,7 @@ def test_questions_from_a_file(questions):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ([], ["holds no problem"]),
+        ([], ["has no problems"]),
         ([{"question": "2+2?"}], ["row 1", "'answer'"]),
         ([{"question": "2+2?", "answer": "4"}, {"question": "3+3?", "answer": ""}], ["row 2", "'answer'"]),
         (["not json"], ["line 1", "not JSON"]),
@@ -310,7 +310,7 @@ def test_known_data_sets_come_from_the_hub(hub):
     [
         ("nobody/nothing", {}, ["'nobody/nothing'", "there is no such data set"]),
         ("dapo-math-17k", {}, ["'dapo-math-17k'", "no test split", "task.split"]),
-        ("math", {"levels": [9]}, ["'math'", "holds no problem"]),
+        ("math", {"levels": [9]}, ["'math'", "has no problems"]),
         ("math", {"tempalte": "boxed"}, ["'tempalte'", "did you mean 'template'"]),
         ("math", {"template": "boxd"}, ["'boxd'", "did you mean 'boxed'"]),
         ("math", {"columns": "mth"}, ["'mth'", "did you mean 'math'"]),
@@ -360,13 +360,13 @@ def test_json_and_parquet_files(tmp_path):
     with pytest.raises(ValueError, match="is not a parquet file"):
         benchmark(str(tmp_path / "d.parquet"))
     (tmp_path / "e.json").write_text("[1]", encoding="utf-8")
-    with pytest.raises(ValueError, match="is a int, allowed is an object"):
+    with pytest.raises(ValueError, match="is a int; allowed: an object"):
         benchmark(str(tmp_path / "e.json"))
 
 
 def test_a_question_that_stands_twice_counts_once(tmp_path):
     rows = [{"question": f"{i % 3}?", "answer": str(i)} for i in range(9)]
-    with pytest.warns(UserWarning, match="3 questions stand there more than once"):
+    with pytest.warns(UserWarning, match="3 questions occur more than once"):
         train, heldout = Questions(data=write(tmp_path / "a.jsonl", rows), heldout=1).problems()
     assert {(p.question, p.answer) for p in train + heldout} == {("0?", "0"), ("1?", "1"), ("2?", "2")}
     assert len(train) == 2
@@ -403,7 +403,7 @@ def own_rewards(tmp_path, monkeypatch):
 
 def test_own_rewards(own_rewards):
     assert Arithmetic(reward="my_rewards:half").score([Problem("1 + 1", "2")], ["x"]) == [(0.5, False)]
-    with pytest.raises(ValueError, match="'my_rewards:word' returned 'good', a str; allowed is a number"):
+    with pytest.raises(ValueError, match="'my_rewards:word' returned 'good', a str; allowed: a number"):
         Arithmetic(reward="my_rewards:word").score([Problem("1 + 1", "2")], ["x"])
 
 
@@ -414,7 +414,7 @@ def test_own_rewards(own_rewards):
         ("nowhere_at_all:f", ["'nowhere_at_all'", "ModuleNotFoundError"]),
         ("broken_rewards:f", ["'broken_rewards'", "ZeroDivisionError"]),
         ("my_rewards:hlf", ["my_rewards has no 'hlf'", "did you mean 'half'"]),
-        ("my_rewards:number", ["is a int, allowed is a function"]),
+        ("my_rewards:number", ["is a int; allowed: a function"]),
     ],
 )
 def test_wrong_rewards_are_named(own_rewards, reward, words):
@@ -528,10 +528,10 @@ def test_mixture_with_other_held_out_parts(tiny):
     ("settings", "words"),
     [
         ({"parts": []}, "at least 1 item"),
-        ({"parts": [SUMS], "template": "qa"}, "template of a mixture is set in its parts"),
+        ({"parts": [SUMS], "template": "qa"}, "template of a mixture must be set in its parts"),
         ({"parts": [SUMS], "weights": [1, 2]}, "weights has 2 numbers for 1 parts"),
-        ({"parts": [SUMS], "weights": [0]}, "allowed are finite numbers > 0"),
-        ({"parts": [SUMS], "weights": [math.nan]}, "allowed are finite numbers > 0"),
+        ({"parts": [SUMS], "weights": [0]}, "allowed: finite numbers > 0"),
+        ({"parts": [SUMS], "weights": [math.nan]}, "allowed: finite numbers > 0"),
         ({"parts": [SUMS, {**PRODUCTS, "chat": False}]}, "agree on chat"),
         ({"parts": [{"name": "mixture", "parts": [SUMS]}]}, "mixture"),
     ],

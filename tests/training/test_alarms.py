@@ -23,7 +23,7 @@ NAMES = [alarm.name for alarm in ALARMS]
 
 
 def update(**changes):
-    """A log line of a healthy run with several updates a rollout."""
+    """A log line of a healthy run with several updates per rollout."""
     return {
         "entropy": 0.5,
         "grad_norm": 1.0,
@@ -193,7 +193,7 @@ def test_the_first_update_names_what_fits_the_run(tiny):
     sick = copy.deepcopy(tiny[0])
     sick.config.attention_dropout = 0.1
     assert causes(sick) == (
-        "fits this run: dropout is on (attention_dropout=0.1), so each forward pass has other log-probs",
+        "fits this run: dropout is on (attention_dropout=0.1), so each forward pass gives different log-probs",
     )
     assert "attention kernel" in causes(sick, disable_dropout=True)[0]
     sick.add_module("extra", torch.nn.Dropout(0.25))

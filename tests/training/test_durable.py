@@ -70,8 +70,8 @@ def checkpoints(folder, *steps):
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (lambda c: (c / "seal.json").unlink(), "was not written to the end"),
-        (lambda c: (c / "weights").unlink(), "has lost weights"),
+        (lambda c: (c / "seal.json").unlink(), "was not completely written"),
+        (lambda c: (c / "weights").unlink(), "is missing weights"),
         (lambda c: (c / "weights").write_bytes(bytes(999)), "weights of checkpoint-20 is damaged"),
         (lambda c: (c / "weights").write_bytes(bytes(999) + b"x"), "weights of checkpoint-20 is damaged"),
         (lambda c: (c / "seal.json").write_text("{"), "cannot be read"),

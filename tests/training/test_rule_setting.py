@@ -66,8 +66,8 @@ def test_a_rule_in_trls_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ("clip", ["rule is 'clip'", "allowed is a mapping"]),
-        ([1], ["rule is [1]", "allowed is a mapping"]),
+        ("clip", ["rule is 'clip'", "allowed: a mapping"]),
+        ([1], ["rule is [1]", "allowed: a mapping"]),
         ("{name: band", ["not valid YAML"]),
         ({"name": "band", "raduis": 1}, ["no option 'raduis'", "did you mean 'radius'"]),
         ({"divergence": object()}, ["cannot be logged", "BandGRPOTrainer(rule=...)"]),

@@ -213,7 +213,9 @@ def test_what_can_clip_and_how_it_is_said():
         "2 updates follow each rollout: once the weights have moved"
     )
     assert can_clip(args(anchor="sampler"))
-    assert "with ratios to the sampler's log-probs: the clip rule can act" in clip_outlook(args(anchor="sampler"))
+    assert "with ratios relative to the sampler's log-probs: the clip rule can act" in clip_outlook(
+        args(anchor="sampler")
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,13 +238,11 @@ def test_sampling_that_is_not_the_policys_is_said_before_training(tmp_path, tiny
             processing_class=tiny[1],
         )
 
-    with pytest.warns(UserWarning, match=f"truncated or reweighed \\({named}\\).*leave these options out"):
+    with pytest.warns(UserWarning, match=f"truncated or reweighted \\({named}\\).*remove these options"):
         trainer = build(**options)
     trainer.args.anchor, trainer.args.use_vllm = "sampler", True
     trainer.args.vllm_importance_sampling_correction = False
-    with pytest.raises(
-        ValueError, match=f"truncated or reweighed \\({named}\\).*allowed is sampling from the policy"
-    ):
+    with pytest.raises(ValueError, match=f"truncated or reweighted \\({named}\\).*allowed: sampling from the policy"):
         _check_settings(trainer)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

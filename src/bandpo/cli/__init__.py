@@ -1,4 +1,4 @@
-"""The `bandpo` command line. Each subcommand has a file of its own, imported only when it runs."""
+"""The `bandpo` command line. Each subcommand has its own file, imported only when it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bandpo.interrupts import ends_on_sigterm
 
 
 def main() -> None:
-    """Entry point: run a subcommand; a problem is one line on stderr and a non-zero exit."""
+    """Entry point: run a subcommand; an error is one line on stderr and a non-zero exit code."""
     try:
         from bandpo.cli.app import app
     except ImportError as error:

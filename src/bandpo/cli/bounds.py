@@ -17,15 +17,15 @@ def bounds(
     floor: Annotated[float | None, typer.Option(help="Smallest lower bound.", show_default="none")] = None,
     p: Annotated[list[float] | None, typer.Option(help="Old probability; may be given several times.")] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw them, beside fixed clips, into this PNG or SVG.")
+        Path | None, typer.Option(help="Also plot them, with fixed clips, to this PNG or SVG file.")
     ] = None,
 ) -> None:
-    """Show the ratio bounds that Band gives to tokens of some probabilities."""
+    """Show the ratio bounds of Band for tokens of some probabilities."""
     for value in p or []:
         if not 0 < value <= 1:
-            raise ValueError(f"--p is {value}, allowed is a probability above 0 and at most 1")
+            raise ValueError(f"--p is {value}; allowed: a probability above 0 and at most 1")
     if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise ValueError(f"--plot is {str(plot)!r}, allowed is a name that ends in .png or .svg")
+        raise ValueError(f"--plot is {str(plot)!r}; allowed: a name that ends in .png or .svg")
 
     import torch
     from rich.console import Console

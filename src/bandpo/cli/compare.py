@@ -16,7 +16,7 @@ def compare(
         str,
         typer.Argument(
             help="Study by name, path of a .yaml file, or the directory (or metrics.json) of one that has run, to "
-            "print its tables again. Without it: list the studies.",
+            "print its tables again. Without it, list the studies.",
         ),
     ] = "",
     overrides: Annotated[
@@ -35,7 +35,7 @@ def compare(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and stop.")] = False,
 ) -> None:
-    """Run methods against each other over seeds, and print what differs.
+    """Run methods against each other over seeds, and print the differences.
 
     After an interruption the same command resumes: no run is repeated, and failed runs are retried.
     """
@@ -74,7 +74,7 @@ def compare(
 
 
 def _list_studies() -> None:
-    # As they stand in their files: checking them would import PyTorch.
+    # Straight from their files, because validating them would import PyTorch.
     from bandpo.lab.study import STUDIES, study_names
     from bandpo.settings import find_yaml, parse_mapping
 
@@ -94,4 +94,4 @@ def _print_runs(runner: StudyRunner) -> None:
     left = sum(state != "finished" for _, state in states)
     seconds = runner.seconds_left([], [], left)
     time = "" if seconds is None else f", about {max(1, round(seconds / 60))} min without pilot runs"
-    typer.echo(f"{left} of {len(states)} runs to do, {runner.workers} at a time{time}")
+    typer.echo(f"{left} of {len(states)} runs to do, {runner.workers} in parallel{time}")

@@ -47,8 +47,8 @@ class Requirement:
     Attributes:
         wanted: Versions that work, as in pyproject.toml; empty for any.
         installed: The version here, or None.
-        works: It is installed, in a version that is wanted.
-        command: What installs it.
+        works: Whether it is installed in a wanted version.
+        command: The command that installs it.
     """
 
     feature: str
@@ -61,7 +61,7 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Device:
-    """Where tensors can live, with its memory in bytes."""
+    """A device for tensors, with its memory in bytes."""
 
     name: str
     total: int
@@ -70,13 +70,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that `bandpo doctor` knows.
+    """Everything that `bandpo doctor` reports.
 
     Attributes:
-        broken: What keeps the package from working at all; empty if nothing does.
+        broken: What keeps the package from working at all; empty if it works.
         disks: Folder -> free bytes.
-        hub: Whether the model hub answers, in words.
-        largest: Way of training -> weights of the largest model that fits.
+        hub: A sentence on whether the model hub answers.
+        largest: Way of training -> parameters of the largest model that fits.
     """
 
     python: str
@@ -89,7 +89,7 @@ class Diagnosis:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False) -> None:
-    """Say what is installed, what is missing for which feature, and what this machine can train."""
+    """Show what is installed, what is missing for which feature, and what this machine can train."""
     diagnosis = diagnose()
     if as_json:
         typer.echo(json.dumps(asdict(diagnosis), indent=2))
@@ -100,7 +100,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
 
 
 def diagnose() -> Diagnosis:
-    """Look at this Python, this machine and the network."""
+    """Inspect this Python, this machine and the network."""
     requirements = [*_own_requirements(), *_optional_requirements()]
     broken = [
         f"{r.package} {r.wanted} is needed, {'none is' if r.installed is None else r.installed + ' is'} installed"
@@ -121,7 +121,7 @@ def diagnose() -> Diagnosis:
 
 
 def _own_requirements() -> Iterator[Requirement]:
-    """What pyproject.toml asks for, by extra, from the installed package's metadata."""
+    """The requirements of each extra, from the installed package's metadata."""
     from packaging.requirements import Requirement as Parsed
 
     for text in metadata.requires("bandpo") or []:
@@ -165,7 +165,7 @@ def _look_up(feature: str, package: str, wanted: str, command: str) -> Requireme
 
 
 def _check_operator() -> list[str]:
-    """Whether the bounds of a coin with radius 0.05 nats come out right."""
+    """Problems with the bounds of a coin with radius 0.05 nats; empty if they are right."""
     try:
         torch = importlib.import_module("torch")
         bandpo = importlib.import_module("bandpo")
@@ -219,7 +219,7 @@ def _disks() -> dict[str, int]:
 
 
 def ask_hub() -> str:
-    """Whether the Hugging Face hub answers within a few seconds; not asked where the user went offline."""
+    """Whether the Hugging Face hub answers within a few seconds; not asked if the user is offline."""
     try:
         from huggingface_hub import constants
     except ImportError:
@@ -285,4 +285,4 @@ def _count(weights: int) -> str:
     if not weights:
         return "none"
     amount = f"{weights / 1e9:.1f} billion" if weights >= 1e9 else f"{weights / 1e6:.0f} million"
-    return f"about {amount} weights (4 sequences of 1,024 tokens at a time)"
+    return f"about {amount} parameters (micro-batches of 4 sequences of 1,024 tokens)"

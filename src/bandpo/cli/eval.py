@@ -49,7 +49,7 @@ def evaluate(
     dtype: options.DtypeName = "float32",
     seed: options.Seed = Sampling.seed,
     output: Annotated[
-        Path | None, typer.Option(help="Directory to write, or to continue.", show_default="eval/DATE-TIME")
+        Path | None, typer.Option(help="Directory to write, or to resume.", show_default="eval/DATE-TIME")
     ] = None,
 ) -> None:
     """Evaluate a model on data sets: mean@n, maj@n, pass@k, entropy, length, truncation, with 95% intervals.
@@ -88,16 +88,16 @@ def _check(sampling: Sampling, dtype: str) -> None:
     from bandpo.words import nearest
 
     if dtype not in MODEL_DTYPES:
-        raise ValueError(f"--dtype is {dtype!r}{nearest(dtype, MODEL_DTYPES)}, allowed are {', '.join(MODEL_DTYPES)}")
+        raise ValueError(f"--dtype is {dtype!r}{nearest(dtype, MODEL_DTYPES)}; allowed: {', '.join(MODEL_DTYPES)}")
     if sampling.temperature == 0 and sampling.samples > 1:
         raise ValueError(
             f"--temperature 0 would draw the same completion {sampling.samples} times; give --samples 1, or --greedy "
-            "beside samples at another temperature"
+            "with samples at another temperature"
         )
 
 
 def _check_positions(loaded: tuple[Any, Any], data: Data, max_new_tokens: int) -> None:
-    """Refuse prompts that leave too little room; vLLM does so by itself."""
+    """Refuse prompts that leave too little room; vLLM checks that itself."""
     from bandpo.evaluation.positions import find_shortage
     from bandpo.evaluation.sampling import encode
 
@@ -115,7 +115,7 @@ Data = dict[str, tuple["Questions", list["Problem"]]]
 
 
 def _read(sources: Sequence[str], limit: int | None, settings: Mapping[str, Any]) -> Data:
-    """The data sets; a setting that is None is the task's own."""
+    """The data sets; None keeps the task's own setting."""
     from bandpo.evaluation.identity import names_apart
     from bandpo.tasks import DATASETS, benchmark
 
@@ -163,7 +163,7 @@ def _evaluate_all(
 
 
 def print_results(console: Console, results: Mapping[str, EvaluationResult]) -> None:
-    """One table: a row per metric, a column per data set."""
+    """One table with a row per metric and a column per data set."""
     from rich.table import Table
 
     from bandpo.evaluation.result import metric_rows
@@ -171,5 +171,5 @@ def print_results(console: Console, results: Mapping[str, EvaluationResult]) -> 
     table = Table("", *(f"{name} ({result.prompts})" for name, result in results.items()))
     for row in metric_rows(list(results.values())):
         table.add_row(*row)
-    # In a file, numbers must not be cut off for want of room.
+    # In a file, numbers must not be cut off to fit a width.
     console.print(table, width=None if console.is_terminal else 1000)

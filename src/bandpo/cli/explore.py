@@ -21,26 +21,26 @@ def explore(
     export: Annotated[
         Path | None,
         typer.Option(
-            help="Write one HTML file with everything in it; an existing one is not overwritten.",
+            help="Write one self-contained HTML file; an existing one is not overwritten.",
             show_default="serve the page",
         ),
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the server on 127.0.0.1; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser on the page.")] = False,
 ) -> None:
-    """Move clip rules and watch them train; look into runs, studies and tokens; in a browser, without a network.
+    """Adjust clip rules and watch them train; look into runs, studies and tokens; in a browser, without a network.
 
-    Without --export the page is served on this machine alone until Ctrl-C, and follows runs that are going on.
+    Without --export the page is served only on this machine until Ctrl-C, and follows runs in progress.
     """
     if export is None:
         _serve(paths or [], port, open_browser)
         return
     if port or open_browser:
-        raise ValueError("--port and --open are of the server; --export writes a file instead")
+        raise ValueError("--port and --open are for the server; --export writes a file instead")
     if export.exists():
-        raise ValueError(f"--export is {str(export)!r}, which exists; allowed is a name that is free")
+        raise ValueError(f"--export is {str(export)!r}, which exists; allowed: the name of a new file")
     if not export.parent.is_dir():
-        raise ValueError(f"--export is {str(export)!r}, but {str(export.parent)!r} is no directory")
+        raise ValueError(f"--export is {str(export)!r}, but {str(export.parent)!r} is not a directory")
 
     from bandpo.explore.data import exported_page
     from bandpo.files import write_atomic
@@ -60,7 +60,7 @@ def _serve(paths: list[Path], port: int, open_browser: bool) -> None:
     from bandpo.explore.server import serve
 
     def tell(address: str) -> None:
-        typer.echo(f"{address}  (Ctrl-C ends it)")
+        typer.echo(f"{address}  (Ctrl-C to stop)")
         if open_browser:
             import webbrowser
 

@@ -26,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a row was found to be worth, and the text that was compared with the reference."""
+    """The reward of a row, and the text that was compared with the reference."""
 
     line: int
     reward: float
@@ -43,23 +43,23 @@ class Verdict:
 
 def grade(
     file: Annotated[
-        Path, typer.Argument(help="JSON lines with completion, answer and, if known, expected: the right reward.")
+        Path, typer.Argument(help="JSON lines with completion, answer and, if known, expected (the right reward).")
     ],
     reward: Annotated[
         str, typer.Option(help="math, exact, last_integer, choice, or your own module:function.")
     ] = "math",
     expressions: Annotated[
-        bool, typer.Option("--expressions", help="Print what was compared with the answer, for every row.")
+        bool, typer.Option("--expressions", help="Print what was compared with the answer for every row.")
     ] = False,
     time_limit: Annotated[float, typer.Option(min=0.01, help="Seconds to grade one completion.")] = 5.0,
     output: Annotated[
         Path | None, typer.Option(help="Write one verdict per row to this new JSON lines file.", show_default="none")
     ] = None,
 ) -> None:
-    """Try a reward on completions of your own before training on it.
+    """Try a reward on your own completions before training on it.
 
-    Where rows say what is expected, their disagreements are counted and shown: a false positive is a completion that
-    is given more than it is worth, a false negative one that is given less.
+    If rows have an expected reward, disagreements are counted and shown: a false positive is a completion that gets
+    more than expected, a false negative one that gets less.
     """
     from rich.console import Console
 
@@ -85,7 +85,7 @@ def read_rows(file: Path) -> list[Row]:
     """The rows of a JSON lines file.
 
     Raises:
-        ValueError: If the file cannot be read or a line is not as it must be; the message names the line and the key.
+        ValueError: If the file cannot be read or a line is invalid; the message names the line and the key.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -107,7 +107,7 @@ def _row(where: str, number: int, line: str) -> Row:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is a {type(row).__name__}, allowed is an object")
+        raise ValueError(f"{where} is a {type(row).__name__}; allowed: an object")
     for key in ("completion", "answer"):
         if key not in row:
             raise ValueError(f"{where} has no {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
@@ -116,11 +116,11 @@ def _row(where: str, number: int, line: str) -> Row:
         answer = str(answer)
     for key, value in (("completion", completion), ("answer", answer)):
         if not isinstance(value, str):
-            raise ValueError(f"{where}: {key} is {value!r}, allowed is a string")
+            raise ValueError(f"{where}: {key} is {value!r}; allowed: a string")
     if not answer.strip():
         raise ValueError(f"{where}: answer is empty")
     if "expected" in row and not isinstance(expected, int | float):
-        raise ValueError(f"{where}: expected is {expected!r}, allowed is a number or a boolean")
+        raise ValueError(f"{where}: expected is {expected!r}; allowed: a number or a boolean")
     return Row(number, completion, answer, None if expected is None else float(expected))
 
 
@@ -149,7 +149,7 @@ def judge(file: Path, rows: Sequence[Row], reward: str, time_limit: float) -> li
 
 
 def _extractor(reward: str) -> Callable[[str], str | None]:
-    """What a reward compares with the answer, as text; your own may compare anything."""
+    """The text that a reward compares with the answer; a custom one may compare anything."""
     from bandpo.tasks.answers import final_answer, last_integer, stated_answer
     from bandpo.tasks.notation import normalize
     from bandpo.tasks.rewards import chosen_letter
@@ -171,7 +171,7 @@ def write_verdicts(output: Path, verdicts: Sequence[Verdict]) -> None:
 
 
 def print_verdicts(verdicts: Sequence[Verdict], expressions: bool) -> None:
-    """The figures, and the rows that disagree or, with `expressions`, all of them."""
+    """The counts, and the rows that disagree or, with `expressions`, all of them."""
     right = sum(one.reward >= 1 for one in verdicts)
     late = sum(one.timed_out for one in verdicts)
     figures: dict[str, Any] = {"rows": len(verdicts), "right": right, "not graded in time": late}

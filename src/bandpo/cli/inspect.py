@@ -27,7 +27,7 @@ def inspect(
     ],
     epsilon: Annotated[
         float | None,
-        typer.Option(min=0, help="Your fixed clip: rules are compared with it.", show_default="0.2"),
+        typer.Option(min=0, help="Your fixed clip, with which rules are compared.", show_default="0.2"),
     ] = None,
     epsilon_high: Annotated[float | None, typer.Option(min=0, help="Its upper side.", show_default="epsilon")] = None,
     rule: Annotated[
@@ -39,14 +39,14 @@ def inspect(
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Hub name or directory; gives texts to logs of token numbers.", show_default="none"),
+        typer.Option(help="Hub name or directory; decodes logs that have only token ids.", show_default="none"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what clip rules would have done to the tokens that any framework logged."""
     for path in paths:
         if not path.exists():
-            raise ValueError(f"{str(path)!r} does not exist; allowed are token logs and directories of them")
+            raise ValueError(f"{str(path)!r} does not exist; allowed: token logs and directories of them")
 
     from bandpo.report.dumps import read_log
     from bandpo.report.inspection import inspect_log
@@ -65,7 +65,7 @@ def inspect(
 def choose_rules(
     epsilon: float | None, epsilon_high: float | None, others: Sequence[str]
 ) -> tuple[dict[str, ClipRule], str]:
-    """The rules by name, the fixed clip in use first, and the name of that.
+    """The rules by name, the fixed clip in use first, and its name.
 
     Raises:
         ValueError: If a rule is unknown or has an unknown option.
@@ -82,14 +82,14 @@ def choose_rules(
     for text in others:
         options = read_numbers(parse_mapping(text, "--rule")) if ":" in text and "{" in text else {"name": text}
         if "name" not in options:
-            raise ValueError(f"--rule {text!r} has no name, allowed is a mapping such as {{name: band, radius: 0.1}}")
+            raise ValueError(f"--rule {text!r} has no name; allowed: a mapping such as {{name: band, radius: 0.1}}")
         made = make_rule(**options)
         asked[name_rule(made)] = made
     return with_rivals({reference: mine, **asked}), reference
 
 
 def load_decoder(name: str) -> Callable[[int], str]:
-    """Text of a token's number by a tokenizer of the hub or of a directory.
+    """Function from token id to text, by a tokenizer from the hub or a directory.
 
     Raises:
         ValueError: If it cannot be loaded.
@@ -127,7 +127,7 @@ def as_document(log: TokenLog, found: Inspection) -> str:
 
 
 def show(log: TokenLog, found: Inspection) -> None:
-    """Tables on the terminal; nothing in a log is markup."""
+    """Tables on the terminal; log contents are never treated as markup."""
     from rich.console import Console
 
     from bandpo.report.inspection_tables import files_table, inspection_tables
@@ -151,5 +151,5 @@ def show(log: TokenLog, found: Inspection) -> None:
         if table.notes:
             console.print(table.notes)
     for name, why in found.skipped.items():
-        console.print(f"{name} is left out: {why}.")
+        console.print(f"{name} is skipped: {why}.")
     console.print(f"Sampling: {found.sampling.text}.")

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Start a run in a framework for clusters.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Start a run in a cluster framework.")
 
 
 @app.command("verl")
 def verl(
     recipe: Annotated[
-        str | None, typer.Argument(help="MODEL/METHOD, e.g. qwen2.5-3b-instruct/band-kl; none lists them.")
+        str | None, typer.Argument(help="MODEL/METHOD, e.g. qwen2.5-3b-instruct/band-kl; without it, list them.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -35,7 +35,7 @@ def verl(
         ),
     ] = None,
 ) -> None:
-    """Run a recipe of the paper in verl on Ray."""
+    """Run one of the paper's recipes in verl on Ray."""
     from bandpo.integrations import verl_launch as launch
 
     if recipe is None:
@@ -85,12 +85,12 @@ def verl_data(
         list[str] | None,
         typer.Argument(
             metavar="[NAME[=FILE]]...",
-            help="Data sets (`bandpo tasks` lists them), from the hub or from a file; without any, the paper's five.",
+            help="Data sets (`bandpo tasks` lists them), from the hub or a file; by default the paper's five.",
         ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder to write NAME.parquet into.")] = Path("data/verl"),
     template: Annotated[
-        str, typer.Option(help="User's message: a template's name, or a text with {question}.")
+        str, typer.Option(help="User message: a template's name, or a string with {question}.")
     ] = "boxed",
     hub_columns: Annotated[
         bool,

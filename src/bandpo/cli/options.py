@@ -1,4 +1,4 @@
-"""Options of the command line as types: what is asked about data, prompts and sampling, in one place."""
+"""Shared command-line options as types: data, prompts and sampling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 # Data
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first problems.", show_default="all")]
 Columns = Annotated[
-    str | None, typer.Option(help="The data has the columns of this known data set.", show_default="none")
+    str | None, typer.Option(help="The data have the columns of this known data set.", show_default="none")
 ]
 QuestionKey = Annotated[str | None, typer.Option(help="Column of questions.", show_default="question")]
 AnswerKey = Annotated[str | None, typer.Option(help="Column of answers.", show_default="answer")]
@@ -20,7 +20,7 @@ Subset = Annotated[str | None, typer.Option(help="Configuration of a hub data se
 Template = Annotated[
     str | None,
     typer.Option(
-        help="The user's message: boxed, plain, qa, tags, or a text with {question}.",
+        help="User message: boxed, plain, qa, tags, or a string with {question}.",
         show_default="boxed for data sets known by name, plain otherwise",
     ),
 ]

@@ -20,7 +20,7 @@ Rows = list[tuple[str, "str | Text | Table"]]
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """The plan on a page."""
+    """Print the plan."""
     table = Table(box=None, show_header=False, padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -43,11 +43,11 @@ def _model(plan: Plan) -> Rows:
     rows: Rows = [("model", Text(f"{name}, {plan.config.model.dtype}, on {plan.device}"))]
     shape, prompts = plan.needs.architecture, plan.needs.prompts
     if shape is not None:
-        rows.append(("", f"{shape.parameters:,} weights, {shape.trainable:,} of them trained"))
+        rows.append(("", f"{shape.parameters:,} parameters, {shape.trainable:,} of them trained"))
     if plan.problems is not None:
         rows.append(("task", f"{plan.problems[0]:,} training problems, {plan.problems[1]:,} held out"))
     if prompts is None:
-        return [*rows, ("longest prompt", f"unknown, taken to be {plan.prompt_tokens} tokens")]
+        return [*rows, ("longest prompt", f"unknown, assumed to be {plan.prompt_tokens} tokens")]
     rows.append(("first prompt", Text(f"{prompts.first!r} ({prompts.first_tokens} tokens)")))
     return [*rows, ("longest prompt", f"{prompts.longest_tokens} tokens")]
 
@@ -57,7 +57,7 @@ def _rule(plan: Plan) -> Rows:
     if rule is None:
         return [("rule", "TRL's own loss")]
     rows: Rows = [("rule", Text(str(rule)))]
-    # A rule that needs more than log-probs has no bounds of a probability alone.
+    # A rule that needs more than log-probs has no bounds as a function of the probability.
     return rows if rule.needs else [*rows, ("", _bounds(rule))]
 
 
@@ -75,7 +75,7 @@ def _batches(plan: Plan) -> Rows:
     )
     if steps.updates is not None:
         epochs = "" if steps.epochs is None else f" = {steps.epochs:.2f} epochs"
-        rows.append(("", f"{steps.updates:,} in all, from {steps.rollouts:,} rollouts{epochs}"))
+        rows.append(("", f"{steps.updates:,} in total, from {steps.rollouts:,} rollouts{epochs}"))
     return [*rows, ("ratios", plan.outlook if plan.clips else f"[red]{plan.outlook}[/red]")]
 
 
@@ -109,7 +109,7 @@ def _time(seconds: Seconds) -> Rows:
             "time",
             f"{seconds.rollout:.1f} s per rollout, {seconds.micro_batch:.2f} s per micro-batch, evaluation "
             f"{show_time(seconds.evaluation)}, warm-up {show_time(seconds.warmup)}; about {show_time(seconds.total)} "
-            "in all if every completion runs to its limit",
+            "in total if every completion runs to its limit",
         )
     ]
 

@@ -1,4 +1,4 @@
-"""Silence of the libraries: their progress bars and notices would bury the numbers that matter."""
+"""Silence libraries, whose progress bars and notices would bury the numbers that matter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def show_warnings() -> None:
 
 
 def quiet_libraries() -> None:
-    """Ask for it before they are imported, which takes seconds and may not be necessary."""
+    """Silence them before they are imported, which takes seconds and may not be necessary."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

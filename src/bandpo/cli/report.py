@@ -26,7 +26,7 @@ def report(
     """Write a report: one HTML page that works offline, its pictures as PNG, and tables in Markdown."""
     for path in paths:
         if not path.exists():
-            raise ValueError(f"{str(path)!r} does not exist; allowed are directories of runs and studies")
+            raise ValueError(f"{str(path)!r} does not exist; allowed: directories of runs and studies")
 
     from bandpo.report.pages import write_report
 

@@ -13,7 +13,7 @@ import typer
 
 @dataclass(frozen=True)
 class Shown:
-    """A completion as it is shown: which one it is, and what is known of it."""
+    """A completion for display: which one it is, and facts about it."""
 
     where: str
     problem: int
@@ -36,7 +36,7 @@ def samples(
     wrong: Annotated[bool, typer.Option("--wrong", help="Only completions with a reward below 1.")] = False,
     right: Annotated[bool, typer.Option("--right", help="Only completions with a reward of 1.")] = False,
     truncated: Annotated[
-        bool, typer.Option("--truncated", help="Only completions that ran into the length limit.")
+        bool, typer.Option("--truncated", help="Only completions that reached the length limit.")
     ] = False,
     greedy: Annotated[
         bool, typer.Option("--greedy", help="For an evaluation: completions without sampling.")
@@ -49,7 +49,7 @@ def samples(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Show at most this many.")] = 10,
 ) -> None:
-    """Read completions with their rewards: panels on a terminal, plain text through a pipe."""
+    """Show completions with their rewards: panels on a terminal, plain text in a pipe."""
     if wrong and right:
         raise ValueError("--wrong and --right exclude each other; give one of them")
     everything = find_samples(directory, step, greedy)
@@ -62,7 +62,7 @@ def samples(
     )
     shown = list(islice(chosen, limit))
     if not shown:
-        typer.echo("no completion matches, or none was written yet", err=True)
+        typer.echo("no completion matches, or none has been written yet", err=True)
         return
     print_samples(shown)
     if next(chosen, None) is not None:
@@ -73,7 +73,7 @@ def find_samples(directory: Path, step: int | None, greedy: bool) -> Iterator[Sh
     """The completions of a run's training, of one evaluation, or of all evaluations in a directory.
 
     Raises:
-        ValueError: If there are none, or an option does not fit what is there.
+        ValueError: If there are none, or an option does not apply to them.
     """
     from bandpo.evaluation.store import SETTINGS
     from bandpo.runs.run_dir import RunDirectory
@@ -116,7 +116,7 @@ def of_evaluations(folders: list[Path], greedy: bool) -> Iterator[Shown]:
 
 
 def of_training(file: Path, step: int | None) -> Iterator[Shown]:
-    """Rows {step, prompt, completion, advantage, REWARD: value, ...}; several rewards are added up."""
+    """Rows {step, prompt, completion, advantage, REWARD: value, ...}; several rewards are summed."""
     from bandpo.files import read_lines
     from bandpo.runs.run_dir import rewards_of
 
@@ -144,7 +144,7 @@ def of_training(file: Path, step: int | None) -> Iterator[Shown]:
 def only_truncated(everything: Iterator[Shown], directory: Path) -> Iterator[Shown]:
     for one in everything:
         if one.truncated is None:
-            raise ValueError(f"the samples of {str(directory)!r} do not say which were truncated")
+            raise ValueError(f"the samples of {str(directory)!r} do not record which were truncated")
         if one.truncated:
             yield one
 

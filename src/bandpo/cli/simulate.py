@@ -16,7 +16,7 @@ def simulate(
         typer.Argument(
             metavar="[NAME]... [KEY=VALUE]...",
             help="Simulations by name or path of a .yaml file, or all of the package's; then settings that differ, "
-            "e.g. rollouts=20 or rules.mine='{name: band, radius: 0.1}'. Without a name: the list of simulations.",
+            "e.g. rollouts=20 or rules.mine='{name: band, radius: 0.1}'. Without a name, list the simulations.",
         ),
     ] = None,
     output: Annotated[
@@ -26,7 +26,7 @@ def simulate(
 ) -> None:
     """Show what clip rules do to success and entropy in an exact softmax model, in seconds on a CPU.
 
-    Where a simulation comes with expected numbers, they are printed beside those seen, with the sampling error.
+    If a simulation has expected numbers, they are printed next to the observed ones, with the sampling error.
     """
     from bandpo.lab.simulation import load_simulation, simulation_names
 
@@ -42,11 +42,11 @@ def simulate(
     wanted = simulation_names() if names == [ALL] else names
     settings = {Path(name).stem: load_simulation(name, overrides) for name in wanted}
     if len(settings) < len(wanted):
-        raise ValueError(f"names are {', '.join(wanted)}, allowed are distinct ones")
+        raise ValueError(f"names are {', '.join(wanted)}; allowed: distinct names")
     files = {} if output is None else {name: output / f"{name}.json" for name in settings}
     for file in files.values():
         if file.exists():
-            raise ValueError(f"{str(file)!r} exists; nothing is overwritten, give another --output")
+            raise ValueError(f"{str(file)!r} exists and is not overwritten; choose another --output")
 
     from rich.console import Console
 

@@ -47,7 +47,7 @@ def tasks(
                 if k != "name" and (k not in every or _default(f) != _default(every[k]))
             }
             section(f"{key}: {_first_line(task)}", settings(own))
-    section("every task, unless said otherwise", settings(every))
+    section("every task, unless noted otherwise", settings(every))
     if name is not None:
         return
     section(
@@ -58,7 +58,7 @@ def tasks(
         ],
     )
     section(
-        "prompt templates (task.template), or a text with {question}", [(k, _yaml(v)) for k, v in TEMPLATES.items()]
+        "prompt templates (task.template), or a string with {question}", [(k, _yaml(v)) for k, v in TEMPLATES.items()]
     )
     section("rewards (task.reward), or module:function", [(k, _first_line(v)) for k, v in REWARDS.items()])
     section(

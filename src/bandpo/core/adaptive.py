@@ -15,7 +15,7 @@ from bandpo.core.rules import Band, Radii
 from bandpo.core.tokens import Tokens
 
 TINY = 1e-36
-"""Above the smallest normal number of float32."""
+"""Just above float32's smallest normal number."""
 
 
 def _times(factor: Tensor, radii: Radii) -> Radii:
@@ -26,14 +26,14 @@ def _times(factor: Tensor, radii: Radii) -> Radii:
 
 @dataclass(frozen=True, eq=False)
 class AdaptiveBand(Band):
-    """Band with a radius for each token, in proportion to how surprising the token was.
+    """Band with a radius per token, in proportion to how surprising the token was.
 
     radius_t = radius * clamp(-ln(p_t) / reference, smallest, largest), with p_t the token's old probability. Tokens
-    that the old policy was all but sure of get a tight trust region, rare ones a wide one; a token of surprisal
-    `reference` gets what Band gives it. An old probability of 0 has the largest radius.
+    that the old policy was almost sure of get a tight trust region, rare ones a wide one; a token of surprisal
+    `reference` gets Band's radius. An old probability of 0 has the largest radius.
 
     The paper leaves a radius that adapts per token to future work (arXiv 2603.04918); this form is ours. It needs
-    the old log-probs alone, so every framework that has a Band has it, and it has no state.
+    the old log-probs alone, so it works in every framework that supports Band, and it has no state.
 
     Args:
         radius, divergence, cap, floor: As Band's.
@@ -67,11 +67,11 @@ class AdaptiveBand(Band):
 
 @dataclass(frozen=True, eq=False)
 class PositionBand(Band):
-    """Band with a radius that grows or shrinks along the completion, in a straight line.
+    """Band with a radius that grows or shrinks linearly along the completion.
 
-    radius_t = radius * ((1 - s) (2 - last) + s last), s = min(t / (horizon - 1), 1), t the token's place from 0. The
-    mean radius of a completion of `horizon` tokens is `radius`; one that ends earlier has more if last < 1. CPPO
-    (arXiv 2606.10968) lets the threshold of DPPO's mask fall linearly from 1 to .8: last = 0.89 at 0.9 of the radius.
+    radius_t = radius * ((1 - s) (2 - last) + s last), s = min(t / (horizon - 1), 1), t the token's position from 0.
+    The mean radius of a completion of `horizon` tokens is `radius`; one that ends earlier has more if last < 1. CPPO
+    (arXiv 2606.10968) lowers the threshold of DPPO's mask linearly from 1 to .8: last = 0.89 at 0.9 of the radius.
 
     Args:
         radius, divergence, cap, floor: As Band's.
@@ -107,11 +107,11 @@ class PositionBand(Band):
 
 @dataclass(frozen=True, eq=False)
 class _SharedBand(Band):
-    """Band whose radii are shared out in proportion to a field of the context, so that their mean stays.
+    """Band whose radii are distributed in proportion to a field of the context, so that their mean is preserved.
 
     radius_t = radius * (smallest + (1 - smallest) w_t / mean(w)), w_t >= 0 the field named in `by`. The mean is over
     the unmasked tokens of one call: of a micro-batch on one process. Each micro-batch has the mean radius that was
-    set, whatever is in it, so with gradient accumulation a token's radius hangs on which others it is computed with.
+    set, whatever is in it, so with gradient accumulation a token's radius depends on the others in its micro-batch.
     """
 
     smallest: float = 0.1
@@ -126,28 +126,28 @@ class _SharedBand(Band):
         assert tokens.mask is not None
         old = as_work_dtype(tokens.old_logps.detach())
         keep = tokens.mask.bool().expand_as(old)
-        # Next to nothing in the place of 0, so that tokens which all have 0 share alike.
+        # A tiny number instead of 0, so that tokens which all have 0 get equal shares.
         weight = torch.where(keep, getattr(tokens, self.by).detach().to(old.dtype).clamp(min=TINY), 0.0)
         total, count = weight.sum(), keep.sum()
         if can_look(total) and not math.isfinite(total):
             mean = float(total / count)
-            raise ValueError(f"{self.by} has the mean {mean} over unmasked tokens; allowed are finite numbers")
+            raise ValueError(f"{self.by} has the mean {mean} over unmasked tokens; allowed: finite numbers")
         scale = (1 - self.smallest) * count / total.clamp(min=TINY)
         return _times(weight * scale + self.smallest, super().radii(tokens))
 
 
 @dataclass(frozen=True, eq=False)
 class EntropyBand(_SharedBand):
-    """Band with a radius for each token in proportion to the old policy's entropy there, the mean radius kept.
+    """Band with a radius per token in proportion to the old policy's entropy there; the mean radius is preserved.
 
     radius_t = radius * (smallest + (1 - smallest) H_t / mean(H)), the mean over the micro-batch's unmasked tokens:
-    `radius` stays the mean radius of every micro-batch, whatever its entropy. Where all H are 0 it is Band. No state,
+    `radius` stays the mean radius of every micro-batch, whatever its entropy. If all H are 0 it is Band. No state,
     no gradient through H, one mean over the tokens. The paper leaves a radius that adapts to future work
     (arXiv 2603.04918); ESTR (arXiv 2607.22186) ties its bound to the entropy too.
 
     Args:
         radius, divergence, cap, floor: As Band's.
-        smallest: Factor at no entropy, above 0; 1 is Band.
+        smallest: Factor at zero entropy, above 0; 1 is Band.
 
     Raises:
         ValueError: As Band, or if smallest is not above 0 and at most 1, or (on the CPU) an unmasked H is not finite.
@@ -164,7 +164,7 @@ class EntropyBand(_SharedBand):
 
 @dataclass(frozen=True, eq=False)
 class DisagreementBand(_SharedBand):
-    """Band with a radius in proportion to how differently the prompt's samples go on, the mean radius kept.
+    """Band with a radius in proportion to how much the prompt's samples disagree; the mean radius is preserved.
 
     radius_t = radius * (smallest + (1 - smallest) d_t / mean(d)), with d_t the group's disagreement at the token's
     position (`group_disagreement`) and the mean over the unmasked tokens of the micro-batch, as in `EntropyBand`.
@@ -193,16 +193,16 @@ def group_disagreement(ids: Tensor, groups: Tensor, mask: Tensor) -> Tensor:
         d = 1 - sum_k n_k (n_k - 1) / (n (n - 1))
 
     with n the group's samples that reach the position and n_k those with token k there. If the samples agree on all
-    that comes before, this is an unbiased estimate of 1 - sum_k p_k^2. Once they have parted their text is only
-    compared place by place, not by meaning, so d is near 1 wherever it is shifted. A position that one sample alone
-    reaches gets the mean of the others.
+    that comes before, this is an unbiased estimate of 1 - sum_k p_k^2. Once they have diverged, their text is
+    compared position by position, not by meaning, so d is near 1 wherever it is shifted. A position that only one
+    sample reaches gets the mean of the others.
 
-    One sort of the tokens of each position: compute it once per rollout, over whole groups. It holds about 60 bytes
-    per token while it runs, and 4 after.
+    It sorts the tokens of each position: compute it once per rollout, over whole groups. It needs about 60 bytes
+    per token while it runs, and 4 afterwards.
 
     Args:
-        ids: Token numbers, shape (B, T).
-        groups: Number of the prompt's group, shape (B, 1) or (B,).
+        ids: Token ids, shape (B, T).
+        groups: Index of the prompt's group, shape (B, 1) or (B,).
         mask: 1 (or True) for tokens that count, shape (B, T).
 
     Returns:

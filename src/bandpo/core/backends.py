@@ -1,12 +1,12 @@
-"""The one place that picks how the loss is computed, and the fused kernels behind one of the choices.
+"""Picks how the loss is computed: the only place that does.
 
     eager     PyTorch operations one by one: every rule, dtype and device
     compile   the same operations through torch.compile: needs a C++ compiler on the CPU, Triton on CUDA
     triton    one hand-written kernel, only if asked for: CUDA, or the CPU under TRITON_INTERPRET=1 for tests; float32
               and below; any rule, with "kl", "tv" or "chi2" as its divergence
 
-All three give the same value, gradient and metrics. Triton is imported when first asked for, and never chosen
-by itself: it has not run on a GPU yet.
+All three give the same value, gradient and metrics. Triton is imported on first use and never chosen
+automatically: it has not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 BACKENDS = ("eager", "compile", "triton")
 
 VARIABLE = "BANDPO_BACKEND"
-"""Environment variable that forces a backend where the call names none."""
+"""Environment variable that forces a backend if the call names none."""
 
 COMPILE_FROM = 2**18
-"""Tokens from which the automatic choice is worth the tens of seconds that a first compilation takes."""
+"""Number of tokens from which compiling is worth the tens of seconds that the first compilation takes."""
 
 
 TRACED = "logps is inside a transform of torch.func, or a FakeTensor"
@@ -71,7 +71,7 @@ def triton_refusal(logps: Tensor, rule: ClipRule) -> str | None:
 
 
 def compile_refusal(logps: Tensor) -> str | None:
-    """Why torch.compile cannot work for tensors like this, or None; says what is known without compiling."""
+    """Why torch.compile cannot work for tensors like this, or None, as far as can be known without compiling."""
     if is_traced(logps):
         return TRACED
     if logps.device.type == "meta":
@@ -99,12 +99,12 @@ def pick_backend(requested: str | None, logps: Tensor, rule: ClipRule) -> tuple[
     """(the backend that computes the loss of `logps` under `rule`, whether it was forced).
 
     Without a request (and with BANDPO_BACKEND unset or empty): "compile" from COMPILE_FROM tokens on if it can work,
-    else "eager". If torch.compile would have been chosen and cannot work, a warning says so, once per process.
-    Inside somebody else's torch.compile it is always "eager", because those operations are being compiled already.
+    else "eager". If torch.compile would have been chosen but cannot work, it warns once per process.
+    Inside a caller's torch.compile it is always "eager", because the operations are being compiled already.
 
     Raises:
         ValueError: an unknown name.
-        RuntimeError: a requested backend that cannot run here; names the reason and the backends that can.
+        RuntimeError: a requested backend that cannot run here; names the reason and the backends that can run.
     """
     if torch.compiler.is_compiling():
         return "eager", False
@@ -154,5 +154,5 @@ def note_compile_failure(error: Exception) -> None:
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` under torch.compile as one graph with dynamic shapes, wrapped once a process."""
+    """`function` under torch.compile as one graph with dynamic shapes, wrapped once per process."""
     return torch.compile(function, fullgraph=True, dynamic=True)

@@ -32,7 +32,7 @@ from .divergences import FDivergence, get_divergence
 from .solvers import growth, solve_kl
 
 CPU_BLOCK = 32768
-"""Tokens a thread works on at a time on the CPU, so that temporaries stay in cache."""
+"""Tokens per thread at a time on the CPU, so that temporaries stay in cache."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class RatioBounds:
     log_lower: Tensor
     log_upper: Tensor
     ratios: tuple[Tensor, Tensor] | None = None
-    """(lower, upper) where the bounds were set as ratios, which exp(log) would round."""
+    """(lower, upper) if the bounds were set as ratios, which exp(log) would round."""
 
     @classmethod
     def from_ratios(cls, lower: Tensor, upper: Tensor) -> RatioBounds:
@@ -88,11 +88,11 @@ def in_blocks(
 
 # --- the solve ----------------------------------------------------------------------------------------------
 
-Side = bool | Tensor  # True: upper, False: lower, or a bool tensor that says which per token
+Side = bool | Tensor  # True: upper, False: lower, or a bool tensor with one of them per token
 
 
 def _solve(old: Tensor, sides: Sequence[tuple[Tensor, Side]], f: FDivergence) -> Sequence[Tensor]:
-    """Log-ratio bounds of the (radius, side)s asked for; old <= 0 in a work dtype."""
+    """Log-ratio bounds of the requested (radius, side)s; old <= 0 in a work dtype."""
 
     def block(old: Tensor, *flat: Any) -> list[Tensor]:
         a = old if f.float32 else old.double()
@@ -111,7 +111,7 @@ def _solve_side(old: Tensor, p: Tensor, c: Tensor, radius: Tensor, f: FDivergenc
     | lower | -inf  | 0 if f*(0) = inf, else the root | -inf               |
     | upper | inf   | 0                               | -log p             |
     """
-    # Halley's trips do not ask for log u; for the others that of the lower side is log(1 - p).
+    # Halley's iterations do not use log u; for the other solvers the lower side's is log(1 - p).
     log_c = old if upper is True or f.solve is solve_kl else log_rest(p, c)
     if isinstance(upper, Tensor):
         u, w, log_u = torch.where(upper, p, c), torch.where(upper, c, p), torch.where(upper, old, log_c)
@@ -129,7 +129,7 @@ def _solve_side(old: Tensor, p: Tensor, c: Tensor, radius: Tensor, f: FDivergenc
 
 
 class _Side(torch.autograd.Function):
-    """The solve with its derivative by the implicit function theorem; built only when a gradient is asked for.
+    """The solve with its derivative by the implicit function theorem; built only if a gradient is needed.
 
     On the bound b(a, radius), a = log p, g(a, b) = radius: b' = -g_a / g_b and db / dradius = 1 / g_b, in float64
     by autograd. At the simplex edge b is -a or -inf. At log p = 0 (padding) the slope in log p, which may be
@@ -169,7 +169,7 @@ class _Side(torch.autograd.Function):
 
 def _bounds(logps: Tensor, old: Tensor, sides: Sequence[tuple[Tensor, Side]], f: FDivergence) -> Sequence[Tensor]:
     wanted = logps.requires_grad or any(radius.requires_grad for radius, _ in sides)
-    # Inside torch.func's transforms tensors do not say whether somebody outside wants a gradient.
+    # Inside torch.func's transforms tensors do not show whether the caller needs a gradient.
     if torch.is_grad_enabled() and (wanted or torch._C._are_functorch_transforms_active()):
         return [_Side.apply(logps, old, radius, f, upper) for radius, upper in sides]
     return _solve(old, sides, f)
@@ -260,7 +260,7 @@ def band_side(
 def measure(
     logps: Tensor, old_logps: Tensor, low: float | Tensor, high: float | Tensor, divergence: str | FDivergence = "kl"
 ) -> tuple[Tensor, Tensor]:
-    """(g_f(p, r), whether it is within the radius) per token, from one evaluation: what a loss needs of a band.
+    """(g_f(p, r), whether it is within the radius) per token, from one evaluation: all that a loss needs of a band.
 
     In float64 whatever the input: by the short form of the divergence for float32, whose terms may cancel there
     without harm, by the exact one for float64. `low` is the radius of tokens that lost probability, `high` of those

@@ -1,6 +1,6 @@
 """What the core accepts: log-probabilities, radii, shapes. A refusal is a ValueError that names the value.
 
-Values of tensors are looked at only where that is free, on the CPU and outside a trace; shapes and types always.
+Tensor values are checked only if that is free, on the CPU and outside a trace; shapes and types always.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Radius = float | Tensor | tuple[float | Tensor, float | Tensor]
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether `x` stands for values that are not there: under torch.compile, torch.func or FakeTensorMode."""
+    """Whether `x` has no values to read: under torch.compile, torch.func or FakeTensorMode."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True
     return isinstance(x, torch._subclasses.FakeTensor)
@@ -36,8 +36,8 @@ def check_plain(x: Tensor, name: str) -> None:
     """ValueError if `x` is a DTensor."""
     if hasattr(x, "full_tensor"):
         raise ValueError(
-            f"{name}: got a DTensor, allowed is a plain tensor; pass its to_local() where each process holds tokens "
-            "of its own, else its full_tensor()"
+            f"{name}: got a DTensor; allowed: a plain tensor; pass its to_local() if each process holds its own "
+            "tokens, else its full_tensor()"
         )
 
 
@@ -59,7 +59,7 @@ def check_logps(x: Tensor, name: str) -> Tensor:
     """`x` in its work dtype without a gradient, rounding above 0 removed.
 
     Raises:
-        ValueError: no tensor, not floating point, or a value above POSITIVE_TOLERANCE; where looking would cost a
+        ValueError: not a tensor, not floating point, or a value above POSITIVE_TOLERANCE; if checking would cost a
             device sync such a value becomes NaN instead, so that it fails loudly.
     """
     if not isinstance(x, Tensor):
@@ -72,8 +72,7 @@ def check_logps(x: Tensor, name: str) -> Tensor:
         top = float(work.nan_to_num(nan=0.0).max())
     if top > POSITIVE_TOLERANCE:
         raise ValueError(
-            f"{name} must be log-probabilities <= 0 "
-            f"(up to {POSITIVE_TOLERANCE:g} is taken for rounding), got {top:.6g}"
+            f"{name} must be log-probabilities <= 0 (up to {POSITIVE_TOLERANCE:g} counts as rounding), got {top:.6g}"
         )
     return work.clamp(max=0.0) if top > 0.0 else work
 
@@ -103,12 +102,12 @@ def _check_one_radius(radius: Any) -> None:
         raise ValueError(
             f"radius must be a number, a tensor or a pair (lower side, upper side), got {radius!r}"
         ) from None
-    if not 0.0 < value < math.inf:  # comparisons, which torch.compile can trace for a symbolic float
+    if not 0.0 < value < math.inf:  # comparisons, because torch.compile can trace them for a symbolic float
         raise ValueError(f"radius must be > 0 and finite, got {value}")
 
 
 def check_radius(radius: Radius) -> tuple[float | Tensor, float | Tensor]:
-    """The (lower side, upper side) radii; ValueError unless they are > 0 and finite, if looking is free."""
+    """The (lower side, upper side) radii; ValueError unless they are > 0 and finite, if checking is free."""
     pair = radius if isinstance(radius, (tuple, list)) else (radius, radius)
     if len(pair) != 2:
         raise ValueError(f"a radius pair is (lower side, upper side), got {len(pair)} entries: {radius!r}")
@@ -120,7 +119,7 @@ def check_radius(radius: Radius) -> tuple[float | Tensor, float | Tensor]:
 
 
 def place_radius(radius: Radius, like: Tensor) -> tuple[Tensor, Tensor]:
-    """(lower side, upper side) radii as tensors beside `like`, one object if they are one; ValueError as above."""
+    """(lower side, upper side) radii as tensors like `like`, one object if they are one; ValueError as above."""
     low, high = check_radius(radius)
 
     def place(one: float | Tensor) -> Tensor:
@@ -149,12 +148,12 @@ def check_broadcast(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
 def check_number(owner: str, name: str, value: float, low: float, high: float, allowed: str) -> None:
     """ValueError that names the option of `owner` unless its value is a number from `low` to `high`."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{owner}: {name} is {value!r}, allowed is {allowed}")
+        raise ValueError(f"{owner}: {name} is {value!r}; allowed: {allowed}")
 
 
 def check_cap_and_floor(owner: str, cap: float | None, floor: float | None) -> None:
     """ValueError unless the largest ratio allowed is >= 1 and the smallest from 0 to 1, or None."""
-    if not (cap is None or isinstance(cap, Tensor)):  # a tensor is one that was checked as a number
+    if not (cap is None or isinstance(cap, Tensor)):  # a tensor was checked when it was a number
         check_number(owner, "cap", cap, 1.0, math.inf, "None or a number >= 1")
     if not (floor is None or isinstance(floor, Tensor)):
         check_number(owner, "floor", floor, 0.0, 1.0, "None or a number from 0 to 1")

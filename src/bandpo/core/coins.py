@@ -41,12 +41,12 @@ def expm1(x: Tensor) -> Tensor:
 
 
 def log_rest(p: Tensor, c: Tensor) -> Tensor:
-    """log(1 - p) of p and c = 1 - p, each half by what it knows to full precision."""
+    """log(1 - p) of p and c = 1 - p, each half from the number that is known to full precision."""
     return torch.where(p < 0.5, torch.log1p(-p), torch.log(c))
 
 
 def excess(weight: Tensor, t: Tensor, moved: Tensor) -> Tensor:
-    """weight (e^t - 1 - t) >= 0 without the cancellation at small t, where moved = weight (e^t - 1) is known."""
+    """weight (e^t - 1 - t) >= 0 without the cancellation at small t, if moved = weight (e^t - 1) is known."""
     small = t.abs() < 0.5
     z = torch.where(small, t, 0.0)
     series = torch.ones_like(z)
@@ -82,15 +82,15 @@ class BinaryForm:
 
     Attributes:
         value: few operations; the absolute error of the sum is near 1e-16 sqrt(g), a relative 1e-13 at g = 1e-6.
-        exact: the same to the last digits, both parts >= 0; `value` if that is.
+        exact: the same to the last digits, both parts >= 0; `value` if that is exact.
         slope: Coins -> -(d g_f / d t) = d (f'(q / p) - f'(d / c)) for s >= 0 >= t, which Newton's method divides by;
             without it roots are bracketed.
-        trips: Newton's trips; as few as tests/core/test_solvers.py shows to suffice for the built-in forms.
+        trips: Newton's iterations; for the built-in forms as few as tests/core/test_solvers.py shows to suffice.
         log_tail: f(u) grows like -log u at 0, so a lower log-bound can be as far away as radius / p.
         power: f(u) grows like u^power / (power (power - 1)), at 0 if power < 0, at infinity if power > 1; the start.
 
     A change from or to 0 is huge rather than infinite (see `coins`); divide by p + TINY, so that 0 times such a
-    change is 0 and NaN needs no care.
+    change is 0 and NaN needs no special care.
     """
 
     value: Perspective
@@ -111,7 +111,7 @@ def coins(logps: Tensor, old_logps: Tensor) -> Coins:
     c, d = one_minus_exp(old), one_minus_exp(new)
     s = new - old
     moved = torch.copysign(torch.maximum(p, q) * one_minus_exp(-s.abs()), s)
-    # log(d / c) with the rounding of the quotient added back, which is all of it where little has moved. nan_to_num
+    # log(d / c) with the rounding of the quotient added back, which is all of it if little has moved. nan_to_num
     # and clamp are SIMD on the CPU, where `where` is a loop of branches.
     ratio = d / c
     rounding = torch.nan_to_num(moved / -c - (ratio - 1.0), nan=0.0) / ratio.clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""Controllers: move one number of a clip rule, once a rollout, so that a measured quantity holds a target."""
+"""Controllers: adjust one number of a clip rule once per rollout, so that a measured quantity holds a target."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bandpo.words import nearest
 HELD = 0.05
 """Relative distance from the target that counts as holding it."""
 FLOOR = 0.7
-"""Where a floor that is not set starts: under Band KL .05 the entropy of neutral tokens hardly drifts there
+"""Where a floor that is not set starts: under Band KL .05 the entropy of neutral tokens barely drifts there
 (docs/simulator.md)."""
 PATIENCE = 10
-"""Rollouts on one side of the target, without coming nearer, after which it is said to be out of reach."""
+"""Rollouts on one side of the target, without coming nearer, after which it is reported as out of reach."""
 
 
 class Metric(NamedTuple):
-    """What can be held: the number of the rule that moves it, which way, and the defaults of `Control`."""
+    """A metric that can be held: the rule's number that moves it, in which direction, and `Control`'s defaults."""
 
     number: str
     sign: int  # of the metric's answer to a larger number
@@ -42,17 +42,17 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Control:
-    """What to hold, as the option `control` of a rule states it: {metric: entropy, target: 0.5}.
+    """What to hold, as a rule's option `control` sets it: {metric: entropy, target: 0.5}.
 
     Args:
-        metric: "entropy" (nats a token of the policy that samples, held by the rule's floor), or by the rule's radius
-            "clip_fraction" (share of the tokens that lost their gradient) or "divergence" (mean realized one), both
-            means over the updates on a rollout.
-        target: Of the metric, > 0.
-        gain: By how much the coordinate of the number moves for a relative error of 1; None is the metric's default.
-        integral: By how much it goes on moving with each rollout of a relative error of 1.
+        metric: "entropy" (nats per token of the policy that samples, held by the rule's floor), or by the rule's
+            radius "clip_fraction" (share of the tokens that lost their gradient) or "divergence" (mean realized one),
+            both means over the updates on a rollout.
+        target: Value of the metric to hold, > 0.
+        gain: How far the coordinate of the number moves for a relative error of 1; None is the metric's default.
+        integral: How far it moves further with each rollout of a relative error of 1.
         limits: (smallest, largest) number; None is (0, 0.99) for the floor, and a twentieth to twenty times the
-            rule's own for the radius.
+            rule's own radius for the radius.
         smoothing: Weight of the past in the running mean of what is measured, from 0 to below 1.
 
     Raises:
@@ -80,12 +80,12 @@ class Control:
                 object.__setattr__(self, name, getattr(METRICS[self.metric], name))
             check_number("control", name, getattr(self, name), 0.0, huge, "a finite number >= 0")
         if self.gain == self.integral == 0:
-            raise ValueError("control: gain and integral are both 0, allowed is one of them: nothing would move")
+            raise ValueError("control: gain and integral are both 0, so nothing would move; allowed: one of them 0")
 
 
 @dataclass
 class State:
-    """All that a controller remembers; numbers alone, which JSON keeps to the last bit."""
+    """A controller's state: only numbers, which JSON keeps to the last bit."""
 
     integral: float  # in the number's coordinate, as `value`
     value: float
@@ -93,12 +93,12 @@ class State:
     total: float = 0.0  # of what was measured since the last move
     count: int = 0
     waited: int = 0  # rollouts on one side of the target, not held
-    before: float = 0.0  # distance from it, ten rollouts ago at most
+    before: float = 0.0  # distance from the target, ten rollouts ago at most
     told: bool = False
 
 
 class Controller:
-    """Moves the floor or the radius of a rule by PI control, at most once a rollout.
+    """Adjusts the floor or the radius of a rule by PI control, at most once per rollout.
 
     With e = +-ln(target / measured), clamped to [-1, 1], so that a larger number brings the metric nearer to the
     target for e > 0,
@@ -106,8 +106,8 @@ class Controller:
         x = I + gain e,     I <- I + integral e
 
     in the coordinate x = -ln(1 - floor), the logarithm of the width that is left below a ratio of 1, or ln(radius);
-    I starts from the rule's own number (from FLOOR, if no floor is set), and of a pair of radii both keep their
-    proportion. At a limit I stands still if it would go further out (anti-windup).
+    I starts from the rule's own number (from FLOOR, if no floor is set), and a pair of radii keeps its
+    proportion. At a limit I stops if it would move further out (anti-windup).
 
     Args:
         control: What to hold.
@@ -115,7 +115,7 @@ class Controller:
 
     Raises:
         ValueError: For a rule without that number, or with one that differs from token to token, and for limits that
-            are reversed, not numbers the rule could have, or leave its own out.
+            are reversed, are numbers the rule could not have, or do not contain its own.
     """
 
     def __init__(self, control: Control, rule: ClipRule) -> None:
@@ -124,14 +124,14 @@ class Controller:
         if number not in _numbers(type(rule)):
             able = ", ".join(key for key, one in RULES.items() if number in _numbers(one))
             raise ValueError(
-                f"control of {control.metric!r} moves the {number}, which clip rule {name} does not have; those that "
-                f"do: {able}"
+                f"control of {control.metric!r} moves the {number}, which clip rule {name} does not have; rules that "
+                f"have it: {able}"
             )
         start = getattr(rule, number)
         if number == "radius":
             self._pair: Any = start if isinstance(start, tuple) else (start, start)
             if any(isinstance(x, Tensor) for x in self._pair) or getattr(rule, "table", False):
-                raise ValueError("control of the radius needs one that is a number, and table=False")
+                raise ValueError("control of the radius needs a radius that is a number, and table=False")
             start = self._pair[0]
         defaults = (0.0, 0.99) if number == "floor" else (start / 20, start * 20)
         low, high = _checked_limits(defaults if control.limits is None else control.limits, number, start)
@@ -150,12 +150,12 @@ class Controller:
 
     @property
     def value(self) -> float:
-        """The floor, or the radius (of a pair the lower side's), now."""
+        """The current floor, or the current radius (of a pair the lower side's)."""
         return self._from(self.state.value)
 
     @property
     def rule(self) -> ClipRule:
-        """The rule with its number as it is now."""
+        """The rule with its current number."""
         if self.metric.number == "floor":
             return replace(self._rule, floor=self.value)  # type: ignore[type-var]
         low, high = self._pair
@@ -169,16 +169,16 @@ class Controller:
         return self.state.told and self.state.waited >= PATIENCE
 
     def add(self, measured: float) -> None:
-        """One measurement of the rollout; the next move goes by the mean of them."""
+        """One measurement of the rollout; the next move uses their mean."""
         if math.isfinite(measured):
             self.state.total += measured
             self.state.count += 1
 
     def move(self) -> str | None:
-        """Move the number by what was measured since the last move; without a measurement it stays.
+        """Move the number according to the measurements since the last move; without any it stays.
 
         Returns:
-            Once, when the target turns out not to be reached: that, in words.
+            A message, once, when the target turns out to be out of reach; else None.
         """
         state, control = self.state, self.control
         if not state.count:
@@ -216,15 +216,16 @@ class Controller:
         return (
             f"control cannot reach its target: {self.control.metric} is {self.measured:.4g} and not "
             f"{self.control.target:.4g}, no nearer than {PATIENCE} rollouts ago, with the {self.metric.number} at "
-            f"{self.value:.4g} of the limits {self._from(self._low):.4g} to {self._from(self._high):.4g}; it goes on"
+            f"{self.value:.4g} within the limits {self._from(self._low):.4g} to {self._from(self._high):.4g}; "
+            "it keeps trying"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep."""
+        """The state that a checkpoint has to keep."""
         return asdict(self.state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.state = State(**state)
 
 
@@ -238,23 +239,21 @@ def _checked_limits(limits: Any, number: str, start: float | None) -> tuple[floa
     least, most = (0.0, 1 - 2**-53) if floor else (sys.float_info.min, sys.float_info.max)
     allowed = "a number from 0 to below 1" if floor else "a finite number > 0"
     if not isinstance(limits, (list, tuple)) or len(limits) != 2:
-        raise ValueError(f"control: limits are {limits!r}, allowed are two numbers, [smallest, largest]")
+        raise ValueError(f"control: limits are {limits!r}; allowed: two numbers, [smallest, largest]")
     for limit in limits:
         check_number("control", f"limit of the {number}", limit, least, most, allowed)
     low, high = limits
     if not low < high:
-        raise ValueError(
-            f"control: limits are {list(limits)}, allowed are [smallest, largest] with smallest < largest"
-        )
+        raise ValueError(f"control: limits are {list(limits)}; allowed: [smallest, largest] with smallest < largest")
     if start is not None and not low <= start <= high:
         raise ValueError(
-            f"control: the rule's {number} is {start:g}, allowed is a number within limits, [{low:g}, {high:g}]"
+            f"control: the rule's {number} is {start:g}; allowed: a number within limits, [{low:g}, {high:g}]"
         )
     return low, high
 
 
 def make_controlled(name: str, control: Any = None, **options: Any) -> tuple[ClipRule, Controller | None]:
-    """The rule of a name and options, as `make_rule`, and the controller that its option `control` states, if any.
+    """The rule of a name and options, as `make_rule`, and the controller that its option `control` sets, if any.
 
     Raises:
         ValueError: As `make_rule`, `Control` and `Controller`.
@@ -264,7 +263,7 @@ def make_controlled(name: str, control: Any = None, **options: Any) -> tuple[Cli
         return rule, None
     known = [field.name for field in fields(Control)]
     if not isinstance(control, Mapping):
-        raise ValueError(f"control is {control!r}, allowed is a mapping such as {{metric: entropy, target: 0.5}}")
+        raise ValueError(f"control is {control!r}; allowed: a mapping such as {{metric: entropy, target: 0.5}}")
     for key in control:
         if key not in known:
             raise ValueError(f"control has no option {key!r}{nearest(str(key), known)}; it takes: {', '.join(known)}")

@@ -35,9 +35,9 @@ class ClipStatistics:
 
 
 def finish_maxima(maxima: dict[str, Tensor], tokens: Tensor | float) -> dict[str, Tensor]:
-    """The smallest ratio travels as the maximum of -log r, so that one reduction serves all extremes.
+    """The smallest ratio is kept as the maximum of -log r, so that one reduction serves all extremes.
 
-    Those of no token at all are those of a token that has not moved.
+    Without any token they are those of a token that has not moved.
     """
     some = torch.as_tensor(tokens, device=maxima["divergence_max"].device) > 0
     named = {name: torch.where(some, value, 0.0) for name, value in maxima.items()}

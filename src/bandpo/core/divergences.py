@@ -4,7 +4,7 @@ The divergence of a token's coin before, (p, 1 - p), and after, (r p, 1 - r p), 
 
     g_f(p, r) = p f(r) + (1 - p) f((1 - r p) / (1 - p))            (arXiv 2603.04918)
 
-the sum over the two outcomes of the perspective p f(q / p) of f. That is written in p, q, log(q / p) and q - p, all
+the sum over the two outcomes of the perspective p f(q / p) of f. It is written in p, q, log(q / p) and q - p, all
 known to full precision (letters: `bandpo.core.coins`), so that nothing overflows and the limits p -> 0 and p -> 1 are
 ordinary values. Its exact form has f shifted to touch zero at 1: both parts are >= 0 and nothing cancels.
 """
@@ -41,19 +41,19 @@ class Shape(NamedTuple):
 class FDivergence:
     """D_f(old || new) = E_old[f(pi_new / pi_old)] for a convex f with f(1) = 0; only f is required.
 
-    With f alone, f is evaluated in float64 and roots are bracketed, 60 trips per side. A `BinaryForm` makes
+    With f alone, f is evaluated in float64 and roots are bracketed, 60 iterations per side. A `BinaryForm` makes
     membership cheap, and with its slope Newton's method replaces the bracket; a closed form replaces both.
 
     Attributes:
-        name: what errors and logs call it.
-        f: elementwise torch function of the ratio u > 0, differentiable if the bounds are to be. Any multiple of
-            (u - 1) in it is irrelevant. f(0) may be +inf; where f gives NaN at 0 (0 log 0) the limit from
+        name: its name in errors and logs.
+        f: elementwise torch function of the ratio u > 0, differentiable if the bounds must be. Any multiple of
+            (u - 1) in it cancels. f(0) may be +inf; where f gives NaN at 0 (0 log 0) the limit from
             u = e^-700 is used. Lower bounds below e^-700 are reported as 0.
         binary: optional formulas of the parts of g_f.
-        solve: optional closed form or solver (u, w, log u, radius) -> (E, D), of tensors of one shape: the
+        solve: optional closed form or solver (u, w, log u, radius) -> (E, D), tensors of one shape: from the
             probabilities of the outcome that grows and of the one that shrinks, u + w = 1, to the share E of w that
             moves and D = -log(1 - E), inf if the side is saturated.
-        float32: the solver meets its precision in float32; otherwise it is given float64.
+        float32: the solver reaches its precision in float32; otherwise it gets float64.
         shape: constants of f, found from f if None.
 
     Raises:
@@ -91,14 +91,14 @@ class FDivergence:
         return g
 
     def root(self, u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> solvers.Root:
-        """(E, D) of one side by the best solver there is; all tensors in one work dtype and shape."""
+        """(E, D) of one side by the best solver available; all tensors in one work dtype and shape."""
         if self.solve is not None:
             return self.solve(u, w, log_u, radius)
         if self.binary is not None and self.binary.slope is not None:
             E, D = solvers.solve_newton(u, w, log_u, radius, self.binary, self.shape.curvature)
         else:
             E, D = solvers.solve_bracket(u, w, log_u, radius, self.part)
-        # Where 0 / 0 may have led trips astray: nothing is left to lose at w = 0, and with an infinite slope of f
+        # 0 / 0 may have led iterations astray here: nothing is left to lose at w = 0, and with an infinite slope of f
         # nothing can grow from u = 0.
         E, D = torch.where(w == 0.0, 1.0, E), torch.where(w == 0.0, INF, D)
         if self.shape.at_infinity == INF:
@@ -156,13 +156,13 @@ def _alpha_slope(k: Coins, a: float) -> Tensor:
     return (k.d * _power(b, k.s) - shrunk) / b
 
 
-# --- generators of a user -----------------------------------------------------------------------------------
+# --- user generators ----------------------------------------------------------------------------------------
 
-_LIMIT = 700.0  # e^-700 is the smallest ratio a plain f of u is asked about, in float64
+_LIMIT = 700.0  # e^-700 is the smallest ratio at which a plain f is evaluated, in float64
 
 
 def _examine(name: str, f: TensorFunction) -> tuple[Perspective, Shape]:
-    """Refuse what is no convex f with f(1) = 0, saying which property failed and where; else its part and shape."""
+    """Refuse an f that is not convex with f(1) = 0, naming what failed and where; else return its part and shape."""
     u = torch.exp(torch.linspace(-12.0, 12.0, 481, dtype=torch.float64))
     y = _check_values(name, f, u)
 
@@ -170,7 +170,7 @@ def _examine(name: str, f: TensorFunction) -> tuple[Perspective, Shape]:
         return float(f(torch.full((1,), u, dtype=torch.float64)).detach())
 
     def limit(at: Callable[[float], float]) -> float:
-        # The value at 0 itself if f gives one, else (0 log 0 and the like) the limit seen from a tiny u.
+        # The value at 0 itself if f gives one, else (0 log 0, for example) the limit from a tiny u.
         found = [value for value in (at(0.0), at(math.exp(-_LIMIT))) if not math.isnan(value)]
         return found[0] if found else INF
 

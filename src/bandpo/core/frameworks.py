@@ -14,16 +14,16 @@ from bandpo.core.tokens import Tokens
 def clip_range(rule: ClipRule, old_logps: Tensor | Tokens, logps: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The rule's bounds as the offsets from 1 that PPO implementations clamp with.
 
-    clamp(ratio, 1 - low, 1 + high) is the clamp to the rule's bounds: low = 1 - lower, high = upper - 1. Both
-    come back from that subtraction unrounded where lower >= 1/2, lower by at most 2^-25 elsewhere.
+    clamp(ratio, 1 - low, 1 + high) is the clamp to the rule's bounds: low = 1 - lower, high = upper - 1. The
+    subtraction returns both unrounded if lower >= 1/2; otherwise lower is off by at most 2^-25.
 
     Args:
         rule: The clip rule.
         old_logps: Log-probs under the policy on which the trust region is centered, any shape, or `Tokens`; tokens
             that its mask excludes may hold anything.
-        logps: Log-probs under the policy being trained, which a two-sided rule needs: where the minimum of the
-            clipped and unclipped terms would let a token outside the bounds back in, its interval is shrunk to a
-            point just beyond its ratio, which leaves the value and removes the gradient.
+        logps: Log-probs under the policy being trained, which a two-sided rule needs: if the minimum of the
+            clipped and unclipped terms would readmit a token outside the bounds, its interval is shrunk to a
+            point just beyond its ratio, which keeps the value and removes the gradient.
 
     Returns:
         (low, high), each of the shape of `old_logps`, float32 (float64 for float64 input).

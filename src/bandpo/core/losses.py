@@ -67,11 +67,11 @@ def policy_loss(
     Args:
         logps: Log-probs under the policy being trained, shape (B, T); the only input that is differentiated.
         old_logps: Log-probs under the policy that the trust region is centered on, shape (B, T).
-        advantages: Shape (B, T), (B, 1) or (B,) (one advantage a sequence).
+        advantages: Shape (B, T), (B, 1) or (B,) (one advantage per sequence).
         mask: 1 (or True) for tokens that count, shape (B, T). Masked tokens may hold anything, NaN included.
         rule: Clip rule; `Band()` if None.
         aggregation: "token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm".
-        dual_clip: If given (> 1), tokens with A < 0 lose no more than -A dual_clip (arXiv 1912.09729).
+        dual_clip: If given (> 1), the loss of a token with A < 0 is at most -A dual_clip (arXiv 1912.09729).
         weights: Importance weights that multiply each token's loss, shape (B, T), e.g. rollout correction.
         entropy: Policy entropy at each position in nats, shape (B, T); only reported.
         horizon: Divisor of "seq-mean-token-sum-norm"; T if None.
@@ -84,7 +84,7 @@ def policy_loss(
     Raises:
         ValueError: If shapes do not broadcast to that of `logps`, an option is unknown, log-probs are positive,
             or, on the CPU, an unmasked value is NaN or both log-probs of an unmasked token are -inf.
-        RuntimeError: If the backend asked for cannot run.
+        RuntimeError: If the requested backend cannot run.
 
     Examples:
         >>> logps, old_logps = torch.tensor([[0.5, 0.012]]).log(), torch.tensor([[0.2, 0.01]]).log()
@@ -93,7 +93,7 @@ def policy_loss(
     """
     rule = Band() if rule is None else rule
     if dual_clip is not None and not dual_clip > 1:
-        raise ValueError(f"dual_clip is {dual_clip!r}, allowed is None or a number > 1")
+        raise ValueError(f"dual_clip is {dual_clip!r}; allowed: None or a number > 1")
     _check_aggregation(aggregation, horizon)
     if advantages.dim() == 1 and logps.dim() == 2:
         advantages = advantages.unsqueeze(1)
@@ -106,7 +106,7 @@ def policy_loss(
             check_broadcast(name, tensor, "logps", logps)
     for tensor in (logps, old_logps):
         if not tensor.dtype.is_floating_point:
-            as_work_dtype(tensor)  # says what is allowed
+            as_work_dtype(tensor)  # raises the error that names what is allowed
     context = Tokens(**{name: x if x is None else x.detach() for name, x in given.items()})  # type: ignore[arg-type]
     tokens = Tokens.of(context, rule.needs, type(rule).__name__)
 
@@ -116,7 +116,7 @@ def policy_loss(
         if can_look(logps):
             _check_values(logps, tokens)
         return PolicyLoss(*backends.triton_kernels().fused_loss(logps, tokens, weights, entropy, rule, *options))
-    # If counting is free, only the clipped tokens are solved, commonly a few in ten thousand.
+    # If counting is free, only the clipped tokens are solved, typically a few in ten thousand.
     sparse = can_look(logps)
     found = None
     if chosen == "compile":
@@ -132,14 +132,14 @@ class _Surrogate(NamedTuple):
     metrics: dict[str, Tensor]
     bad: Tensor  # whether a value is not allowed
     old_logps: Tensor  # clean, (B, T)
-    token_weights: Tensor  # what a token's loss counts, broadcasts to (B, T)
-    unsolved: Tensor  # clipped tokens whose constant value the loss lacks, (B, T)
+    token_weights: Tensor  # weight of each token's loss, broadcasts to (B, T)
+    unsolved: Tensor  # clipped tokens whose constant value is not yet in the loss, (B, T)
 
 
 def _compiled(logps: Tensor, tokens: Tokens, *arguments: Any, forced: bool) -> _Surrogate | None:
     """The loss through torch.compile; None if compiling fails and the backend was not forced."""
     try:
-        # One graph per rule, aggregation and set of options; their numbers, radii apart, are constants of it.
+        # One graph per rule, aggregation and set of options, whose numbers except radii are constants in it.
         with torch._dynamo.config.patch(recompile_limit=256, specialize_float=True):
             found = _Surrogate(*backends.compiled(_surrogate)(logps, tokens, *arguments))
     except Exception as error:
@@ -176,7 +176,7 @@ def _surrogate(
     new = work.detach()
     log_ratio = new - old  # NaN where both are -inf
     fine = (new <= POSITIVE_TOLERANCE) & (old <= POSITIVE_TOLERANCE)
-    # Of a compiled graph the caller looks at this, where it is free to look.
+    # For a compiled graph the caller checks this afterwards, if checking is free.
     bad = ~(fine & (advantages == advantages) & (log_ratio == log_ratio)).all()
     if can_look(bad) and bool(bad):
         _check_values(logps, given)
@@ -208,7 +208,7 @@ def _surrogate(
 
 @torch.no_grad()
 def _held_loss(found: _Surrogate, logps: Tensor, tokens: Tokens, weights: Tensor | None, rule: ClipRule) -> Tensor:
-    """What the clipped tokens, held at the bounds that they have crossed, add to the loss."""
+    """The loss of the clipped tokens, held at the bounds that they have crossed."""
     where = found.unsolved.nonzero(as_tuple=True)
     old = found.old_logps
     if rule.needs:
@@ -231,19 +231,19 @@ def _check_values(logps: Tensor, tokens: Tokens) -> None:
     kept = {name: torch.where(keep, tensor.detach().to(dtype), 0.0) for name, tensor in named.items()}
     for name, tensor in kept.items():
         if count := int(torch.isnan(tensor).sum()):
-            raise ValueError(f"{name} holds {count} NaN among its unmasked values; allowed are numbers")
+            raise ValueError(f"{name} holds {count} NaN among its unmasked values; allowed: numbers")
     for name in ("logps", "old_logps"):
         check_logps(kept[name], name)
     if count := int(torch.isnan(kept["logps"] - kept["old_logps"]).sum()):
         raise ValueError(
-            f"logps and old_logps are both -inf at {count} unmasked tokens, which have no ratio; allowed is -inf in "
-            "one of them, or a mask of 0"
+            f"logps and old_logps are both -inf at {count} unmasked tokens, which have no ratio; allowed: -inf in "
+            "only one of them, or a mask of 0"
         )
 
 
 def _check_aggregation(aggregation: str, horizon: int | None) -> None:
     if horizon is not None and not horizon > 0:
-        raise ValueError(f"horizon is {horizon!r}, allowed is None or a number > 0")
+        raise ValueError(f"horizon is {horizon!r}; allowed: None or a number > 0")
     if aggregation not in AGGREGATIONS:
         raise ValueError(
             f"unknown aggregation {aggregation!r}{nearest(aggregation, AGGREGATIONS)}; "
@@ -252,7 +252,7 @@ def _check_aggregation(aggregation: str, horizon: int | None) -> None:
 
 
 def token_weights(mask: Tensor, aggregation: str, horizon: int | None, dtype: torch.dtype) -> Tensor:
-    """What each token's value counts in the mean, in the modes (and under the names) of verl; broadcasts to (B, T).
+    """Weight of each token in the mean, in verl's modes (and under verl's names); broadcasts to (B, T).
 
     token-mean: mean over all tokens. seq-mean-token-sum: sum over each sequence, mean over sequences.
     seq-mean-token-mean: mean over each sequence, mean over sequences. seq-mean-token-sum-norm:

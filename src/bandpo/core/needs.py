@@ -1,4 +1,4 @@
-"""Who can tell a clip rule what it needs to know."""
+"""Which frameworks can supply what a clip rule needs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SUPPLIERS: dict[str, frozenset[str]] = {
     "NeMo-RL": frozenset({"mask", "positions"}),
     "slime": frozenset({"positions"}),
 }
-"""Who hands a rule what, beyond the old log-probs. "logps" are those of the policy being trained, which a rule that
-ignores the advantage's sign needs wherever the clipping itself is a framework's. "control" is somebody who measures
-once a rollout, over all processes, and keeps a controller's state (`bandpo.core.control`)."""
+"""What each supplier gives a rule beyond the old log-probs. "logps" are those of the policy being trained, which a
+rule that ignores the advantage's sign needs if the framework does the clipping. "control" means that the supplier
+measures once per rollout, over all processes, and keeps a controller's state (`bandpo.core.control`)."""
 
 
 def check_needs(needs: frozenset[str], supplier: str, rule: str) -> None:
@@ -36,4 +36,4 @@ def check_needs(needs: frozenset[str], supplier: str, rule: str) -> None:
 def unmet(rule: str, missing: list[str], why: str) -> str:
     """The sentence that names a rule's needs and who can meet them."""
     able = [who for who, given in SUPPLIERS.items() if given.issuperset(missing)]
-    return f"clip rule {rule} needs {' and '.join(missing)}: {why}; those who can are {', '.join(able) or 'none'}"
+    return f"clip rule {rule} needs {' and '.join(missing)}: {why}; suppliers that can: {', '.join(able) or 'none'}"

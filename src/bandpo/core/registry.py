@@ -1,4 +1,4 @@
-"""Rules by name, as recipes, command lines and frameworks state them."""
+"""Rules by name, as recipes, command lines and frameworks give them."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ RULES: dict[str, Callable[..., ClipRule]] = {
     "estr": ESTR,
     "none": NoClip,
 }
-"""Name -> what makes the rule of its options. DPPO's masks (arXiv 2602.04879; radii as in verl) are Band by another
-name: docs/method.md."""
+"""Name -> what builds the rule from its options. DPPO's masks (arXiv 2602.04879; radii as in verl) are Band under
+another name: docs/method.md."""
 
 
 def make_rule(name: str, **options: Any) -> ClipRule:
-    """Build a rule from its name and options, as a recipe or a command line states them.
+    """Build a rule from its name and options, as a recipe or a command line gives them.
 
     Args:
-        name: A key of RULES, or 'module:Class' for a rule of one's own.
+        name: A key of RULES, or 'module:Class' for your own rule.
 
     Raises:
-        ValueError: For an unknown name or option (the nearest valid one is named), a bad value, or a class that is
-            no rule.
+        ValueError: For an unknown name or option (names the nearest valid one), a bad value, or a class that is
+            not a rule.
     """
     if is_own(name):
         make: Callable[..., ClipRule] = load_class(name, "clip rule", ClipRule)  # type: ignore[type-abstract]
@@ -68,7 +68,7 @@ def make_rule(name: str, **options: Any) -> ClipRule:
 
 
 def _try_out(rule: ClipRule, name: str) -> None:
-    """One call of each method on two tokens, so that a mistake in a rule of one's own shows before training."""
+    """One call of each method on two tokens, so that a mistake in a custom rule shows before training."""
     old, one = torch.tensor([[-0.5, -3.0]]), torch.ones(1, 2)
     positions, groups = torch.arange(2).expand(1, 2), torch.zeros(1, 1, dtype=torch.long)
     tokens = Tokens(old, one, one.bool(), one, old, positions, groups, one)
@@ -80,4 +80,4 @@ def _try_out(rule: ClipRule, name: str) -> None:
     if shapes != {(1, 2)}:
         raise ValueError(f"clip rule {name!r} gives shapes {sorted(shapes)} for tokens of shape (1, 2)")
     if not bool(inside.all()):
-        raise ValueError(f"clip rule {name!r} puts a ratio of 1 outside its bounds")
+        raise ValueError(f"clip rule {name!r} excludes a ratio of 1, which every rule must allow")

@@ -1,4 +1,4 @@
-"""The rules that Band is compared with: fixed intervals, and those of other papers."""
+"""The rules that Band is compared with: fixed intervals, and rules of other papers."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class DCPO(ClipRule):
     """Dynamic adaptive clipping (arXiv 2509.02333): bounds that widen as the old probability p falls.
 
     lower = 1/2 + 1/2 sqrt(max(1 - 4 low/p, 0)),  upper = min(1/2 + 1/2 sqrt(1 + 4 high/p), cap).
-    The lower bound never falls below 1/2, and the simplex edge r <= 1/p plays no part.
+    The lower bound never falls below 1/2, and the simplex edge r <= 1/p is not enforced.
 
     Args:
         low, high: Budgets of the two sides, in units of p |r (r - 1)|; low from 0 to 1, high >= 0.
@@ -116,7 +116,7 @@ class DCPO(ClipRule):
 class RIPO(ClipRule):
     """Bounds 1 -+ sqrt(radius / p), the lower one at least 0 (arXiv 2607.10169), p the old probability.
 
-    Band's chi-squared ball without its factor 1 - p: the two part only for likely tokens.
+    Band's chi-squared ball without its factor 1 - p: the two differ only for likely tokens.
 
     Args:
         radius: Size of the trust region, in units of p (r - 1)^2.
@@ -144,8 +144,8 @@ class RIPO(ClipRule):
 class IPO(Band):
     """The mask of prime-rl's IPO: a token whose probability has moved by more than `radius` loses its gradient.
 
-    |p_new - p_old| <= radius whatever the sign of the advantage (prime-rl #1930, #3418), that is Band with "tv" as a
-    two-sided mask. prime-rl measures p_old by the sampler's log-probs (`anchor="sampler"` in TRL), and adds
+    |p_new - p_old| <= radius whatever the sign of the advantage (prime-rl #1930, #3418), that is, Band with "tv" as a
+    two-sided mask. prime-rl takes p_old from the sampler's log-probs (`anchor="sampler"` in TRL), and adds
     0.001 (log r)^2 over all tokens, which is not part of a clip rule.
 
     Args:
@@ -168,13 +168,13 @@ class IPO(Band):
 class ESTR(ClipRule):
     """Entropy-scaled mask: (log r)^2 <= threshold (H + epsilon) (arXiv 2607.22186), H the old policy's entropy.
 
-    Bounds exp(-+sqrt(threshold (H + epsilon))), as a two-sided mask. The paper takes the sampler's entropy and clips
-    what it keeps as PPO does; this is the mask alone. Its settings are not public: with the defaults, which are ours,
-    a token of H = 1 nat has about the bounds of Clip(0.2, 0.2).
+    Bounds exp(-+sqrt(threshold (H + epsilon))), as a two-sided mask. The paper uses the sampler's entropy and clips
+    the tokens it keeps as PPO does; this is the mask alone. Its settings are not public: with the defaults, which are
+    ours, a token of H = 1 nat has about the bounds of Clip(0.2, 0.2).
 
     Args:
         threshold: Largest (log r)^2 per nat of entropy.
-        epsilon: Entropy in nats that a token is given on top of its own.
+        epsilon: Entropy in nats added to every token's.
 
     Raises:
         ValueError: If a number is not above 0 and finite, or the tokens come without `old_entropy`.

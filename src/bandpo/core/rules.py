@@ -1,7 +1,7 @@
 """Clip rules: for each sampled token, how far may its probability ratio move?
 
 A new rule is one class with one method: `limits` for any interval, or `radii` in a subclass of `Band` for a radius
-that adapts. What else it must know it names in `needs`. Whoever uses a rule asks it, and knows no subclass.
+that adapts. It names what else it must know in `needs`. Callers use only these methods and know no subclass.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ClipRule(ABC):
     Attributes:
         needs: Fields of `Tokens` beyond `old_logps` that the rule reads.
         two_sided: Whether a token outside loses its gradient whatever the sign of A, not only if pushed further out.
-        divergence: What the realized divergence is measured in.
+        divergence: The divergence in which the realized one is measured.
         cap: Largest ratio allowed, or None.
         floor: Smallest ratio allowed, or None.
 
@@ -85,7 +85,7 @@ class ClipRule(ABC):
         return self.measure(new, replace(tokens, old_logps=old))
 
     def measure(self, logps: Tensor, old_logps: Tensor | Tokens) -> tuple[Tensor, Tensor]:
-        """(realized binary divergence, membership) of each token, taken to the letter, from one evaluation."""
+        """(realized binary divergence, membership) of each token, log-probs taken as exact, from one evaluation."""
         tokens = self._context(old_logps)
         bounds = self.bounds(tokens)
         ratio = (as_work_dtype(logps) - as_work_dtype(tokens.old_logps)).exp()
@@ -100,9 +100,9 @@ class ClipRule(ABC):
         return pushed & ~inside
 
     def held(self, tokens: Tokens, rising: Tensor, where: tuple[Tensor, ...] | None = None) -> Tensor:
-        """The ratio that stands for a clipped token in the loss: the bound it has crossed, the upper one if `rising`.
+        """The ratio that represents a clipped token in the loss: the bound it has crossed, the upper one if `rising`.
 
-        `where` are indices of the tokens asked for, None for all.
+        `where` are the indices of the requested tokens, None for all.
         """
         bounds = self.bounds(tokens)
         lower, upper = bounds.lower, bounds.upper
@@ -120,7 +120,7 @@ class ClipRule(ABC):
 
     @property
     def all_needs(self) -> frozenset[str]:
-        """`needs`, and what clipping by a framework needs besides."""
+        """`needs`, and what clipping by a framework needs in addition."""
         return self.needs | ({"advantages", "logps"} if self.two_sided else frozenset())
 
     def _context(self, old_logps: Tensor | Tokens) -> Tokens:
@@ -152,13 +152,13 @@ class Band(ClipRule):
         radius: Size of the trust region, in the divergence's own units (nats for KL): a float, a tensor that
             broadcasts to the log-probs (per token), or a pair (lower side, upper side) of these.
         divergence: A name ("kl" is KL(old || new)) or an `FDivergence`.
-        cap: Largest ratio allowed whatever the radius says, or None; the paper's 10 binds below p = .007.
+        cap: Largest ratio allowed at any radius, or None; the paper's 10 binds below p = .007.
         floor: Smallest lower bound, or None.
         table: Whether `bounds` come from a `BandTable` (docs/divergences.md states its error) instead of a solver.
 
     Raises:
         ValueError: If radius is not positive and finite, the divergence is unknown, cap < 1, floor is not within
-            [0, 1], or a table is asked for radii that differ from token to token.
+            [0, 1], or a table is requested for radii that differ from token to token.
 
     Examples:
         >>> Band(radius=0.05).bounds(torch.tensor([0.01, 0.9]).log()).upper
@@ -179,8 +179,8 @@ class Band(ClipRule):
         check_cap_and_floor(type(self).__name__, self.cap, self.floor)
         if self.table and (type(self).radii is not Band.radii or any(isinstance(x, Tensor) for x in numbers)):
             raise ValueError(
-                f"{type(self).__name__}: table is True, allowed is False: a table is built for one radius, and these "
-                "differ from token to token"
+                f"{type(self).__name__}: table is True; allowed: False, because a table is built for one "
+                "radius, and these differ from token to token"
             )
 
     def radii(self, tokens: Tokens) -> Radii:

@@ -22,17 +22,17 @@ from .coins import HUGE, TINY, BinaryForm, Coins, Perspective, TensorFunction, d
 Root = tuple[Tensor, Tensor]  # (E, D)
 Solver = Callable[[Tensor, Tensor, Tensor, Tensor], Root]
 
-# Trips that reach the last digits for radius in [1e-8, 20]; tests/core/test_solvers.py checks.
+# Iterations that reach the last digits for radius in [1e-8, 20]; tests/core/test_solvers.py checks.
 KL_TRIPS = {torch.float32: (torch.float32, torch.float64), torch.float64: (torch.float64,) * 3}
 BRACKET_TRIPS = 60
 STEP = 64.0
 
 
 def growth(w: Tensor, log_u: Tensor) -> TensorFunction:
-    """E -> x = log1p(w E / u), the log-ratio of the outcome that grows, also where u underflows.
+    """E -> x = log1p(w E / u), the log-ratio of the outcome that grows, even if u underflows.
 
-    1/u is taken as e^m e^rest with e^m finite: where the rest is not 0, w E e^m is far above 1 and log1p is log.
-    What depends on u alone is computed once, as solvers ask for x at every trip.
+    1/u is taken as e^m e^rest with e^m finite: if the rest is not 0, w E e^m is far above 1 and log1p is log.
+    What depends on u alone is computed once, because solvers compute x in every iteration.
     """
     m = (0.0 - log_u).clamp(max=80.0 if w.dtype == torch.float32 else 700.0)
     rest = (0.0 - log_u) - m
@@ -41,11 +41,11 @@ def growth(w: Tensor, log_u: Tensor) -> TensorFunction:
 
 
 # --- closed forms -------------------------------------------------------------------------------------------
-# E and D each by the route that keeps it accurate.
+# E and D each by the formula that keeps it accurate.
 
 
 def from_share(E: Tensor) -> Root:
-    """Of an E that is known, capped at 1, where the side is saturated."""
+    """From a known E, capped at 1, where the side is saturated."""
     E = E.clamp(max=1.0)
     return E, -torch.log1p(-E)
 
@@ -71,9 +71,9 @@ def solve_kl(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor) -> Root:
     """KL(old || new): h(D) = w D - u log1p(w E / u) - radius = 0 by Halley's step from the right.
 
     h is convex and radius/w + sqrt(2 radius u/w) lies right of its root, where Halley's method, Newton with
-    the known second derivative, falls to the root with the error cubed at every trip.
-    Cost: an expm1 and a log1p a trip, an expm1 after; log u is not read. The last trip is in float64, where the two
-    terms of h may cancel down to a radius of 1e-6 and leave every digit of float32.
+    the known second derivative, falls to the root with the error cubed in every iteration.
+    Cost: an expm1 and a log1p per iteration, an expm1 after; log u is not read. The last one is in float64, where the
+    two terms of h may cancel down to a radius of 1e-6 and leave every digit of float32.
     Precision: a few ulp of D in float32, 1e-16 / sqrt(radius) in float64.
     """
     dtype = w.dtype
@@ -102,14 +102,14 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, binary: Bi
 
     The unknown is log D where f grows like -log u at 0, else log(e^D - 1), the log-odds of the moved share;
     the equation is log(g / radius) = 0, or with a finite edge value G, log(g (G - radius) / (radius (G - g))) = 0.
-    Both ends are then lines (slope 2 at the center), so Newton converges from anywhere in a few trips, of at most a
-    factor e^STEP; f''(1) and `power` give the start. D beyond 690 counts as saturated, log tails excepted.
-    Cost: `binary.trips` trips of 5 transcendentals in float64 and those of the binary form.
+    Both ends are then lines (slope 2 at the center), so Newton converges from anywhere in a few iterations, each of
+    at most a factor e^STEP; f''(1) and `power` give the start. D beyond 690 counts as saturated, log tails excepted.
+    Cost: `binary.trips` iterations of 5 transcendentals in float64 plus those of the binary form.
     Precision: a few ulp times the condition of the root (poor only within ulps of saturation).
     """
     assert binary.slope is not None
     x_of = growth(w, log_u)
-    # Where everything that shrinks has gone. An infinite edge counts as huge, which drops it from the equation.
+    # The edge: everything that shrinks is gone. An infinite one counts as huge, which drops it from the equation.
     x = (0.0 - log_u).clamp(max=HUGE)
     k = Coins(u, w, torch.ones_like(w), torch.zeros_like(w), x, torch.full_like(w, -HUGE), w)
     edge = divergence_of(k, binary.value)
@@ -129,7 +129,7 @@ def solve_newton(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, binary: Bi
         remaining = (edge - g).clamp(min=TINY)
         h = torch.log(g / remaining * reach)
         step = h / (speed * binary.slope(k) * (1.0 / g + 1.0 / remaining))
-        # inf / inf, where all has underflowed: stay. A NaN input is in the state itself.
+        # inf / inf, if all has underflowed: stay. A NaN input is in the state itself.
         state = state * torch.exp(0.0 - torch.nan_to_num(step, nan=0.0).clamp(min=-STEP, max=STEP))
     E, D, _, _ = _coordinates(state, binary.log_tail)
     if not binary.log_tail:
@@ -159,10 +159,10 @@ def _coordinates(state: Tensor, log_tail: bool) -> tuple[Tensor, Tensor, Tensor,
 
 
 def solve_bracket(u: Tensor, w: Tensor, log_u: Tensor, radius: Tensor, part: Perspective) -> Root:
-    """Any convex f, kinks included, from values of g_f alone: Chandrupatla's method on log(g / radius) over log D.
+    """Any convex f, kinks included, from values of g_f only: Chandrupatla's method on log(g / radius) over log D.
 
-    Every trip is an inverse quadratic interpolation where that is safe and a bisection elsewhere.
-    Cost: a trip evaluates f twice; BRACKET_TRIPS trips cover log D in [-60, log 700].
+    Every iteration is an inverse quadratic interpolation if that is safe, else a bisection.
+    Cost: an iteration evaluates f twice; BRACKET_TRIPS iterations cover log D in [-60, log 700].
     Precision: that of f near 1, about 1e-16 / radius relative; D beyond 700 counts as saturated.
     """
     x_of = growth(w, log_u)

@@ -1,4 +1,4 @@
-"""The band by table lookup: one index and one cubic per side, no transcendental but the last log.
+"""The band by table lookup: one index and one cubic per side, no transcendental except the final log.
 
 The cells of a side are those of the floating-point numbers themselves: the exponent and the first bits of the
 mantissa of a distance v index the cell, the other bits are the offset within it. v is -log p, or the distance of
@@ -23,7 +23,7 @@ from .divergences import FDivergence, get_divergence
 from .solvers import solve_kl
 
 DEFAULT_TOLERANCE = 5e-5
-"""The error a table may have before its constructor refuses; the only place this default is written."""
+"""Largest error of a table that its constructor accepts; the only place this default is written."""
 
 _OCTAVES = (-40, 7)  # v in [2^-40, 2^7)
 _BITS = 7  # 2^7 cells per octave
@@ -75,10 +75,10 @@ class _SideTable:
         cell = (code >> self.shift) - self.first
         if half is not None:
             cell = cell + half.to(cell.dtype) * self.cells
-        # NaN has no cell; it comes back by way of t.
+        # NaN has no cell; it propagates through t.
         at = cell.clamp(0, self.columns[0].numel() - 1).reshape(-1)
         t = (code & ((1 << self.shift) - 1)).to(a.dtype) * 2.0**-self.shift + 0.0 * v
-        # The fastest gather that the CPU has: one flat column at a time.
+        # The fastest gather on the CPU: one flat column at a time.
         c = [column.index_select(0, at).view(a.shape) for column in self.columns]
         value = c[0] + t * (c[1] + t * (c[2] + t * c[3]))
         if self.upper:
@@ -117,7 +117,7 @@ class BandTable:
     Args:
         radius: a number, or a pair (lower side, upper side); > 0 and finite.
         divergence: a name or an FDivergence.
-        device: where the table lies.
+        device: device of the table.
         dtype: torch.float32 or torch.float64, of table and result.
         tolerance: the largest max_error accepted.
 

@@ -22,17 +22,17 @@ class Tokens:
         mask: True for tokens that count.
         old_entropy: Entropy of that policy at each position, in nats.
         sampling_logps: Log-probs that the sampler reported.
-        positions: Place of each token in its completion, from 0; the last dimension's index if not given.
-        groups: Number of the prompt's group, shape (B, 1).
+        positions: Position of each token in its completion, from 0; the last dimension's index if not given.
+        groups: Index of the prompt's group, shape (B, 1).
         disagreement: How often the group's samples differ at this position, 0 to 1 (`group_disagreement`).
 
-    What a rule needs and does not get is a ValueError when the rule is asked, which names who can supply it.
+    A field that the rule needs but is not given raises a ValueError that names who can supply it.
 
     Examples:
         >>> from bandpo import EntropyBand
         >>> EntropyBand().bounds(Tokens(torch.tensor([-1.0]), mask=torch.ones(1)))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: clip rule EntropyBand needs old_entropy: this call does not give it; those who can are ...
+        ValueError: clip rule EntropyBand needs old_entropy: this call does not give it; suppliers that can: ...
     """
 
     old_logps: Tensor
@@ -46,7 +46,7 @@ class Tokens:
 
     @classmethod
     def of(cls, old_logps: Tensor | Tokens, needs: frozenset[str] = frozenset(), rule: str = "the rule") -> Tokens:
-        """Old log-probs, alone or with their context, as the context that a rule with these needs asks for.
+        """Old log-probs, alone or with their context, as the context that a rule with these needs reads.
 
         Raises:
             ValueError: If a need is not met; names it and who meets it.

@@ -1,4 +1,4 @@
-"""What generates the completions: vLLM if it is installed, transformers everywhere."""
+"""Generation backends: vLLM if it is installed, else transformers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Backend:
     """A way to generate completions.
 
     Attributes:
-        load: Model's path or name, data type of the weights and seed -> what `sample` takes, and the tokenizer.
+        load: Model's path or name, data type of the weights and seed -> the model for `sample`, and the tokenizer.
         sample: Draws completions.
-        entropy: What the entropy of its completions rests on.
-        batch_size: Completions at a time, unless told otherwise.
+        entropy: What the entropy of its completions is computed from.
+        batch_size: Default number of completions at a time.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Backend:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What of it distinguishes evaluations."""
+        """The part that distinguishes evaluations."""
         return {"backend": self.name, "entropy_from": self.entropy}
 
 
@@ -42,7 +42,7 @@ def choose_backend(name: str, path: str) -> Backend:
     """A backend by name; 'auto' is vLLM if it is installed, can load the model and has a GPU, else transformers.
 
     Raises:
-        ValueError: For an unknown name, or vLLM where it is not installed or `path` is an adapter.
+        ValueError: For an unknown name, or for vLLM if it is not installed or `path` is an adapter.
     """
     known = ("auto", *BACKENDS)
     if name not in known:
@@ -81,10 +81,10 @@ def _load_vllm(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
     source = loadable(path)
     try:
         model = LLM(model=source, dtype=dtype, seed=seed, **options)
-    except Exception as error:  # whatever its processes died of
+    except Exception as error:  # any error in its processes
         raise ValueError(
-            f"vLLM cannot start with {path!r}: {first_line(error)}; its log has the cause, and --backend "
-            "transformers does without it"
+            f"vLLM cannot start with {path!r}: {first_line(error)}; see its log for the cause, or choose "
+            "--backend transformers"
         ) from error
     return model, model.get_tokenizer()
 
@@ -94,7 +94,7 @@ def sample_vllm(
 ) -> list[list[Completion]]:
     """`sample` with a vLLM engine, which batches by itself; each prompt has its own seed.
 
-    vLLM does not tell the entropy. At temperature 1 without truncation, the mean negative log-prob of the sampled
+    vLLM does not report the entropy. At temperature 1 without truncation, the mean negative log-prob of the sampled
     tokens estimates it without bias; otherwise it is missing.
     """
     from vllm import SamplingParams

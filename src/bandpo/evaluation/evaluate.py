@@ -1,4 +1,4 @@
-"""Grade a model on problems into a directory, so that an interrupted evaluation resumes where it was."""
+"""Evaluate a model on problems into a directory, so that an interrupted evaluation can resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bandpo.tasks.base import Problem, Task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation that is finished.
+    """A finished evaluation.
 
     Attributes:
         result: The estimates.
@@ -51,28 +51,28 @@ def evaluate_into(
 ) -> Evaluation:
     """Sample and grade `problems` chunk by chunk, keep every completion, and write the estimates.
 
-    A chunk is appended to samples.jsonl (greedy.jsonl) once it is done, and its seed depends on the sampling's seed
-    and its place alone. So an evaluation that was interrupted leaves the same files as one that was not, and one
-    that is finished is only read back. A completion is correct for pass@k when its reward is at least 1.
+    A chunk is appended to samples.jsonl (greedy.jsonl) once it is done, and its seed depends only on the sampling's
+    seed and its position. An interrupted evaluation therefore ends with the same files as one that was not, and a
+    finished one is only read back. A completion is correct for pass@k if its reward is at least 1.
 
     Args:
-        directory: Where to write; made if missing. If it holds an evaluation with the same settings, that one
-            is continued.
-        model, tokenizer: What `sampler` draws from.
-        task: Makes the prompts and grades the completions.
-        problems: What is asked.
+        directory: Where to write; created if missing. An evaluation in it with the same settings is
+            resumed.
+        model, tokenizer: The model that `sampler` draws from.
+        task: Builds the prompts and grades the completions.
+        problems: The problems.
         sampling: How completions are drawn.
         greedy: Also draw one completion per problem without sampling.
-        identity: What besides the settings here distinguishes evaluations, e.g. the model's path.
+        identity: What distinguishes evaluations besides these settings, e.g. the model's path.
         sampler: Draws the completions; `sample` uses transformers.
         progress: Called with the number of completions that have just been finished.
 
     Raises:
-        ValueError: If there is no problem, or `directory` holds something else, another evaluation, or damaged
-            files, or another process works in it; nothing is changed then.
+        ValueError: If problems is empty, or `directory` contains something else, another evaluation, or damaged
+            files, or another process is working in it; nothing is changed then.
     """
     if not problems:
-        raise ValueError("problems is empty; allowed is at least one problem")
+        raise ValueError("problems is empty; allowed: at least one problem")
     settings = {
         **identity,
         "task": task.model_dump(mode="json"),
@@ -101,7 +101,7 @@ def _grade_all(
     grade_chunk: Callable[[list[Problem], Sampling], list[Grade]],
     progress: Progress | None,
 ) -> list[Grade]:
-    """The grades of all problems: those that `log` holds, and new ones, which are appended to it."""
+    """The grades of all problems: those in `log`, and new ones, which are appended to it."""
     size = max(1, sampling.batch_size // sampling.samples)
     grades = restore(log, problems, size)
     if progress is not None and grades:
@@ -115,7 +115,7 @@ def _grade_all(
 
 
 def chunk_seed(seed: int, start: int) -> int:
-    """Seed of the chunk that begins with problem `start`; no two chunks or seeds share one by being neighbors."""
+    """Seed of the chunk that begins with problem `start`; neighboring chunks or seeds never share one."""
     return int(np.random.SeedSequence((seed, start)).generate_state(1)[0])
 
 
@@ -148,8 +148,8 @@ def summarize(
     """Estimates over problems that all have the same number of completions.
 
     Args:
-        voting: Whether completions state final answers, which maj@n needs.
-        many: Whether to count different right answers, too.
+        voting: Whether completions state final answers, as maj@n requires.
+        many: Whether to also count different right answers.
         cuts: As the sampling's.
     """
     samples = len(grades[0].rewards)
@@ -182,7 +182,7 @@ def right_answers(grade: Grade) -> Counter[str]:
 
 
 def spread(counts: Iterable[int]) -> float:
-    """Entropy in nats of what was drawn so often, by Miller and Madow: -sum q ln q + (kinds - 1) / (2 draws)."""
+    """Miller-Madow entropy in nats from counts: -sum q ln q + (kinds - 1) / (2 draws)."""
     drawn = np.array(list(counts), dtype=float)
     if not drawn.size:
         return 0.0

@@ -10,7 +10,7 @@ from bandpo.tasks.reading import is_path, without_suffix
 
 
 def names_apart(sources: Sequence[str]) -> list[str]:
-    """A short name for each data set, with as many of its folders as distinguish it from the others.
+    """A short name for each data set, with as many parent folders as needed to distinguish it.
 
     Raises:
         ValueError: If one is given twice.

@@ -12,10 +12,10 @@ class Shortage:
     """Prompts whose completions of full length do not fit.
 
     Attributes:
-        positions: Of the model.
+        positions: Positions of the model.
         longest: Tokens of the longest prompt.
         completion: Tokens of a completion of full length.
-        too_long: Prompts that do not fit, of `prompts`.
+        too_long: Number of prompts that do not fit, out of `prompts`.
     """
 
     positions: int
@@ -28,8 +28,8 @@ class Shortage:
         """What does not fit, and what would help.
 
         Args:
-            setting: The name of the setting that states the length of a completion.
-            remedies: Besides a smaller one of that, another model and other data.
+            setting: Name of the setting for the length of a completion.
+            remedies: Further remedies besides a smaller length, another model and other data.
         """
         left = self.positions - self.longest
         smaller = [f"{setting}{left} or less"] if left > 0 else []
@@ -46,7 +46,7 @@ def find_shortage(sizes: Any, lengths: Sequence[int], completion: int) -> Shorta
     """None if prompts of these lengths, in tokens, and completions of full length fit.
 
     Args:
-        sizes: The configuration of a model of transformers; one without a limit takes any length.
+        sizes: A transformers model's configuration; without a limit any length fits.
     """
     positions = getattr(sizes.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:

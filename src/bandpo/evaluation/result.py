@@ -25,13 +25,13 @@ PART = re.compile(r"entropy\[(\d+:\d*)\]")
 
 
 def part_name(part: slice) -> str:
-    """The metric of the entropy of a part of the completions: entropy[0:6], entropy[6:]."""
+    """Name of the metric for the entropy of a part of the completions: entropy[0:6], entropy[6:]."""
     return f"entropy[{part.start}:{'' if part.stop is None else part.stop}]"
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Estimates over prompts, and what they rest on.
+    """Estimates over prompts, and what they are based on.
 
     Attributes:
         prompts: Number of prompts.
@@ -53,12 +53,12 @@ class EvaluationResult:
         return self.metrics[f"mean@{self.samples}"]
 
     def dump(self) -> dict[str, Any]:
-        """The result as JSON holds it; the inverse of `parse`."""
+        """The result as JSON; the inverse of `parse`."""
         return asdict(self)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], where: str = "the evaluation") -> EvaluationResult:
-        """A result from what `dump` gives. Other keys, such as the settings in result.json, are ignored.
+        """A result from the output of `dump`. Other keys, such as the settings in result.json, are ignored.
 
         Raises:
             ValueError: If a key is missing or a value has another type; the message starts with `where`.
@@ -81,7 +81,7 @@ class EvaluationResult:
         """The result in an evaluation's result.json.
 
         Raises:
-            ValueError: If there is none, or it is damaged; the message names the file.
+            ValueError: If it is missing or damaged; the message names the file.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))

@@ -21,10 +21,10 @@ class Completion:
     Attributes:
         text: Decoded text without special tokens.
         tokens: Number of tokens, the end-of-sequence token included.
-        truncated: It ran into the length limit.
+        truncated: Whether it reached the length limit.
         entropy: Mean entropy of the next-token distribution (at temperature 1) over its tokens, in nats; None
-            where it is not known.
-        parts: The same of each part between two of the sampling's `cuts`; empty where they are not known.
+            if unknown.
+        parts: The same for each part between two of the sampling's `cuts`; empty if unknown.
     """
 
     text: str
@@ -44,9 +44,9 @@ class Sampling:
         temperature: Sampling temperature; 0 is greedy.
         top_p: Sample from this share of the probability mass (the nucleus).
         batch_size: Completions generated at a time. Padding and the order of random numbers depend on it, so
-            another one gives other samples from the same distribution.
+            another value gives other samples from the same distribution.
         seed: Seed of the samples.
-        cuts: Rising token positions at which completions are cut, for the entropy of each part; None for none.
+        cuts: Increasing token positions at which completions are cut, for the entropy of each part; None for none.
 
     Raises:
         ValueError: For a value that is not allowed.
@@ -63,13 +63,13 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, allowed is an integer >= 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: an integer >= 1")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature is {self.temperature:g}, allowed is a finite number >= 0")
+            raise ValueError(f"temperature is {self.temperature:g}; allowed: a finite number >= 0")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p:g}, allowed is a share above 0 and at most 1")
+            raise ValueError(f"top_p is {self.top_p:g}; allowed: a share above 0 and at most 1")
         if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}, allowed is an integer >= 0")
+            raise ValueError(f"seed is {self.seed}; allowed: an integer >= 0")
         check_cuts(self.cuts)
 
     def greedy(self) -> Sampling:
@@ -78,11 +78,11 @@ class Sampling:
 
 
 Progress = Callable[[int], None]
-"""Called with the number of completions that have just been finished."""
+"""Called with the number of newly finished completions."""
 
 
 class Sampler(Protocol):
-    """Draws completions; `model` and `tokenizer` are what the backend's `load` gave."""
+    """Draws completions; `model` and `tokenizer` come from the backend's `load`."""
 
     def __call__(
         self, model: Any, tokenizer: Any, prompts: list[Prompt], sampling: Sampling, progress: Progress | None
@@ -116,7 +116,7 @@ def sample(
     """Draw completions for each prompt with transformers.
 
     The model's own generation settings (penalties, truncations) do not apply: completions come from the model's
-    distribution as it is, at the temperature, within the nucleus.
+    own distribution, at the temperature, within the nucleus.
 
     Args:
         model: A causal language model of transformers.
@@ -192,18 +192,18 @@ def _split(generated: Tensor, entropies: Tensor, tokenizer: Any, cuts: tuple[int
 
 
 def check_cuts(cuts: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """`cuts` as they are.
+    """`cuts`, validated.
 
     Raises:
-        ValueError: If they do not rise from 1 on.
+        ValueError: If they do not increase from 1 or more.
     """
     if cuts is not None and not all(a < b for a, b in pairwise((0, *cuts))):
-        raise ValueError(f"cuts are {list(cuts)}, allowed are rising integers >= 1")
+        raise ValueError(f"cuts are {list(cuts)}; allowed: increasing integers >= 1")
     return cuts
 
 
 def slices(cuts: tuple[int, ...] | None) -> list[slice]:
-    """The parts that `cuts` make of a completion: 0:6 and 6: of a cut at 6; none without a cut."""
+    """The parts of a completion between `cuts`: 0:6 and 6: for a cut at 6; none without a cut."""
     return [slice(start, end) for start, end in pairwise((0, *cuts, None))] if cuts else []
 
 

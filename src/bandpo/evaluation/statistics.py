@@ -29,9 +29,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
         ValueError: If k is not within 1 .. samples, or correct not within 0 .. samples.
     """
     if not 1 <= k <= samples:
-        raise ValueError(f"k is {k}, allowed is 1 to {samples}, the number of samples")
+        raise ValueError(f"k is {k}; allowed: 1 to {samples}, the number of samples")
     if not 0 <= correct <= samples:
-        raise ValueError(f"correct is {correct}, allowed is 0 to {samples}, the number of samples")
+        raise ValueError(f"correct is {correct}; allowed: 0 to {samples}, the number of samples")
     return 1 - comb(samples - correct, k) / comb(samples, k)
 
 
@@ -39,12 +39,12 @@ def bootstrap_mean(values: list[float], resamples: int = 2000, seed: int = 0) ->
     """Mean of per-prompt values with a 95% percentile-bootstrap interval over prompts.
 
     Raises:
-        ValueError: If there is no value.
+        ValueError: If values is empty.
     """
     from scipy.stats import bootstrap
 
     if not values:
-        raise ValueError("values is empty; allowed is at least one prompt")
+        raise ValueError("values is empty; allowed: at least one prompt")
     data = np.asarray(values, dtype=float)
     mean = float(data.mean())
     if np.ptp(data) == 0:  # scipy would warn of a degenerate distribution

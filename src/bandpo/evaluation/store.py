@@ -22,14 +22,14 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Grade:
-    """A problem with its completions, and for each of them the reward and more.
+    """A problem with its completions, and the reward and more for each of them.
 
-    What is stored of a problem is its question with the messages before it, answer and origin; a grader's details
-    stay out.
+    Stored are the problem's question with the messages before it, its answer and origin, but not a grader's
+    details.
 
     Attributes:
-        timed_out: Grading it ran into a limit, so that it counts as wrong.
-        finals: Its final answer in one writing, None where none can be told.
+        timed_out: Whether grading it hit a limit, so that it counts as wrong.
+        finals: Its final answer in canonical form, None if there is none.
     """
 
     problem: Problem
@@ -50,7 +50,7 @@ class Grade:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Grade:
-        """The inverse of `as_row`, but for the problem's details and solution."""
+        """The inverse of `as_row`, except for the problem's details and solution."""
         context = tuple(Message(**message) for message in row.get("context", ()))
         problem = Problem(row["question"], row["answer"], origin=row["origin"], context=context)
         items = [dict(item) for item in row["completions"]]
@@ -59,7 +59,7 @@ class Grade:
 
 
 def identify(problem: Problem) -> dict[str, Any]:
-    """What tells a problem from others, JSON-ready; `context` only where there is one."""
+    """What identifies a problem, JSON-ready; `context` only if there is one."""
     context = {"context": [message._asdict() for message in problem.context]} if problem.context else {}
     return {"question": problem.question, **context, "answer": problem.answer, "origin": problem.origin}
 
@@ -67,13 +67,13 @@ def identify(problem: Problem) -> dict[str, Any]:
 def claim(directory: Path, settings: dict[str, Any], task: Task) -> None:
     """Make `directory` an evaluation with these settings, or check that it already is one.
 
-    What it stored of the task, and a model's path, is read as today: an older one may have relative paths.
+    Stored task settings and model paths are read with today's code: older ones may have relative paths.
 
     Args:
         task: The task that `settings["task"]` describes.
 
     Raises:
-        ValueError: If it holds something else, or an evaluation with other settings, or settings.json cannot be
+        ValueError: If it contains something else, or an evaluation with other settings, or settings.json cannot be
             read; nothing is changed then.
     """
     path = directory / SETTINGS
@@ -83,7 +83,7 @@ def claim(directory: Path, settings: dict[str, Any], task: Task) -> None:
         different = [key for key in {**settings, **found} if found.get(key) != settings.get(key)]
         if different:
             raise ValueError(
-                f"{str(directory)!r} holds an evaluation with another {', '.join(different)}; choose another --output"
+                f"{str(directory)!r} has an evaluation with another {', '.join(different)}; choose another --output"
             )
         return
     if directory.exists() and (
@@ -108,7 +108,7 @@ def append(log: Path, grades: list[Grade]) -> None:
 
 
 def restore(log: Path, problems: list[Problem], chunk: int) -> list[Grade]:
-    """Grades of the chunks that are complete, with the given problems instead of the stored ones.
+    """Grades of the complete chunks, with the given problems instead of the stored ones.
 
     The rows of a chunk that a crash cut off are removed from the file, so that appending is safe.
 
@@ -162,5 +162,5 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{where} is damaged: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{where} is damaged: it holds a {type(found).__name__}, not an object")
+        raise ValueError(f"{where} is damaged: it contains a {type(found).__name__}, not an object")
     return found

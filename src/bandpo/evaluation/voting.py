@@ -1,4 +1,4 @@
-"""Majority vote: final answers, and what the answer that most completions give is worth."""
+"""Majority vote: final answers, and the reward of the most frequent one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RATIO = re.compile(r"(-?)\\frac\{([0-9]{1,40})\}\{([0-9]{1,40})\}|(-?)([0-9]{1,
 
 
 def canonical(answer: str) -> str:
-    r"""One writing for equal numbers (1,000 and 1000.0; 0.5, 1/2 and \frac{1}{2}); anything else
+    r"""One canonical form for equal numbers (1,000 and 1000.0; 0.5, 1/2 and \frac{1}{2}); anything else
     without layout and without the `x =` before it."""
     answer = re.sub(r"^[A-Za-z]=", "", plain(answer))
     number = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", answer)
@@ -35,14 +35,14 @@ def canonical(answer: str) -> str:
 
 
 def final_answer(text: str) -> str | None:
-    """The final answer of a completion in one writing, None if there is none.
+    """The final answer of a completion in canonical form, None if there is none.
 
-    It is what the text marks as its answer (`stated_answer`), without units; where nothing is marked, or the mark
-    holds prose, the last number.
+    It is what the text marks as its answer (`stated_answer`), without units; if nothing is marked, or the mark
+    contains prose, it is the last number.
     """
     stated = stated_answer(text)
     if stated is not None and stated == text.strip() and " " in stated and holds_words(stated):
-        stated = None  # a sentence of one line marks nothing
+        stated = None  # a one-line sentence marks nothing
     if stated is None or (holds_words(stated) and "\\" not in stated):
         numbers = _NUMBER.findall(text if stated is None else stated)
         if numbers:
@@ -53,11 +53,11 @@ def final_answer(text: str) -> str | None:
 
 
 def _exact(text: str) -> str | None:
-    """As `exact_reward` compares it."""
+    """The form that `exact_reward` compares."""
     return " ".join((stated_answer(text) or "").rstrip(".").split()) or None
 
 
-# One for each of REWARDS; None for a reward that reads no final answer.
+# One for each of REWARDS; None if a reward reads no final answer.
 EXTRACTORS: dict[str, Extractor | None] = {
     "math": final_answer,
     "exact": _exact,
@@ -71,7 +71,7 @@ EXTRACTORS: dict[str, Extractor | None] = {
 def extractor(task: Task) -> Extractor | None:
     """How a task's completions state their final answer.
 
-    None if the task grades whole texts its own way, or its reward is the user's own.
+    None if the task grades whole texts in its own way, or uses a custom reward.
     """
     if type(task).score is not Task.score or task.reward not in REWARDS:
         return None
@@ -81,8 +81,8 @@ def extractor(task: Task) -> Extractor | None:
 def majority(finals: Sequence[str | None], rewards: Sequence[float]) -> float:
     """Expected reward of answering with the most frequent final answer, ties broken at random.
 
-    Completions without a final answer do not vote; without any vote it is 0. Equal answers that were rewarded
-    differently count with their mean.
+    Completions without a final answer do not vote; without any vote it is 0. Equal answers with
+    different rewards count with their mean.
     """
     groups: dict[str, list[float]] = {}
     for final, value in zip(finals, rewards, strict=True):

@@ -1,1 +1,1 @@
-"""The explorer: clip rules to move and to watch, one HTML file without a request."""
+"""The explorer: clip rules to adjust and watch, in one self-contained HTML file."""

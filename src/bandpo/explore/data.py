@@ -1,4 +1,4 @@
-"""The data of a source, and the exported page with the data of all."""
+"""The data of a source, and the exported page with the data of all sources."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def data_of(source: Source, since: str = "") -> dict[str, Any]:
     """What the page shows of a source, ready for JSON.
 
     Args:
-        since: Of a run: the version that an earlier answer had, to get what is new.
+        since: For a run: the version of an earlier answer, to get only what is new.
 
     Raises:
-        ValueError: If it is damaged as a whole, or leads out of what was opened by now.
+        ValueError: If it is damaged as a whole, or by now points outside of what was opened.
     """
     for path in source.paths:
         within(path, source.root)
@@ -31,10 +31,11 @@ def data_of(source: Source, since: str = "") -> dict[str, Any]:
 
 
 def exported_page(paths: Sequence[Path]) -> str:
-    """One file with the data of everything below these paths; of a study its metrics.json, not its runs' directories.
+    """One file with the data of everything below these paths; for a study its metrics.json, not its runs'
+    directories.
 
     Raises:
-        ValueError: If a path holds nothing to show.
+        ValueError: If a path contains nothing to show.
     """
     if not paths:
         return page()

@@ -1,7 +1,7 @@
-"""The explorer as one self-contained HTML file: templates, scripts and what they know of the package's rules.
+"""The explorer as one self-contained HTML file: templates, scripts and what they know about the package's rules.
 
-No request of any kind: the content security policy allows the page's own two scripts, by their hashes, and a worker
-made of the first, and nothing else; a served page may ask its own server for the data of what was opened.
+It makes no requests: the content security policy allows only the page's own two scripts, by their hashes, and a
+worker made from the first; a served page may also request the data of what was opened from its own server.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from bandpo.report.html import style
 from bandpo.version import __version__
 
 STATIC = resources.files("bandpo") / "explore" / "static"
-ENGINE = ("band", "sim")  # what the worker needs as well
+ENGINE = ("band", "sim")  # also needed by the worker
 PAGE = ("copy", "plot", "state", "controls", "sources", "run", "judging", "tokens", "saving", "page")
 SHOWN = (
     "band", "clip", "dcpo", "ripo", "dppo-tv", "dppo-kl", "ipo", "estr", "adaptive-band", "relaxed-band", "none",
 )  # fmt: skip
 """Rules of the registry whose bounds follow from one token; the others read a batch."""
-LEFT_OUT = ("description", "rules", "changes", "expected", "lag")  # of a simulation: the page has no use for them
-PROMPTS = 128  # enough for curves that part; the page is watched
+LEFT_OUT = ("description", "rules", "changes", "expected", "lag")  # of a simulation; unused by the page
+PROMPTS = 128  # enough to separate the curves, few enough to watch live
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Preset:
 PRESETS = {
     "bleeds": Preset(
         "The fixed clip bleeds entropy",
-        "Tokens that decide nothing, rewarded by a coin: to first order nothing should happen on average. Over "
+        "Tokens that decide nothing, rewarded by a coin flip: to first order nothing should happen on average. Over "
         "200 rollouts the entropy falls furthest under the fixed clip, further than without any clip.",
         "neutral",
         ("Clip", "Band KL", "No clip"),
@@ -58,7 +58,7 @@ PRESETS = {
     ),
     "same": Preset(
         "Nothing differs",
-        "The neutral tokens again, with four updates a rollout: fewer of them reach any bound, and the rules end "
+        "The neutral tokens again, with four updates per rollout: fewer of them reach any bound, and the rules end "
         "within a twentieth of a nat of each other.",
         "neutral-few",
         ("Clip", "Band KL", "No clip"),
@@ -73,7 +73,7 @@ def script(name: str) -> str:
 
 
 def known_rules() -> dict[str, dict[str, object]]:
-    """What the page knows of each rule: its class, the defaults of its options, whether it masks both sides."""
+    """What the page knows about each rule: its class, the defaults of its options, whether it masks both sides."""
     found: dict[str, dict[str, object]] = {}
     for name in SHOWN:
         rule = make_rule(name)
@@ -102,9 +102,9 @@ def page(sources: Sequence[Mapping[str, object]] = (), problems: Sequence[str] =
     """The whole page.
 
     Args:
-        sources: What was opened: id, kind ("run", "study" or "tokens"), name, and data, or below which url it is.
+        sources: What was opened: id, kind ("run", "study" or "tokens"), name, and data or its url.
         problems: Sentences on what could not be read.
-        served: Whether the page may ask the server that sent it, and no other, for the data of sources.
+        served: Whether the page may request data of sources from the server that sent it, and from no other.
     """
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup

@@ -28,8 +28,8 @@ from bandpo.runs.run_dir import RunDirectory
 from bandpo.training.batches import TokenBatch, list_batches
 from bandpo.words import first_line
 
-UNDRAWN = ("tokens",)  # they rise with the updates
-START = ""  # version of which nothing is known yet
+UNDRAWN = ("tokens",)  # they just grow with the updates
+START = ""  # the version before anything was read
 
 Data = dict[str, Any]  # JSON
 
@@ -52,13 +52,13 @@ def run_data(path: Path, name: str, version: str = START, root: Path | None = No
 
     Args:
         path: The run directory.
-        name: For people.
-        version: That of an earlier answer, to get only the updates since then. If the file is another one by now,
+        name: Display name.
+        version: Version of an earlier answer, to get only the updates since then. If the file has been replaced,
             as after a resume, everything is sent, with "whole": true.
         root: Nothing outside of it is read; by default the run directory.
 
     Raises:
-        ValueError: If there is no run directory, or a file of it leads out of `root`.
+        ValueError: If there is no run directory, or one of its files points outside of `root`.
     """
     run = RunDirectory.open(path)
     root = path.resolve() if root is None else root
@@ -68,7 +68,7 @@ def run_data(path: Path, name: str, version: str = START, root: Path | None = No
     try:
         record = describe_run(run)
         label, seed, rule, settings = record.label, record.seed, record.rule, record.settings
-    except Exception as error:  # YAML that is damaged raises what it likes, and so does what is no mapping
+    except Exception as error:  # damaged YAML raises arbitrary errors, and so does anything but a mapping
         problems.append(f"{str(run.config)!r} is not the configuration of a run: {first_line(error)}")
     rows, version, whole = _rows_since(run.metrics, version, problems)
     curves = {
@@ -86,14 +86,14 @@ def run_data(path: Path, name: str, version: str = START, root: Path | None = No
 
 
 def study_data(path: Path, name: str) -> Data:
-    """A study's metrics.json as the page reads it: its finished runs, and what its methods cost to the target.
+    """A study's metrics.json as the page reads it: its finished runs, and the compute of its methods to the target.
 
     Raises:
         ValueError: If the file is damaged.
     """
     study = StudyResult.load(path)
     waiting = sum(run.status == "waiting" for run in study.runs)
-    problems = [f"{name}: {waiting} of {len(study.runs)} runs are to come."] if waiting else []
+    problems = [f"{name}: {waiting} of {len(study.runs)} runs are missing."] if waiting else []
     problems += [
         f"{name}: {run.method} {point_text(run.point)} seed {run.seed} failed: {run.error}" for run in study.failed
     ]
@@ -141,18 +141,18 @@ def _rows_since(path: Path, version: str, problems: list[str]) -> tuple[list[dic
         start = int(offset) if before == number and offset.isdigit() and int(offset) <= path.stat().st_size else 0
         stream.seek(start)
         text = stream.read()
-    end = text.rfind(b"\n") + 1  # a line that is being written waits for the next time
+    end = text.rfind(b"\n") + 1  # an incomplete last line waits for the next call
     rows = list(_numbers(path, text[:end].splitlines(), problems if start == 0 else []))
     return rows, f"{number}-{start + end}", start == 0
 
 
 def _numbers(path: Path, lines: Iterable[bytes], problems: list[str]) -> Iterable[dict[str, float]]:
-    """Rows with what is a finite number in them; a bad line is a problem."""
+    """Rows reduced to their finite numbers; a bad line becomes a problem."""
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-                raise ValueError("no object with the number of its step")
+                raise ValueError("not an object with a step")
         except (ValueError, RecursionError) as error:
             if line.strip():
                 problems.append(
@@ -178,12 +178,12 @@ def _alarms(run: RunDirectory, problems: list[str]) -> list[tuple[int, str, str]
 
 
 def _recorded(run: RunDirectory, rule: ClipRule | None, root: Path, problems: list[str]) -> Data | None:
-    """What the recorded batches say of the run's own rule; None without batches or without such a rule."""
+    """What the recorded batches show about the run's own rule; None without batches or without such a rule."""
     files = list(kept_within(list_batches(run.batches), root, problems))
     if not files:
         return None
     if rule is None or not rule.needs <= why.RECORDED:
-        problems.append("The recorded batches do not say what this run's rule reads, so there are no clipped shares.")
+        problems.append("The recorded batches lack what this run's rule reads, so there are no clipped shares.")
         return None
     try:
         return _recorded_of(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files), rule)
@@ -199,7 +199,7 @@ def _recorded_of(files: tuple[tuple[Path, int, int], ...], rule: ClipRule) -> Da
 
 
 def _clipped(rule: ClipRule, batches: Sequence[TokenBatch]) -> Data:
-    """Clipped tokens by recorded update and bin of the old probability, of the tokens with an advantage."""
+    """Clipped tokens by recorded update and bin of the old probability, among tokens with an advantage."""
     steps: list[int] = []
     tokens, above, below = [], [], []
     labels: list[str] = []
@@ -228,7 +228,7 @@ def _ledger(rule: ClipRule, batches: Sequence[TokenBatch]) -> Data | None:
 
 
 def _savings(study: StudyResult) -> list[Mapping[str, object]]:
-    """What each method cost until it reached the reference's reward, over what the reference did."""
+    """Each method's compute to reach the reference's reward, as a ratio to the reference's own."""
     found: list[Mapping[str, object]] = []
     for comparison in compare(study):
         for result in comparison.results:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 HOST = "127.0.0.1"
-NAMES = [HOST, "localhost"]  # a page of another site whose name leads here says its own name, and gets nothing
+NAMES = [HOST, "localhost"]  # against DNS rebinding: another site's name that resolves here gets nothing
 HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -30,7 +30,7 @@ HEADERS = {
 
 
 class Library:
-    """What the server may send: the sources below some paths, by their ids. No path comes from a request."""
+    """What the server may send: the sources below some paths, by id. No path comes from a request."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
@@ -39,7 +39,7 @@ class Library:
         self.look()
 
     def look(self) -> None:
-        """Look again for what there is.
+        """Rescan the paths.
 
         Raises:
             ValueError: If there is nothing.
@@ -48,7 +48,7 @@ class Library:
         self.sources = {source.id: source for source in found}
 
     def page(self) -> str:
-        """The page with everything that there is now."""
+        """The page with everything found by now."""
         self.look()
         listed = [
             {"id": one.id, "kind": one.kind, "name": one.name, "url": f"data/{quote(one.id, safe='')}"}
@@ -58,10 +58,11 @@ class Library:
 
 
 def make_app(paths: Sequence[Path]) -> Starlette:
-    """The application: GET / is the page, GET /data/ID a source as JSON, ?since=VERSION what is new in a run.
+    """The application: GET / is the page, GET /data/ID a source as JSON, with ?since=VERSION only what is new in a
+    run.
 
     Raises:
-        ValueError: If a path holds nothing to show.
+        ValueError: If a path contains nothing to show.
     """
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
@@ -99,10 +100,10 @@ def serve(paths: Sequence[Path], port: int, tell: Callable[[str], None]) -> None
 
     Args:
         port: Port; 0 for a free one.
-        tell: Told the address once the port is taken.
+        tell: Called with the address once the port is bound.
 
     Raises:
-        ValueError: If a path holds nothing to show, or the port is taken.
+        ValueError: If a path contains nothing to show, or the port is taken.
     """
     import uvicorn
 
@@ -111,12 +112,12 @@ def serve(paths: Sequence[Path], port: int, tell: Callable[[str], None]) -> None
         listening = socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
         raise ValueError(
-            f"port is {port}, which cannot be had ({error}); allowed is a free one, or 0 for any"
+            f"port is {port}, which is not available ({error}); allowed: a free port, or 0 for any"
         ) from None
     with listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         tell(f"http://{HOST}:{listening.getsockname()[1]}/")
         try:
             server.run(sockets=[listening])
-        except KeyboardInterrupt:  # before uvicorn listens to signals; some of its versions raise it once they ended
+        except KeyboardInterrupt:  # before uvicorn handles signals; some versions also raise it after they ended
             return

@@ -1,6 +1,6 @@
-"""What the explorer opens: runs, studies and token logs below the files and directories that were given.
+"""What the explorer opens: runs, studies and token logs below the given files and directories.
 
-A path that leads out of what was given, by a symlink or otherwise, is not read.
+A path that points outside of these, by a symlink or otherwise, is not read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bandpo.report.dumps import find_logs
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.words import first_line
 
-MOST_FOLDERS = 20_000  # that are looked into; more is a home directory given by mistake
+MOST_FOLDERS = 20_000  # that are searched; more means a home directory given by mistake
 
 Kind = Literal["run", "study", "tokens"]
 
@@ -27,11 +27,11 @@ class Source:
     """Something that the page can show.
 
     Attributes:
-        id: Kind and place, which no other source of a page has.
+        id: Kind and path, unique within a page.
         kind: "run" (a run directory), "study" (metrics.json) or "tokens" (token logs).
-        name: For people.
+        name: Display name.
         paths: The run directory, metrics.json, or the token logs.
-        root: Resolved path that was given; nothing outside of it is read.
+        root: The given path, resolved; nothing outside of it is read.
     """
 
     id: str
@@ -45,22 +45,22 @@ def within(path: Path, root: Path) -> Path:
     """`path`, resolved.
 
     Raises:
-        ValueError: If it leads out of `root`.
+        ValueError: If it points outside of `root`.
     """
     found = path.resolve()
     if not found.is_relative_to(root):
-        raise ValueError(f"{str(path)!r} leads out of {str(root)!r}, which was opened; it is not read")
+        raise ValueError(f"{str(path)!r} points outside of {str(root)!r}, which was opened; it is not read")
     return found
 
 
 def check_run(run: RunDirectory, root: Path) -> None:
-    """Raise ValueError if the directory, or what the page reads of it but batches, leads out of `root`."""
+    """Raise ValueError if the directory, or a file that the page reads in it but batches, points outside `root`."""
     for file in (run.path, run.config, run.metrics, run.alarms, run.status):
         within(file, root)
 
 
 def kept_within(paths: Iterable[Path], root: Path, problems: list[str]) -> Iterator[Path]:
-    """Those that do not lead out of `root`; the others are problems."""
+    """The paths within `root`; the others become problems."""
     for path in paths:
         try:
             within(path, root)
@@ -71,27 +71,27 @@ def kept_within(paths: Iterable[Path], root: Path, problems: list[str]) -> Itera
 
 
 def find_sources(paths: Sequence[Path], runs_of_studies: bool = True) -> tuple[list[Source], list[str]]:
-    """What is below the paths, and sentences on what is not read.
+    """The sources below the paths, and sentences on what is not read.
 
     Args:
         paths: Run directories, study directories, a study's metrics.json, token logs, directories of these.
-        runs_of_studies: Whether the runs in a study's directory are sources of their own, beside the study.
+        runs_of_studies: Whether the runs in a study's directory are separate sources, besides the study.
 
     Raises:
-        ValueError: If a path does not exist, or holds nothing of these.
+        ValueError: If a path does not exist, or contains none of these.
     """
     found: dict[str, Source] = {}
     problems: list[str] = []
     for path in paths:
         if not path.exists():
             raise ValueError(
-                f"{str(path)!r} does not exist; allowed are runs, studies, token logs and directories of them"
+                f"{str(path)!r} does not exist; allowed: runs, studies, token logs and directories of them"
             )
         root = path.resolve()
         mine = list(_below(root, runs_of_studies, problems))
         if not mine:
             raise ValueError(
-                f"{str(path)!r} holds no run (a directory with config.yaml), no study ({METRICS}) and no token log"
+                f"{str(path)!r} contains no run (a directory with config.yaml), no study ({METRICS}) and no token log"
             )
         for source in mine:
             number, key = 1, source.id
@@ -131,7 +131,7 @@ def _folders(root: Path, problems: list[str]) -> Iterator[Path]:
     for count, (place, names, _) in enumerate(os.walk(root)):
         folder = Path(place)
         if count == MOST_FOLDERS:
-            problems.append(f"{str(root)!r} has more than {MOST_FOLDERS:,} directories; the rest is not looked into")
+            problems.append(f"{str(root)!r} has more than {MOST_FOLDERS:,} directories; the rest is not searched")
             return
         whole = any((folder / name).is_file() for name in ("config.yaml", METRICS))
         names[:] = [] if whole else sorted(name for name in names if not name.startswith("."))
@@ -139,7 +139,7 @@ def _folders(root: Path, problems: list[str]) -> Iterator[Path]:
 
 
 def _runs_of(metrics: Path, problems: list[str]) -> Iterator[Path]:
-    """The run directories of a study that are still at hand."""
+    """The run directories of a study that still exist."""
     try:
         study = StudyResult.load(metrics)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Logged tokens as the page takes them: strict JSON, whatever `bandpo inspect` reads.
+"""Logged tokens for the page: strict JSON of anything that `bandpo inspect` reads.
 
-Columns are base64 of little-endian arrays: a third shorter than decimals and exact, without which a token at the edge
-of a rule would be on the other side in the page than in `bandpo inspect`.
+Columns are little-endian arrays in base64: a third shorter than decimals and exact, so that the page and
+`bandpo inspect` agree on tokens at the edge of a rule.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ LONGEST = 300  # characters of a token
 def token_data(
     paths: Sequence[Path], decode: Callable[[int], str] | None = None, limit: int = LIMIT
 ) -> dict[str, object]:
-    """The tokens of files and directories, as static/tokens.js takes them.
+    """The tokens of files and directories, as static/tokens.js expects them.
 
     Returns:
         `tokens`, `completions` and `prompts`, the numbers in the log; `edge`, the columns of the ratio and a sentence
         (`bandpo.report.inspection.Edge`), or None; `files`, `problems` and `notes` of the log; `left_out`, a
-        sentence where it has more tokens than `limit`, else "". Of the N tokens and S completions that are shown:
-        `texts` (V), `kinds` (N, index into `texts`), `columns` (name -> N values, None where nobody logged one; with
+        sentence if it has more tokens than `limit`, else "". Of the N tokens and S completions that are shown:
+        `texts` (V), `kinds` (N, index into `texts`), `columns` (name -> N values, None where none was logged; with
         `effect`, the change of the entropy by `bandpo.report.ledger`), `positions` (N), `stretches` (starts of
-        stretches of positions), `starts` (S + 1, first token of each completion), `groups` (S, index into `names`,
+        position ranges), `starts` (S + 1, first token of each completion), `groups` (S, index into `names`,
         -1 unknown), `names` (texts of the prompts), `places` (S times number of the file and line). Arrays of numbers
         are {"type", "base64"}.
 
     Raises:
-        ValueError: If a path does not exist or holds no log, or the limit is not above 0.
+        ValueError: If a path does not exist or contains no log, or the limit is not above 0.
     """
     if limit < 1:
-        raise ValueError(f"limit is {limit}, allowed is a number of tokens from 1 on")
+        raise ValueError(f"limit is {limit}; allowed: a number of tokens >= 1")
     log = read_log(paths, decode)
     rows = _shown(log, limit)
     where = np.flatnonzero(np.isin(log.completion, rows))[:limit]
@@ -83,12 +83,12 @@ def _shown(log: TokenLog, limit: int) -> NDArray[np.int64]:
     keys = np.where(alone, len(log.groups) + np.arange(len(log.groups)), log.groups)
     _, first, unit = np.unique(keys, return_index=True, return_inverse=True)
     sizes = np.bincount(unit, lengths)
-    order = np.argsort(first, kind="stable")  # units as they come in the log
+    order = np.argsort(first, kind="stable")  # units in the order of the log
     share = limit / len(log)
     due = np.floor(np.cumsum(sizes[order]) * share / sizes.mean())  # one more whenever a whole unit is due
     chosen = order[np.flatnonzero(np.diff(due, prepend=0) > 0)]
     chosen = chosen[np.cumsum(sizes[chosen]) <= limit]
-    if not len(chosen):  # the first does not fit: as many of its completions as do, or a part of one
+    if not len(chosen):  # the first does not fit: take as many of its completions as do, or part of one
         rows = np.flatnonzero(unit == order[0])
         return rows[: max(1, int((np.cumsum(lengths[rows]) <= limit).sum()))]
     return np.flatnonzero(np.isin(unit, chosen))
@@ -99,7 +99,7 @@ def _left_out(log: TokenLog, where: NDArray[np.int64], rows: NDArray[np.int64]) 
         return ""
     return (
         f"{len(where):,} of {len(log):,} tokens are shown, {len(rows):,} of {len(log.groups):,} completions, spread "
-        "over all of the files. Every count below is of these; bandpo inspect counts all."
+        "over all files. Every count below is of these; bandpo inspect counts all."
     )
 
 
@@ -125,5 +125,5 @@ def _sentence(found: object) -> dict[str, object]:
 
 
 def _clean(text: str) -> str:
-    """Text that UTF-8 can hold: a lone surrogate as its code."""
+    """Text that UTF-8 can encode: a lone surrogate as its code."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""What every framework's module needs: the rule from its settings, bounds as clip offsets, metrics as floats."""
+"""Shared by all frameworks' modules: the rule from its settings, bounds as clip offsets, metrics as floats."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def read_rule(options: Mapping[str, Any] | None, supplier: str = "bandpo.policy_
         supplier: The framework, as `bandpo.core.tokens.SUPPLIERS` calls it.
 
     Raises:
-        ValueError: If options is not a mapping, or names an unknown rule or option, or a bad value, or the rule needs
-            what the framework does not give it.
+        ValueError: If options is not a mapping, names an unknown rule or option or a bad value, or the rule needs
+            something that the framework cannot supply.
     """
     options = {} if options is None else options
     if not isinstance(options, Mapping):
-        raise ValueError(f"rule is {options!r}, allowed is a mapping such as {{name: band, radius: 0.05}}")
+        raise ValueError(f"rule is {options!r}; allowed: a mapping such as {{name: band, radius: 0.05}}")
     given = {str(key): list(value) if _is_pair(value) else value for key, value in options.items()}
     control = frozenset({"control"} if given.pop("control", None) is not None else ())
     rule = make_rule(str(given.pop("name", "band")), **given)

@@ -1,4 +1,4 @@
-"""BandPO in ms-swift: its GRPO trainer with the clip range of each token (docs/integrations/ms-swift.md)."""
+"""BandPO in ms-swift: its GRPO trainer with a clip range per token (docs/integrations/ms-swift.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BandPO in NeMo-RL: its clipped loss with the clip range of each token (docs/integrations/nemo-rl.md)."""
+"""BandPO in NeMo-RL: its clipped loss with a clip range per token (docs/integrations/nemo-rl.md)."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ def band_loss(inputs: Any, rule: Mapping[str, Any] | None = None, dual_clip: flo
     The trust region is centered on the inference engine's log-probs, the only ones that prime-rl keeps.
 
     Args:
-        inputs: prime-rl's LossInputs: trainer_logprobs, inference_logprobs, advantages, loss_mask and, where
+        inputs: prime-rl's LossInputs: trainer_logprobs, inference_logprobs, advantages, loss_mask and, if
             set, loss_weights, each of shape (T,).
         rule: `name` and options of the clip rule, as in [trainer.loss.kwargs.rule]; Band's defaults if None.
         dual_clip: As `policy_loss`.
 
     Returns:
-        prime-rl's LossOutputs, with the metrics of docs/metrics.md under band/, extremes apart: prime-rl
+        prime-rl's LossOutputs, with the metrics of docs/metrics.md under band/, except extremes, because prime-rl
         averages over sequences.
 
     Raises:

@@ -24,8 +24,8 @@ def register(rule: Mapping[str, Any] | None = None, dual_clip: bool = False, anc
     Args:
         rule: `name` and options of the clip rule; Band's defaults if None.
         dual_clip: Also clip negative advantages at `clip_ratio_c`, as SkyRL's own "dual_clip" does.
-        anchor: Centre of the trust region: "old" (the trainer's recomputed log-probs) or "rollout" (the
-            inference engine's; leave off_policy_correction off, or it counts twice).
+        anchor: Center of the trust region: "old" (the trainer's recomputed log-probs) or "rollout" (the
+            inference engine's; keep off_policy_correction off, or the correction is applied twice).
 
     Raises:
         ValueError: For a rule or option that does not exist, a bad value, or another anchor.
@@ -33,7 +33,7 @@ def register(rule: Mapping[str, Any] | None = None, dual_clip: bool = False, anc
     from skyrl.backends.skyrl_train.utils.ppo_utils import PolicyLossRegistry, ppo_policy_loss
 
     if anchor not in ANCHORS:
-        raise ValueError(f"anchor is {anchor!r}, allowed are {', '.join(ANCHORS)}")
+        raise ValueError(f"anchor is {anchor!r}; allowed: {', '.join(ANCHORS)}")
     clip_rule = read_rule(rule, "SkyRL")
 
     def band_policy_loss(

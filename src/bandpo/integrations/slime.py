@@ -1,4 +1,4 @@
-"""BandPO in slime: a custom loss, slime's own with the clip range of each token (docs/integrations/slime.md)."""
+"""BandPO in slime: a custom loss, slime's own with a clip range per token (docs/integrations/slime.md)."""
 
 from __future__ import annotations
 

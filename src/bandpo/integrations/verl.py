@@ -31,7 +31,7 @@ class BandPolicyLossConfig(PolicyLossConfig):
     """verl's PolicyLossConfig plus the clip rule.
 
     verl builds it on the driver before any worker starts, and again in every worker, so a wrong option ends
-    the run at once.
+    the run immediately.
 
     Args:
         loss_mode: "bandpo"; verl's own configuration says "vanilla", so it must be set.
@@ -54,7 +54,7 @@ class BandPolicyLossConfig(PolicyLossConfig):
 
 
 class Outlook(NamedTuple):
-    """What to know before training: the updates of a rollout as a sentence, whether a rule can act on them, and what
+    """What to know before training: the updates per rollout as a sentence, whether a rule can act on them, and what
     truncates sampling, if anything does."""
 
     updates: str
@@ -63,7 +63,7 @@ class Outlook(NamedTuple):
 
 
 def outlook_of(config: Any) -> Outlook:
-    """What verl's full configuration says of the updates of a rollout and of sampling.
+    """What verl's full configuration implies for the updates per rollout and for sampling.
 
     Raises:
         ValueError: If the trust region is around the rollout engine's log-probs and sampling is truncated.
@@ -77,7 +77,7 @@ def outlook_of(config: Any) -> Outlook:
 
 
 def _say_on_the_driver() -> None:
-    """Have verl's validation, which runs on the driver before Ray starts, say what a rule can do in this run."""
+    """Make verl's validation, which runs on the driver before Ray starts, print what a rule can do in this run."""
     validate = verl_config.validate_config
     if hasattr(validate, "__wrapped__"):
         return
@@ -107,7 +107,7 @@ def compute_policy_loss_bandpo(
     config: Any = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """verl's vanilla (PPO) loss with the clip range of each token set by the rule.
+    """verl's vanilla (PPO) loss with each token's clip range set by the rule.
 
     Everything but the clip range is verl's: dual clip (`clip_ratio_c`), rollout importance weights, aggregation
     over the global batch, metrics. The trust region is centered on `old_log_prob`: the trainer's recomputed policy,
@@ -126,9 +126,9 @@ def compute_policy_loss_bandpo(
         Loss, and verl's metrics with those of docs/metrics.md under actor/band/.
     """
     if config is None:
-        raise ValueError("config is None, allowed is verl's ActorConfig")
+        raise ValueError("config is None; allowed: verl's ActorConfig")
     rule = read_rule(config.policy_loss.get("rule"), "verl")
-    # The rule sees the dtypes that the log-probs came in, which say what a log-prob of 0 means.
+    # The rule sees the original dtypes of the log-probs, which determine what a log-prob of 0 means.
     tokens, given = Tokens(old_log_prob, advantages, response_mask), log_prob
     low, high = clip_range(rule, tokens, given)
     old_log_prob, log_prob = as_work_dtype(old_log_prob), as_work_dtype(log_prob)

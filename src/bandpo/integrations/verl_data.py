@@ -17,7 +17,7 @@ PAPER_LEVELS = {"math": (3, 4, 5)}
 
 
 def read_problems(name: str, path: str | None = None, hub_columns: bool = False) -> list[Problem]:
-    """The problems of a known data set: its training split where it has one, else its test split.
+    """The problems of a known data set: its training split if it has one, else its test split.
 
     Args:
         name: A name of `bandpo.tasks.DATASETS`.
@@ -40,7 +40,7 @@ def verl_rows(problems: Sequence[Problem], name: str, template: str) -> list[dic
     Args:
         problems: What `read_problems` gives.
         name: Becomes `data_source`, under which verl reports validation scores.
-        template: The user's message, by name or as a text with {question}.
+        template: The user's message, by name or as a string with {question}.
 
     Raises:
         ValueError: For a template that is neither.

@@ -1,6 +1,6 @@
-"""Runs of the paper in verl: compose a recipe with verl's own Hydra files, validate it, say what it needs, start it.
+"""Runs of the paper in verl: compose a recipe with verl's own Hydra files, validate it, show what it needs, start it.
 
-Names of recipes are read from the package alone; everything else needs verl.
+Recipe names are read from the package itself; everything else needs verl.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NEEDED = {
     "transfer_queue": "pip install TransferQueue",
     "math_verify": "pip install 'math-verify[antlr4_9_3]'",
 }
-# Bytes a parameter: float32 weights, gradients and Adam's two moments, sharded over all GPUs.
+# Bytes per parameter: float32 weights, gradients and Adam's two moments, sharded over all GPUs.
 TRAINING_BYTES = 16
 ROLLOUT_BYTES = 2
 
@@ -43,7 +43,7 @@ def recipe_overrides(recipe: str, cluster: str) -> list[str]:
     """Hydra's choices for a recipe MODEL/METHOD.
 
     Raises:
-        ValueError: If it is not of that form, or a part is unknown; the nearest known one is named.
+        ValueError: If it is not of that form, or a part is unknown (names the nearest known one).
     """
     model, slash, method = recipe.partition("/")
     if not slash:
@@ -57,7 +57,7 @@ def recipe_overrides(recipe: str, cluster: str) -> list[str]:
 
 
 def expand(override: str) -> str:
-    """`rule.radius=0.1` stands for the key under which verl knows it; other keys are Hydra's.
+    """`rule.radius=0.1` is short for verl's full key; other keys are Hydra's.
 
     Raises:
         ValueError: If it is not of the form key=value.
@@ -82,7 +82,7 @@ def compose(overrides: Sequence[str]) -> Any:
         RuntimeError: If verl is not installed.
     """
     if importlib.util.find_spec("verl") is None:
-        raise RuntimeError("verl is not installed here; docs/integrations/verl.md says how")
+        raise RuntimeError("verl is not installed here; see docs/integrations/verl.md for how to install it")
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.errors import HydraException
@@ -105,7 +105,7 @@ def compose(overrides: Sequence[str]) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the innermost cause: Hydra wraps what went wrong in what it was doing."""
+    """The first line of the innermost cause: Hydra wraps the cause in messages about what it was doing."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
@@ -122,24 +122,24 @@ def rule_of(config: Any) -> Any:
     policy_loss = config.actor_rollout_ref.actor.policy_loss
     target = f"{BandPolicyLossConfig.__module__}.{BandPolicyLossConfig.__name__}"
     if policy_loss.get("_target_") != target:
-        raise ValueError(f"policy_loss._target_ is {policy_loss.get('_target_')!r}, allowed is {target!r}")
+        raise ValueError(f"policy_loss._target_ is {policy_loss.get('_target_')!r}; allowed: {target!r}")
     return policy_loss.rule
 
 
 def check_minibatches(config: Any) -> None:
-    """Raise ValueError if a rollout does not divide into minibatches, which verl finds at the first update."""
+    """Raise ValueError if a rollout does not divide into minibatches, which verl notices only at the first update."""
     prompts, size = config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size
     if prompts % size:
-        raise ValueError(f"data.train_batch_size is {prompts}, allowed is a multiple of ppo_mini_batch_size, {size}")
+        raise ValueError(f"data.train_batch_size is {prompts}; allowed: a multiple of ppo_mini_batch_size, {size}")
 
 
 def missing_packages() -> list[str]:
-    """'NAME (how to install it)' for what a run imports and this environment lacks."""
+    """'NAME (how to install it)' for each package that a run imports and that is not installed here."""
     return [f"{name} ({how})" for name, how in NEEDED.items() if importlib.util.find_spec(name) is None]
 
 
 def missing_data(config: Any) -> list[str]:
-    """The data files that are not there."""
+    """The data files that are missing."""
     files = [*config.data.train_files, *config.data.val_files]
     return [path for path in files if not Path(path).expanduser().is_file()]
 
@@ -163,14 +163,14 @@ def needs(config: Any) -> Iterator[tuple[str, str]]:
         training = TRAINING_BYTES * parameters / gpus / 2**30
         serving = ROLLOUT_BYTES * parameters / rollout.tensor_model_parallel_size / 2**30
         yield (
-            "memory a GPU",
+            "memory per GPU",
             (
                 f"{training:.1f} GiB for weights, gradients and optimizer, {serving:.1f} GiB for vLLM's weights; "
-                "activations and the KV cache on top"
+                "activations and the KV cache come on top"
             ),
         )
     yield (
-        "a rollout",
+        "per rollout",
         f"{prompts} prompts x {rollout.n} responses of at most {config.data.max_response_length} tokens",
     )
     updates, can_act, advice = outlook_of(config)
@@ -184,14 +184,14 @@ def needs(config: Any) -> Iterator[tuple[str, str]]:
 
 
 def run_local(overrides: Sequence[str]) -> int:
-    """Run verl here, in a process of its own (it starts or joins Ray as its configuration says); its exit code."""
+    """Run verl here, in a separate process (it starts or joins Ray as its configuration says); its exit code."""
     import subprocess
 
     return subprocess.run([sys.executable, *command(overrides)], check=False).returncode
 
 
 def submit(overrides: Sequence[str], address: str) -> str:
-    """Submit the run to a Ray cluster by the address of its dashboard; the job's id.
+    """Submit the run to a Ray cluster at its dashboard's address; returns the job's id.
 
     The cluster's own Python environment runs it, so verl and bandpo must be installed on every node.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# verl's grader gives 0 to every answer where Math-Verify is missing; here its absence ends the run at start-up.
+# verl's grader scores every answer 0 if Math-Verify is missing; here its absence ends the run at startup.
 import math_verify  # noqa: F401
 from verl.utils.reward_score import math_verify as grader
 

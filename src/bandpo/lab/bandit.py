@@ -1,7 +1,7 @@
 """An exact softmax simulator: what a clip rule does to success and entropy, without a transformer.
 
-Each prompt has logits z of shape (positions, vocabulary), pi = softmax(z). Everything but the samples is exact: the
-success, the entropies and the divergence are sums over the vocabulary. The gradient is that of
+Each prompt has logits z of shape (positions, vocabulary), pi = softmax(z). Everything except the samples is exact:
+the success, the entropies and the divergence are sums over the vocabulary. The gradient is that of
 `bandpo.core.losses.policy_loss` under any rule of `bandpo.core.registry.make_rule`.
 """
 
@@ -32,12 +32,12 @@ def simulate(settings: Simulation, name: str = "simulation", report: Report | No
     """Train the policies once under each rule, with common random numbers.
 
     Args:
-        settings: All that determines the result.
-        name: What the result is called.
-        report: Told (label of the rule, rollouts done) after each rollout.
+        settings: Everything that determines the result.
+        name: Name of the result.
+        report: Called with (label of the rule, rollouts done) after each rollout.
 
     Raises:
-        ValueError: For an unknown rule or option, before anything is run; for logits that overflow.
+        ValueError: For an unknown rule or option, before anything runs; for logits that overflow.
     """
     rules = {label: make_controlled(**rule) for label, rule in settings.rules.items()}  # type: ignore[arg-type]
     runs = {}
@@ -65,7 +65,8 @@ def entropy_slope(log_pi: Tensor) -> Tensor:
 
 
 def logit_gradients(pi: Tensor, actions: Tensor, slopes: Tensor, columns: Tensor) -> Tensor:
-    """Gradients of a sampled surrogate in the logits of a softmax, the tokens of each column of the ledger apart.
+    """Gradients of a sampled surrogate in the logits of a softmax, separately for the tokens of each column of the
+    ledger.
 
     A token a whose surrogate has the slope c in ln pi_a (A r / group if it is not clipped) has the gradient
     c (e_a - pi).
@@ -90,17 +91,18 @@ def entropy_change(log_pi: Tensor, change: Tensor) -> Tensor:
 
         dH = sum_k (dH / dz_k) dz_k = -sum_k S_k dz_k = -Cov_pi(ln pi, dz),     S_k = pi_k (H + ln pi_k)
 
-    (arXiv 2505.22617). One sampled token with slope c under plain ascent, dz = rate c (e_a - pi), gives
+    (arXiv 2505.22617). One sampled token with slope c under gradient ascent, dz = rate c (e_a - pi), gives
     dH = -rate c (S_a - E_pi[S]), where E_pi[S] = Cov_pi(pi, ln pi) >= 0: rewarding a rare token, whose S_a is about
-    0, raises the entropy by rate c E_pi[S], and punishing it lowers it by as much. Every optimizer here is linear in
-    the gradients once its second moment is known, so the change of the logits, and with it dH, is a sum over tokens:
-    the ledger adds them up by side, those that kept their gradient and those that the rule clipped.
+    0, raises the entropy by rate c E_pi[S], and penalizing it lowers it by the same amount. Every optimizer here is
+    linear in the gradients once its second moment is known, so the change of the logits, and with it dH, is a sum
+    over tokens: the ledger sums them by side, separately for tokens that kept their gradient and tokens that the rule
+        clipped.
     """
     return -(entropy_slope(log_pi) * change).sum(-1)
 
 
 def token_changes(log_pi: Tensor, actions: Tensor, slopes: Tensor) -> Tensor:
-    """-c (S_a - E_pi[S]): what sampled tokens add to the entropy under plain ascent per unit of learning rate.
+    """-c (S_a - E_pi[S]): what sampled tokens add to the entropy under gradient ascent, per unit of learning rate.
 
     `entropy_change` of each token's own gradient; log_pi of shape (P, T, V), the others (P, T, K).
     """
@@ -117,7 +119,7 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
 
 @dataclass
 class Optimizer:
-    """Plain ascent, or Adam with a second moment that is a mean over the dimensions that share it."""
+    """Gradient ascent, or Adam with a second moment that is a mean over the dimensions that share it."""
 
     name: str
     learning_rate: float
@@ -140,7 +142,7 @@ class Optimizer:
         self.first = BETAS[0] * self.first + (1 - BETAS[0]) * gradients
         self.second = BETAS[1] * self.second + (1 - BETAS[1]) * square
         root = (self.second / (1 - BETAS[1] ** self.updates)) ** 0.5
-        # Where the gradients of both sides cancel exactly, as before the first move, a rate of 1 / epsilon would
+        # If the gradients of both sides cancel exactly, as before the first update, a rate of 1 / epsilon would
         # enter them in the ledger as two huge numbers that cancel.
         rate = torch.where(root > EPSILON, self.learning_rate / (root + EPSILON), 0.0)
         return rate * self.first / (1 - BETAS[0] ** self.updates)
@@ -168,7 +170,7 @@ class Counts:
 
 
 class Policies:
-    """The softmax policies of all prompts under one rule, and what was seen of them."""
+    """The softmax policies of all prompts under one rule, and their recorded history."""
 
     def __init__(self, settings: Simulation, rule: ClipRule, controller: Controller | None = None) -> None:
         s = self.settings = settings
@@ -189,7 +191,7 @@ class Policies:
         self._note_state(self.logits.log_softmax(-1))
 
     def _draw_right(self) -> Tensor:
-        """Which tokens are right answers, shape (P, deciding, V)."""
+        """Mask of the right answers, shape (P, deciding, V)."""
         s = self.settings
         right = torch.zeros(s.prompts, s.deciding, s.vocabulary, dtype=torch.bool)
         if isinstance(s.answers, list):
@@ -200,7 +202,7 @@ class Policies:
         return right.scatter(-1, drawn, True)
 
     def rollout(self) -> None:
-        """Sample, update, and note what happened."""
+        """Sample, update and record."""
         s = self.settings
         self._change(s.changes.get(len(self.entries), Change()))
         log_pi = self.logits.log_softmax(-1)
@@ -229,7 +231,7 @@ class Policies:
             self.controller.control = replace(self.controller.control, target=change.target)
 
     def _control(self, controller: Controller) -> None:
-        """Move the rule's number: by the entropy of this rollout, else by what the updates on the last one gave."""
+        """Move the rule's number: by this rollout's entropy, else by the metrics of the updates on the last one."""
         if controller.control.metric == "entropy":
             controller.add(float(entropy_of(self.past[0]).mean()))
         self.control.warning = controller.move() or self.control.warning
@@ -259,7 +261,7 @@ class Policies:
         )
 
     def _by_sequence(self, x: Tensor) -> Tensor:
-        """(P, T, K) -> (P K, T), which is how a loss has its tokens."""
+        """(P, T, K) -> (P K, T), the layout of tokens in a loss."""
         return x.transpose(1, 2).reshape(-1, self.settings.positions)
 
     def _by_prompt(self, x: Tensor) -> Tensor:
@@ -300,7 +302,7 @@ class Policies:
         self.logits = self.logits + changes[0] + changes[1]
         if not bool(self.logits.isfinite().all()):
             rate = self.settings.learning_rate
-            raise ValueError(f"learning_rate is {rate}, allowed is a smaller one: the logits have overflowed")
+            raise ValueError(f"learning_rate is {rate}; allowed: a smaller one, because the logits have overflowed")
 
     def _note_state(self, log_pi: Tensor) -> None:
         entropy, deciding = entropy_of(log_pi), self.settings.deciding

@@ -12,10 +12,10 @@ Trials = Sequence[tuple[float, float]]  # (value of the setting, metric of its p
 
 
 def next_values(match: Match, pilot: Pilot, target: float, trials: Trials) -> list[float]:
-    """Values to try next; none when the search is over.
+    """Values to try next; none if the search is over.
 
     Both ends of the range first, then bisection on a logarithmic scale of a metric that falls, or rises, with the
-    setting. The answer depends on the arguments alone, so an interrupted search continues as it would have.
+    setting. The result depends only on the arguments, so an interrupted search resumes without a difference.
     """
     known = dict(trials)
     low, high = match.range
@@ -38,7 +38,7 @@ def closest(target: float, trials: Trials) -> tuple[float, float]:
 
 
 def conclude(match: Match, target: float, trials: Trials, over: bool) -> Calibration:
-    """The state of a search; without `value` while it is not over."""
+    """The state of a search; without `value` until it is over."""
     pilots = sorted(trials)
     value, reached = closest(target, pilots) if over else (None, None)
     return Calibration(

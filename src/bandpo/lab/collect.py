@@ -1,4 +1,4 @@
-"""What a study keeps of a finished run, from the files in its directory alone."""
+"""What a study keeps of a finished run, read only from the files in its directory."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bandpo.runs.summary import RunSummary
 
 DIGITS = 4
 MOST_ENTRIES, LEAST_ENTRIES = 64, 16  # of a series
-STUDY_ENTRIES = 6000  # of a series in all runs of a study: metrics.json stays below 1 MB
+STUDY_ENTRIES = 6000  # of a series over all runs of a study, so that metrics.json stays below 1 MB
 
 Row = Mapping[str, float | None]  # of metrics.jsonl
 
-# Name in metrics.json -> names in metrics.jsonl, the first that a row has counts.
+# Name in metrics.json -> names in metrics.jsonl; the first one that a row has counts.
 ROLLOUT_SERIES = {
     "reward": ("reward",),
     "uniform": ("frac_reward_zero_std",),
@@ -56,12 +56,12 @@ def read_environment(run: RunDirectory) -> Environment:
 
 
 def entries_per_run(runs: int) -> int:
-    """How many entries the series of each run of a study of so many runs may have."""
+    """Maximum number of entries per series for each run of a study with this many runs."""
     return max(LEAST_ENTRIES, min(MOST_ENTRIES, STUDY_ENTRIES // runs))
 
 
 def collect_run(path: Path, entries: int = MOST_ENTRIES) -> TrainingRecord:
-    """What metrics.json keeps of a finished run, with so many entries of a series of the updates at most."""
+    """What metrics.json keeps of a finished run, with at most this many entries per series of updates."""
     run = RunDirectory.open(path)
     summary = read_summary(run)
     assert summary is not None
@@ -93,7 +93,7 @@ def rollouts_of(rows: Sequence[Mapping[str, float]]) -> Rollouts:
 
 
 def updates_of(rows: Sequence[Mapping[str, float]], most: int) -> Updates:
-    """The rows of metrics.jsonl, in at most so many entries of equally many."""
+    """The rows of metrics.jsonl, binned into at most this many entries of equal size."""
     size = max(1, math.ceil(len(rows) / most))
     bins = [rows[i : i + size] for i in range(0, len(rows), size)]
     elapsed, seconds = 0.0, Series()
@@ -125,7 +125,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def rounded(value: float | None) -> float | None:
-    """A number with 4 significant digits, whole numbers exactly; None for what is not finite."""
+    """A number with 4 significant digits, whole numbers exactly; None if it is not finite."""
     if value is None or not math.isfinite(value):
         return None
     return int(value) if float(value).is_integer() else float(f"{value:.{DIGITS}g}")

@@ -1,4 +1,4 @@
-"""A study compared: every number that its final tables show, from metrics.json alone."""
+"""The comparison of a study: every number in its final tables, computed only from metrics.json."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Pairs = Sequence[tuple[FinishedRun, FinishedRun]]  # (run of a method, run of th
 
 @dataclass(frozen=True)
 class Target:
-    """Compute until the smoothed reward reached what the reference's run of the same seed ended at.
+    """Compute until the smoothed reward reached the final reward of the reference's run of the same seed.
 
     Attributes:
-        reached: In how many of the `runs` it did.
-        medians: updates, tokens, seconds -> median over runs, those that never got there counted as longer than any;
-            None if that is half of them or more.
+        reached: How many of the `runs` did.
+        medians: updates, tokens, seconds -> median over runs, where runs that never got there count as longer than
+            any; None if they are half or more.
         ratios: updates, tokens, seconds -> compute over that of the reference's run of the same seed, as geometric
-            mean over seeds; None unless every run got there, since a mean over those that did would flatter.
+            mean over seeds; None unless every run got there, because a mean over those that did would be biased.
     """
 
     reached: int
@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What came out for a method at one point of the sweep.
+    """The results of a method at one point of the sweep.
 
     Attributes:
         seeds: Those whose runs finished.
@@ -55,15 +55,15 @@ class MethodResult:
         training_reward: Mean reward while training.
         clip_fraction: Share of tokens clipped while training; for CISPO, whose tokens keep a gradient, the share of
             capped weights.
-        end_entropy, halfway_entropy: Nats per token; at the end, and where the smoothed reward first was half-way
+        end_entropy, halfway_entropy: Nats per token; at the end, and where the smoothed reward was first half-way
             between the reference's start and end (of the same seed), over the runs that got there.
         distinct, spread: Different right answers among a problem's samples, and their entropy in nats.
         parts: Token positions of the held-out completions -> entropy there, in nats per token.
         target: See `Target`; None without a run of the reference to compare with.
         difference, training_reward_difference: final and training_reward minus the reference's, paired by seed; None
             for the reference itself.
-        p, p_corrected: That there is no difference; corrected by Holm over the methods of this point.
-        training_reward_p, training_reward_p_corrected: The same for the mean training reward, a family of its own.
+        p, p_corrected: p-value of 'no difference'; corrected by Holm over the methods of this point.
+        training_reward_p, training_reward_p_corrected: The same for the mean training reward, a separate family.
         improvement: Probability that a run of this method ends above one of the reference.
     """
 
@@ -95,7 +95,7 @@ class Comparison:
 
     Attributes:
         point: Axis -> label; empty without a sweep.
-        metric: The study's metric as the field writes it.
+        metric: The study's metric in common notation.
         reference: Label of the method that the others are compared with.
         results: One per method, in the study's order.
     """
@@ -181,7 +181,7 @@ def _interval_of(values: Sequence[float | None]) -> Interval | None:
 
 
 def _with_levels(result: MethodResult, pairs: Pairs) -> MethodResult:
-    """Where runs reached levels of reward that the reference's runs set."""
+    """Where runs reached the reward levels of the reference's runs."""
     costs: list[dict[str, float] | None] = []
     of_reference: list[dict[str, float]] = []
     entropies = []

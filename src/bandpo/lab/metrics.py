@@ -1,4 +1,4 @@
-"""metrics.json: everything that the tables and pictures of a study are made from, as dataclasses.
+"""metrics.json: all data behind the tables and figures of a study, as dataclasses.
 
 The file holds the fields of `StudyResult` under their own names. `bandpo.lab.schema` writes docs/metrics_json.md from
 the docstrings here.
@@ -20,7 +20,7 @@ from bandpo.lab.study import Settings, Study
 METRICS = "metrics.json"
 FORMAT = 2
 
-Series = list[float | None]  # one number per entry; null where the method does not report it
+Series = list[float | None]  # one number per entry; null if the method does not report it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +56,11 @@ class Calibration:
 
     Attributes:
         keys: Settings that were chosen, all with the same value.
-        metric: Metric of the trainer, averaged over a pilot run, that was to be met.
-        matches: Label of the method whose metric was to be met.
+        metric: Metric of the trainer, averaged over a pilot run, that was to be matched.
+        matches: Label of the method whose metric was to be matched.
         target: That method's metric; null before its own pilot run has finished.
         pilots: [value of the setting, metric] of each pilot run.
-        value: The value that was chosen; null while the search is not over.
+        value: The value that was chosen; null until the search is over.
         reached: The metric at that value.
     """
 
@@ -78,7 +78,7 @@ class Rollouts:
     """One entry per rollout.
 
     Attributes:
-        step: Update that followed it, from 1.
+        step: The update that followed it, from 1.
         reward: Mean reward of its completions.
         uniform: Share of groups whose rewards are all equal.
         length: Mean length of its completions in tokens.
@@ -105,7 +105,7 @@ class Updates:
         clip_fraction_low: Share of tokens without a gradient because A < 0 and the ratio is below the lower bound.
         clip_fraction_high: Share of tokens without a gradient because A > 0 and the ratio is above the upper bound;
             for CISPO, whose tokens keep their gradient, the share of capped weights.
-        divergence: Mean binary divergence of the tokens, in the rule's own divergence.
+        divergence: Mean binary divergence of the tokens, measured in the rule's divergence.
         grad_norm: Norm of the gradient before clipping it.
         ratio_max: Largest ratio in the entry.
         ratio_min: Smallest ratio in the entry.
@@ -131,14 +131,13 @@ class HeldOut:
     Attributes:
         samples: Completions per problem.
         temperature: Sampling temperature.
-        correct: Correct ones among the samples, one entry per problem.
-        greedy: 1 if the one completion without sampling is correct, else 0, one entry per problem; [] if not asked
-            for.
+        correct: Number of correct samples, one entry per problem.
+        greedy: 1 if the greedy completion is correct, else 0, one entry per problem; [] if not requested.
         entropy: Mean entropy in nats per token.
         length: Mean length in tokens.
         truncated: Share of completions that were cut off.
         distinct: Mean number of different right answers among a problem's samples; absent unless the task has many.
-        spread: Mean entropy of the right answers in nats, by Miller and Madow; absent as above.
+        spread: Mean entropy of the right answers in nats, with the Miller-Madow correction; absent as above.
         parts: Token positions -> mean entropy there, "0:6" and "6:" where `eval.cuts` is [6]; absent without cuts.
     """
 
@@ -169,13 +168,13 @@ class BeforeAfter:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """One run, whatever became of it.
+    """One run, whatever its status.
 
     Attributes:
         method: Label in `study.methods`.
-        point: Its place in the sweep, axis -> label; {} without a sweep.
+        point: Its point in the sweep, axis -> label; {} without a sweep.
         seed: Seed of the run.
-        status: What became of it.
+        status: Whether it finished, failed or is waiting.
         command: The command that ran it, paths relative to the study's directory.
         error: Why it failed; absent otherwise.
     """
@@ -190,10 +189,10 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """What a finished run left; in the file these keys stand beside those of `RunResult`.
+    """What a finished run recorded; in the file these keys are next to those of `RunResult`.
 
     Attributes:
-        rule: The clip rule as it was run, calibrated values included.
+        rule: The clip rule as used, calibrated values included.
         seconds: Wall time of the run's last process, evaluations included.
         stopped_by: The alarm that ended the run early; null if none did.
         updates_per_rollout: Updates between two rollouts.
@@ -230,9 +229,9 @@ class StudyResult:
 
     Attributes:
         name: Name of the study.
-        study: The study as it was run, as in its YAML (docs/lab.md); methods in the order in which they are shown.
+        study: The study as run, as in its YAML (docs/lab.md); methods in display order.
         environment: Versions and hardware; null before the first run has finished.
-        calibration: Label of a matched control, with its place in the sweep -> what its pilot runs found.
+        calibration: Label of a matched control, with its point in the sweep -> what its pilot runs found.
         runs: In the order of the study: point, method, seed.
         format: Version of this format.
     """
@@ -254,7 +253,7 @@ class StudyResult:
 
     @property
     def metric(self) -> str:
-        """The study's metric as the field writes it: mean@n with its number of samples."""
+        """The study's metric in common notation: mean@n with its number of samples."""
         samples = {run.evaluation.after.samples for run in self.finished if run.evaluation}
         return f"mean@{samples.pop()}" if self.study.metric == "mean" and len(samples) == 1 else self.study.metric
 
@@ -263,7 +262,7 @@ class StudyResult:
         """The content of metrics.json, of this format or an older one.
 
         Raises:
-            ValueError: If there is none, it is damaged, or it has another format.
+            ValueError: If it is missing or damaged, or has another format.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -272,7 +271,7 @@ class StudyResult:
         except ValueError as error:
             raise ValueError(f"{str(path)!r} is damaged: {error}") from error
         if not isinstance(data, dict) or data.get("format") not in range(1, FORMAT + 1):
-            raise ValueError(f"{str(path)!r} has another format, allowed is 1 to {FORMAT}")
+            raise ValueError(f"{str(path)!r} has another format; allowed: 1 to {FORMAT}")
         try:
             return cls.parse(data)
         except ValueError as error:
@@ -283,7 +282,7 @@ class StudyResult:
         """A result from its JSON.
 
         Raises:
-            ValueError: If a key is missing, a value has another type, or a run is of no method of the study; one
+            ValueError: If a key is missing, a value has another type, or a run's method is not in the study; one
                 sentence that names the place.
         """
         missing = [key for key in ("name", "study", "environment", "calibration", "runs") if key not in data]
@@ -295,7 +294,7 @@ class StudyResult:
         runs = [_parse_run(f"runs.{i}", run) for i, run in enumerate(data["runs"])]
         for i, run in enumerate(runs):
             if run.method not in study.methods:
-                raise ValueError(f"runs.{i}.method is {run.method!r}, no method of the study")
+                raise ValueError(f"runs.{i}.method is {run.method!r}, which is not a method of the study")
         return cls(
             name=data["name"],
             study=study,
@@ -305,7 +304,7 @@ class StudyResult:
         )
 
     def dump(self) -> str:
-        """The text of metrics.json: one line per run, so that versions of the file can be compared."""
+        """The text of metrics.json: one line per run, so that versions of the file diff well."""
         head = {
             "format": self.format,
             "name": self.name,
@@ -317,7 +316,7 @@ class StudyResult:
         return f'{json.dumps(head, indent=1, allow_nan=False)[:-2]},\n "runs": [\n{runs}\n]}}\n'
 
     def save(self, path: Path) -> None:
-        """Write metrics.json; it is never seen half-written."""
+        """Write metrics.json atomically."""
         write_atomic(path, self.dump())
 
 
@@ -344,7 +343,7 @@ def _parse_run(where: str, data: dict[str, Any]) -> RunResult:
 
 
 def load_calibration(data: object) -> dict[str, Calibration]:
-    """`StudyResult.calibration` from its JSON, which calibration.json holds too.
+    """`StudyResult.calibration` from its JSON, which is also in calibration.json.
 
     Raises:
         ValueError: If a value has another type.

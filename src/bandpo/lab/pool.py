@@ -1,4 +1,4 @@
-"""A pool of processes that end with this one: as many jobs in parallel as allowed, each started when it can be."""
+"""A pool of processes that end with this one: jobs run in parallel, each once its needs are met."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bandpo.progress import make_progress
 from bandpo.runs.run_dir import RunDirectory
 
 POLL = 0.2  # seconds
-GRACE = 20.0  # seconds in which interrupted runs may save a checkpoint; Kubernetes gives all of us 30
+GRACE = 20.0  # seconds in which interrupted runs may save a checkpoint; Kubernetes gives us 30 in total
 PR_SET_PDEATHSIG = 1
 
 
@@ -32,9 +32,9 @@ class Job:
     """A process to run.
 
     Attributes:
-        title: For the progress display.
-        command: With all arguments.
-        output: What it makes; its log is named after it.
+        title: Shown in the progress display.
+        command: Command line.
+        output: What it writes; its log is named after it.
         needs: Paths that must exist before it can start.
         updates: How many lines its metrics.jsonl will have; 0 if it writes none.
         finished: Called when it succeeded.
@@ -69,8 +69,8 @@ class Pool:
     """Runs jobs in processes that end with this one.
 
     Args:
-        workers: Processes at a time.
-        logs: Folder for what they print.
+        workers: Number of parallel processes.
+        logs: Folder for their output.
         environment: Slot -> variables to set for the processes there.
         seconds_left: Given how long jobs took, the ages of the running ones and the number of waiting ones, the time
             that is left in seconds; None if it cannot be estimated.
@@ -92,13 +92,13 @@ class Pool:
         self.took: list[float] = []  # of all jobs so far
 
     def run(self, jobs: list[Job], later: int = 0) -> list[Job]:
-        """Run jobs in this order as far as each one's needs allow.
+        """Run jobs in this order, each once its needs are met.
 
         Args:
-            later: Number of jobs that the caller is going to run afterwards; counts for the time left only.
+            later: Number of jobs that the caller will run afterwards; only affects the time left.
 
         Returns:
-            Those that could not start, because what they need was not made.
+            The jobs that could not start, because a prerequisite is missing.
         """
         waiting = list(jobs)
         active: list[Started] = []
@@ -125,7 +125,7 @@ class Pool:
         return waiting
 
     def _end_all(self, active: list[Started]) -> None:
-        """End processes before their time: by SIGTERM, upon which a run saves a checkpoint, then by SIGKILL."""
+        """End processes early: by SIGTERM, on which a run saves a checkpoint, then by SIGKILL."""
         try:
             for started in active:
                 started.process.terminate()
@@ -198,10 +198,10 @@ class Pool:
 
 
 def die_with(parent: int) -> None:
-    """In a new process: be killed as soon as its parent is gone, however that happens (Linux only)."""
+    """In a new process: be killed when the parent ends, for whatever reason (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it went while this process was made
+        if os.getppid() != parent:  # it ended while this process was being created
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -57,14 +57,14 @@ def machine_workers(study: Study) -> tuple[int, list[str]]:
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get(GPUS, "").split(",") if name.strip()]
     gpus = named[:count] or [str(i) for i in range(count)]
-    if study.launch:  # it decides by itself what each run uses
+    if study.launch:  # the launcher decides what each run uses
         return study.workers or 1, []
     memory = int(psutil.virtual_memory().available / 1e9 / study.budget.memory)
     return study.workers or max(1, len(gpus) or min(cores(), memory)), gpus
 
 
 def process_environment(slot: int, workers: int, gpus: list[str]) -> dict[str, str]:
-    """Variables for the process in a slot: its share of the cores unless the user has set one, and its GPU."""
+    """Variables for the process in a slot: its share of the cores unless the user set one, and its GPU."""
     variables = {"PYTHONUNBUFFERED": "1"}
     if not os.environ.get(THREADS):
         variables[THREADS] = str(max(1, cores() // workers))
@@ -74,7 +74,7 @@ def process_environment(slot: int, workers: int, gpus: list[str]) -> dict[str, s
 
 
 def busy_line() -> str | None:
-    """A sentence on other work on this machine; None if there is none to speak of."""
+    """A sentence on other load on this machine; None if it is negligible."""
     if not hasattr(os, "getloadavg"):
         return None
     load = os.getloadavg()[0]
@@ -91,12 +91,12 @@ class StudyRunner:
 
     Args:
         study: What to run.
-        name: Name of the study, as it was given.
-        directory: Its directory; a study that is already there is continued.
+        name: Name of the study, as given.
+        directory: Its directory; a study that is already there is resumed.
         console: For progress and messages.
 
     Raises:
-        ValueError: If the directory holds something else.
+        ValueError: If the directory contains something else.
     """
 
     def __init__(self, study: Study, name: str, directory: Path, console: Console) -> None:
@@ -106,11 +106,11 @@ class StudyRunner:
         if absent:
             raise ValueError(
                 f"start is {study.start!r}, which has no model of {len(absent)} of {len(study.runs())} runs, "
-                f"{absent[0]} among them; allowed is the directory of a finished study that was run with keep=true"
+                f"{absent[0]} among them; allowed: the directory of a finished study that was run with keep=true"
             )
         self.study = study
         self.name = name
-        self.directory = directory.resolve()  # commands and weights are then the same from anywhere
+        self.directory = directory.resolve()  # commands and weights must not depend on the working directory
         self.console = console
         self.records: dict[tuple[str, int], RunResult] = {}
         self.calibration: dict[str, Calibration] = {}
@@ -124,10 +124,10 @@ class StudyRunner:
             self.calibration = load_calibration(json.loads(text))
         self.workers, self.gpus = machine_workers(study)
 
-    # What there is to do
+    # What to do
 
     def calibrated(self, run: Run) -> Settings | None:
-        """Settings that a matched control was given: {} for other methods, None while they are not known."""
+        """Settings chosen for a matched control: {} for other methods, None until they are known."""
         if run.trial or self.study.match(run.method) is None:
             return {}
         found = self.calibration.get(_label(run))
@@ -167,16 +167,16 @@ class StudyRunner:
             command = shlex.join(self.command(run, self.settings(run, extra), None))
             if record.command != command:
                 raise ValueError(
-                    f"{run.title} was run as {record.command!r}, the study now says {command!r}; choose another "
+                    f"{run.title} was run as {record.command!r}, but the study now has {command!r}; choose another "
                     "--output"
                 )
         return record.status
 
     def finished(self, run: Run, extra: Settings) -> bool:
-        """Whether its run directory holds it.
+        """Whether its run directory contains it.
 
         Raises:
-            ValueError: If that was started with other settings.
+            ValueError: If it was started with other settings.
         """
         directory = RunDirectory(self.directory / run.folder)
         if not (directory.status.is_file() and directory.finished()):
@@ -189,7 +189,7 @@ class StudyRunner:
         directory.check_config(given)
         return True
 
-    # Doing it
+    # Running
 
     def run(self) -> StudyResult:
         """Run what is not finished; the content of metrics.json."""
@@ -214,7 +214,7 @@ class StudyRunner:
             self.console.print(line, style="yellow", highlight=False, markup=False)
         environment = partial(process_environment, workers=self.workers, gpus=self.gpus)
         pool = Pool(self.workers, self.directory / "logs", environment, self.seconds_left, self.console)
-        # Seeds in the outer order: what is there at any time compares all methods.
+        # Seeds outermost, so that partial results cover all methods.
         left.sort(key=lambda run: self.study.seeds.index(run.seed))
         self._calibrate(pool, left)
         ready = [run for run in left if self.calibrated(run) is not None]
@@ -224,7 +224,7 @@ class StudyRunner:
             self.console.print(f"{title}: skipped, a prerequisite failed", style="red", highlight=False)
 
     def _initial_jobs(self, runs: list[Run]) -> list[Job]:
-        """Jobs that make the weights that these runs start from, if they are not there yet."""
+        """Jobs that create the weights that these runs start from, if they do not exist yet."""
         jobs: dict[Path, Job] = {}
         for run in runs:
             settings = run_settings(self.study, run)
@@ -288,7 +288,7 @@ class StudyRunner:
     # Matched controls
 
     def _calibrate(self, pool: Pool, runs: list[Run]) -> None:
-        """Pilot runs until every matched control among these has its setting, or a pilot run that it needs failed."""
+        """Run pilots until every matched control among these has its setting, or a pilot that it needs has failed."""
         controls = {_label(run): run for run in runs if self.calibrated(run) is None}
         started: set[Path] = set()
         while True:
@@ -301,7 +301,7 @@ class StudyRunner:
             pool.run(jobs + [self._job(pilot, extra) for pilot, extra in new], later=len(runs))
 
     def _pilots(self, run: Run) -> list[tuple[Run, Settings]]:
-        """The pilot runs that can be started for a matched control, with their settings; none when it has its own."""
+        """The pilot runs that can start for a matched control, with their settings; none once it has its own."""
         match, label = self.study.match(run.method), _label(run)
         assert match is not None
         found = self.calibration.get(label, Calibration())
@@ -330,7 +330,7 @@ class StudyRunner:
         self._slim(path)
         return value
 
-    # What there is
+    # Results
 
     def result(self) -> StudyResult:
         """The content of metrics.json, in which paths are relative to the study's directory."""
@@ -371,7 +371,7 @@ def _key(run: Run) -> tuple[str, int]:
 
 
 def processor() -> str:
-    """The processor's name if the system tells it."""
+    """The processor's name, if the system reports it."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))

@@ -23,17 +23,17 @@ CLASSES = (
 )
 HEAD = f"""# metrics.json
 
-Everything that the tables and pictures of a study are made from ([lab.md](lab.md)). It is written again, atomically,
+All data behind the tables and figures of a study ([lab.md](lab.md)). It is rewritten atomically
 after each run: format {metrics.FORMAT}, one line per run. Numbers are rounded to 4 significant digits, counts are
-exact. What a method does not report is null (one of TRL's own losses has no divergence). Files of format 1 still load
-(`bandpo.lab.metrics.upgrade`).
+exact. What a method does not report is null (TRL's own losses have no divergence, for example). Files of format 1
+still load (`bandpo.lab.metrics.upgrade`).
 
 ```python
 from pathlib import Path
 from bandpo.lab.metrics import StudyResult
 
 result = StudyResult.load(Path("results/scratch/metrics.json"))
-result.finished[0].updates.clip_fraction_high  # the keys of the file are the names of the fields
+result.finished[0].updates.clip_fraction_high  # the keys of the file are the field names
 ```
 
 `Series` is a list with one number or null per entry, `Settings` a mapping as in a recipe. This page is written by
@@ -54,7 +54,7 @@ def _section(described: type) -> str:
     if missing:
         raise ValueError(f"{described.__name__} does not describe {', '.join(missing)}")
     bases = ", ".join(base.__name__ for base in described.__bases__ if base is not object)
-    extends = f" Has the fields of {bases} too." if bases else ""
+    extends = f" Also has the fields of {bases}." if bases else ""
     rows = [
         f"| `{field.name}` | `{field.type}` | {meanings[field.name]} |".replace(" | None`", " or null`")
         for field in listed
@@ -68,7 +68,7 @@ def _section(described: type) -> str:
 def described_in(described: type) -> tuple[str, dict[str, str]]:
     """The summary of a class and the meaning of each field, from its docstring.
 
-    A line below 'Attributes:' is field and meaning; a deeper one goes on with the one above it.
+    A line below 'Attributes:' is field and meaning; a deeper one continues the line above.
     """
     summary, _, attributes = (inspect.getdoc(described) or "").partition("\n\nAttributes:\n")
     joined = re.sub(r"\n {8,}", " ", attributes)

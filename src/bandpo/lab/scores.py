@@ -11,7 +11,7 @@ from bandpo.evaluation.result import PART
 from bandpo.evaluation.statistics import pass_at_k
 from bandpo.lab.metrics import FinishedRun, HeldOut
 
-END = 0.1  # share of a run that counts as its end, and over which rewards are smoothed
+END = 0.1  # share of a run that counts as its end; also the smoothing window of rewards
 
 Array = NDArray[np.float64]
 
@@ -49,7 +49,7 @@ def final_score(run: FinishedRun, metric: str) -> float:
         part = PART.fullmatch(metric)
         value = after.parts.get(part[1]) if part else after.entropy
         if value is None:
-            raise ValueError(f"metric {metric!r} is not known of a run of method {run.method!r}; see eval.cuts")
+            raise ValueError(f"metric {metric!r} is not recorded in a run of method {run.method!r}; see eval.cuts")
         return value
     if metric == "mean":
         return success(after)
@@ -57,7 +57,7 @@ def final_score(run: FinishedRun, metric: str) -> float:
 
 
 def smoothed_reward(run: FinishedRun) -> tuple[Array, Array]:
-    """Updates, and the mean reward of the rollouts up to there within a tenth of the run."""
+    """Updates, and the mean reward of the rollouts in the tenth of the run that ends there."""
     reward = as_array(run.rollouts.reward)
     window = max(1, round(END * reward.size))
     steps = as_array(run.rollouts.step)
@@ -65,7 +65,7 @@ def smoothed_reward(run: FinishedRun) -> tuple[Array, Array]:
 
 
 def mean_training_reward(run: FinishedRun) -> float:
-    """Area under the learning curve (reward of the rollouts against updates) divided by its width."""
+    """Area under the learning curve (reward of the rollouts over updates) divided by its width."""
     steps, reward = as_array(run.rollouts.step), as_array(run.rollouts.reward)
     if steps.size == 1:
         return float(reward[0])
@@ -79,7 +79,7 @@ def end_entropy(run: FinishedRun) -> float:
 
 
 def clip_fraction(run: FinishedRun) -> float | None:
-    """Mean share of tokens clipped on either side while training; None if no update reports it."""
+    """Mean share of tokens clipped on either side during training; None if no update reports it."""
     sides = [
         [value for value in side if value is not None]
         for side in (run.updates.clip_fraction_low, run.updates.clip_fraction_high)

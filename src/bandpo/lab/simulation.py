@@ -1,4 +1,4 @@
-"""What `bandpo.lab.bandit` simulates and what it found: settings in YAML, validated strictly, and typed results."""
+"""Settings and results of `bandpo.lab.bandit`: settings in YAML, validated strictly, and typed results."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from bandpo.words import nearest
 
 SIMULATIONS = resources.files("bandpo") / "simulations"
 EDGES = (0.0, 0.001, 0.01, 0.1, 0.3, 0.7, 0.95, 1.0)
-"""Edges of the bins of the old probability; a bin holds its lower edge, the last one 1 as well."""
+"""Edges of the bins of the old probability; a bin holds its lower edge, the last one also 1."""
 METRICS = ("success", "entropy_deciding", "entropy_neutral", "spread", "clip_fraction_low", "clip_fraction_high")
-DIGITS = 6  # significant ones of the numbers in a file
+DIGITS = 6  # significant digits of the numbers in a file
 
 
 class Expected(Strict):
@@ -28,9 +28,9 @@ class Expected(Strict):
     Attributes:
         metric: A series of `RuleRun`.
         values: Label of the rule -> number.
-        rollout: After how many rollouts; null is the mean over the run.
-        success: Instead, where the success first reaches this value, interpolated between rollouts.
-        prompts: Of the run that the numbers come from; decides their sampling error.
+        rollout: Number of rollouts after which they hold; null is the mean over the run.
+        success: Alternative to `rollout`: where the success first reaches this value, interpolated between rollouts.
+        prompts: Prompts in the run that the numbers come from; determines their sampling error.
         rounding: Half a unit of their last digit.
     """
 
@@ -43,11 +43,11 @@ class Expected(Strict):
 
 
 class Change(Strict):
-    """What is different from a rollout on; null is as before.
+    """What changes from a rollout on; null is as before.
 
     Attributes:
-        learning_rate: Of the optimizer.
-        target: Of every controller.
+        learning_rate: New learning rate.
+        target: New target of every controller.
     """
 
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -59,28 +59,29 @@ class Simulation(Strict):
 
     Attributes:
         description: One line.
-        prompts: Independent prompts, each with logits of its own.
-        positions: Tokens of a completion; all get the advantage of their completion.
+        prompts: Number of independent prompts, each with its own logits.
+        positions: Tokens per completion; all get the advantage of their completion.
         vocabulary: Tokens to choose from at each position.
-        exponent: A token's logit at the start is -exponent ln(1 + rank); the token's number is its rank.
-        deciding: The first so many positions decide the reward, 1 if all of them hold a right answer. With 0 the
+        exponent: A token's initial logit is -exponent ln(1 + rank); the token's id is its rank.
+        deciding: Number of leading positions that decide the reward, 1 if all of them hold a right answer. With 0 the
             reward is a fair coin, and all positions are neutral.
-        answers: Right answers at each deciding position, drawn anew for every prompt; or the list of their ranks.
+        answers: Number of right answers at each deciding position, drawn separately for every prompt; or the list of
+            their ranks.
         first_rank: Smallest rank that is drawn.
         group: Completions per prompt and rollout.
-        rollouts: How often completions are sampled.
-        updates: Updates on each rollout, all on the whole of it.
-        lag: By how many rollouts the policy that samples, on which the trust region is centered, is older than the
+        rollouts: Number of rollouts.
+        updates: Updates per rollout, each on the full rollout.
+        lag: Staleness in rollouts of the sampling policy, on which the trust region is centered, relative to the
             one that is trained.
         advantage: "mean": R - mean; "mean/std": that over (std + 1e-4), std with n - 1.
-        optimizer: "gradient": plain ascent. Adam with a second moment per logit ("adam"), one per token of the
+        optimizer: "gradient": gradient ascent. Adam with a second moment per logit ("adam"), one per token of the
             vocabulary, shared by prompts and positions ("adam-token"), or a single one ("adam-shared").
-        learning_rate: Of the optimizer.
-        seed: Of answers, samples and coins, which are the same under every rule.
-        rules: Label -> a rule as recipes state it: {name: band, radius: 0.05}, with a controller if it states one:
+        learning_rate: Learning rate of the optimizer.
+        seed: Seed of answers, samples and coins, which are the same under every rule.
+        rules: Label -> a rule as in recipes: {name: band, radius: 0.05}, optionally with a controller:
             {name: band, control: {metric: entropy, target: 2.5}}.
-        changes: Rollouts done -> what is different from then on, as a disturbance for controllers.
-        expected: What it should reproduce.
+        changes: Rollouts done -> what changes from then on, as a disturbance for controllers.
+        expected: Numbers that it should reproduce.
 
     Raises:
         ValueError: One sentence that names the setting, its value and what is allowed.
@@ -115,23 +116,23 @@ class Simulation(Strict):
     @model_validator(mode="after")
     def _possible(self) -> Simulation:
         if self.deciding > self.positions:
-            raise ValueError(f"deciding is {self.deciding}, allowed is 0 to positions, {self.positions}")
+            raise ValueError(f"deciding is {self.deciding}; allowed: 0 to positions, {self.positions}")
         if isinstance(self.answers, list):
             ranks = set(self.answers)
             if len(ranks) < max(len(self.answers), 1) or min(ranks) < 0 or max(ranks) >= self.vocabulary:
                 last = self.vocabulary - 1
-                raise ValueError(f"answers are {self.answers}, allowed are distinct ranks from 0 to {last}")
+                raise ValueError(f"answers are {self.answers}; allowed: distinct ranks from 0 to {last}")
         elif not 1 <= self.answers <= self.vocabulary - self.first_rank:
             raise ValueError(
-                f"answers is {self.answers}, allowed is 1 to {self.vocabulary - self.first_rank}: the ranks from "
-                f"{self.first_rank} on in a vocabulary of {self.vocabulary}"
+                f"answers is {self.answers}; allowed: 1 to {self.vocabulary - self.first_rank}, the ranks from "
+                f"{self.first_rank} up in a vocabulary of {self.vocabulary}"
             )
         for label, rule in self.rules.items():
             if not isinstance(rule.get("name"), str):
                 raise ValueError(f"rules.{label} has no name; write it as {{name: band, radius: 0.05}}")
         for rollout, change in self.changes.items():
             if not 0 < rollout < self.rollouts:
-                raise ValueError(f"changes has {rollout}, allowed is a rollout from 1 to {self.rollouts - 1}")
+                raise ValueError(f"changes has {rollout}; allowed: a rollout from 1 to {self.rollouts - 1}")
             if change.target is not None and not any("control" in rule for rule in self.rules.values()):
                 raise ValueError(f"changes.{rollout} has a target, but no rule has a control")
         for label in {label for cells in self.expected for label in cells.values} - set(self.rules):
@@ -147,7 +148,7 @@ def load_simulation(name: str, overrides: list[str] | None = None) -> Simulation
     """
     data = parse_mapping(find_yaml("simulation", name, SIMULATIONS)[0], f"simulation {name!r}")
     if overrides:
-        # What was found under other settings is not expected under these.
+        # Numbers found under other settings are not expected under these.
         data.pop("expected", None)
         apply_overrides(data, overrides)
     return Simulation(**data)
@@ -170,11 +171,11 @@ class Ledger:
     """The entropy ledger (`bandpo.lab.bandit.entropy_change`), one entry per rollout: nats, means over positions.
 
     Attributes:
-        let_in_high: First-order change of the entropy by the tokens with A > 0 that kept their gradient.
+        let_in_high: First-order change of the entropy due to the tokens with A > 0 that kept their gradient.
         let_in_low: The same for A < 0.
         kept_out_high: What the tokens that the rule clipped above a ratio of 1 would have added.
         kept_out_low: The same below.
-        realized: The change that happened.
+        realized: The actual change.
     """
 
     let_in_high: list[float]
@@ -185,7 +186,7 @@ class Ledger:
 
     @property
     def predicted(self) -> list[float]:
-        """let_in_high + let_in_low, which stands beside `realized`."""
+        """let_in_high + let_in_low, to be compared with `realized`."""
         return [a + b for a, b in zip(self.let_in_high, self.let_in_low, strict=True)]
 
 
@@ -194,10 +195,10 @@ class ControlRun:
     """What a controller (`bandpo.core.control`) did, one entry per rollout.
 
     Attributes:
-        value: The number that it moved, floor or radius, during the updates on this rollout.
-        measured: What it went by; null before the first measurement.
-        target: What it aimed at.
-        warning: That the target cannot be reached, once it has turned out.
+        value: The number that it controls, floor or radius, during the updates on this rollout.
+        measured: The measurement that it used; null before the first one.
+        target: Its target.
+        warning: The message that the target cannot be reached, once that is known.
     """
 
     value: list[float]
@@ -206,7 +207,7 @@ class ControlRun:
     warning: str | None = None
 
     def errors(self, start: int, end: int) -> list[float]:
-        """Relative distances from the target of what was measured in the rollouts `start` to `end` - 1."""
+        """Relative distances of the measurements from the target in the rollouts `start` to `end` - 1."""
         seen = zip(self.measured[start:end], self.target[start:end], strict=True)
         return [measured / target - 1 for measured, target in seen if measured is not None]
 
@@ -215,10 +216,10 @@ class ControlRun:
 class RuleRun:
     """A simulation under one rule.
 
-    Series of states have one entry before the first rollout and one after each; all others one entry per rollout.
+    Series of states have one entry before the first rollout and one after each; all others have one per rollout.
 
     Attributes:
-        rule: As recipes state it.
+        rule: As in recipes.
         success: Probability that a completion is right; null without deciding positions.
         entropy_deciding: Entropy of the deciding positions in nats per token; null if there are none.
         entropy_neutral: The same for the others.
@@ -230,13 +231,13 @@ class RuleRun:
             null for a bin without tokens.
         clip_high_by_probability: The same above 1.
         divergence: KL(policy that sampled || policy after the updates) per position in nats, exact.
-        ledger: What moved the entropy.
-        ledger_deciding: The same of the deciding positions alone; null if there are none.
-        ledger_neutral: The same of the others.
-        ledger_by_probability: The first four columns of `ledger` by bin of the tokens' old probability, which add up
-            to them: column -> rollout -> bin; null under Adam, whose momentum holds tokens of earlier rollouts.
+        ledger: Contributions to the change of entropy.
+        ledger_deciding: The same for the deciding positions only; null if there are none.
+        ledger_neutral: The same for the others.
+        ledger_by_probability: The first four columns of `ledger` split by bin of the tokens' old probability:
+            column -> rollout -> bin; null under Adam, whose momentum holds tokens of earlier rollouts.
         seconds: Wall time.
-        control: What the rule's controller did; null without one.
+        control: History of the rule's controller; null without one.
     """
 
     rule: dict[str, JsonValue]
@@ -262,9 +263,9 @@ class SimulationResult:
     """The content of a simulation's JSON file.
 
     Attributes:
-        name: Of the simulation.
-        settings: All that determines it.
-        runs: Label of the rule -> what was found.
+        name: Name of the simulation.
+        settings: Everything that determines it.
+        runs: Label of the rule -> result.
     """
 
     name: str
@@ -276,7 +277,7 @@ class SimulationResult:
         """Read the file.
 
         Raises:
-            ValueError: If it is not what `save` writes; names the key.
+            ValueError: If it was not written by `save`; names the key.
         """
         try:
             return _RESULT.validate_json(path.read_bytes())
@@ -289,7 +290,7 @@ class SimulationResult:
         return json.dumps(_rounded(_RESULT.dump_python(self, mode="json")), allow_nan=False) + "\n"
 
     def save(self, path: Path) -> None:
-        """Write the file; it is never seen half-written."""
+        """Write the file atomically."""
         write_atomic(path, self.dump())
 
 
@@ -309,14 +310,14 @@ def _rounded(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Agreement:
-    """An expected number beside the one seen.
+    """An expected number and the observed one.
 
     Attributes:
         rule: Label.
         metric: Name of the series.
         place: Where on the curve, in words.
         expected: The number.
-        seen: The one found; null if the success never got there.
+        seen: The observed number; null if the success was never reached.
         error: Standard error of their difference: both runs' sampling errors, and the rounding of the expected one.
     """
 
@@ -336,7 +337,7 @@ class Agreement:
 
 
 def agreements(result: SimulationResult) -> list[Agreement]:
-    """Every expected number of the settings beside the one seen."""
+    """Every expected number of the settings with the observed one."""
     found = []
     for cells in result.settings.expected:
         place = "mean over the run" if cells.rollout is None else f"after {cells.rollout}"
@@ -353,7 +354,7 @@ def agreements(result: SimulationResult) -> list[Agreement]:
 
 
 def _at(run: RuleRun, cells: Expected) -> tuple[float, float] | None:
-    """(mean, standard error) of the series at that place; the error of a mean over the run is a bound from above."""
+    """(mean, standard error) of the series at that place; the error of a mean over the run is an upper bound."""
     series = getattr(run, cells.metric)
     if series is None:
         return None

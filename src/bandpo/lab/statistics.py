@@ -1,7 +1,7 @@
 """Estimates over seeds: intervals, paired differences, corrected p-values.
 
 A seed is the unit: runs of one seed share initial weights and data, so methods are compared seed by seed. Problems
-and samples within a run are not independent repetitions of training and enter no interval here.
+and samples within a run are not independent repetitions of training, so no interval here uses them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BOOTSTRAP_FROM = 30  # values
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds with its 95% interval; `low` and `high` are None where one value is all there is."""
+    """A mean over seeds with its 95% interval; `low` and `high` are None if there is only one value."""
 
     mean: float
     low: float | None
@@ -26,17 +26,17 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean with a 95% interval: Student's t below 30 values, from there on the BCa bootstrap.
+    """Mean with a 95% interval: Student's t below 30 values, the BCa bootstrap from 30.
 
     Resampling a few values undercovers badly (a percentile bootstrap of 5 covers in about 83% of studies), because
-    it cannot see variation beyond the sample; t covers with 2 already. Paired differences are such values too.
+    it cannot see variation beyond the sample; t covers from 2 values. Paired differences are such values too.
 
     Raises:
-        ValueError: If there is no value.
+        ValueError: If values is empty.
     """
     data = np.asarray(values, dtype=float)
     if not data.size:
-        raise ValueError("values is empty; allowed is at least one value")
+        raise ValueError("values is empty; allowed: at least one value")
     mean = float(data.mean())
     if data.size == 1:
         return Interval(mean, None, None)
@@ -63,7 +63,7 @@ def difference_p(values: Sequence[float], reference: Sequence[float]) -> float |
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values corrected for their number: below a when every false one among them is below a with probability a.
+    """Holm-corrected p-values: the chance of any false positive among those below a is at most a.
 
     Source: Holm, Scandinavian Journal of Statistics 6 (1979) 65.
     """
@@ -75,7 +75,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def probability_of_improvement(values: Sequence[float], reference: Sequence[float]) -> float:
-    """P(X > Y) + P(X = Y)/2 for a run X of the one and Y of the other method, over all pairs.
+    """P(X > Y) + P(X = Y)/2 for a run X of one method and Y of the other, over all pairs.
 
     The Mann-Whitney statistic divided by the number of pairs. Source: arXiv 2108.13264 (rliable).
     """

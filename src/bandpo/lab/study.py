@@ -1,4 +1,4 @@
-"""A study: which methods are compared, on which recipe, with which seeds. One YAML, validated strictly."""
+"""A study: which methods are compared, on which recipe, with which seeds. One YAML file, validated strictly."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ Settings = dict[str, JsonValue]  # of a run, nested as in a recipe or with dotte
 
 
 class Match(Strict):
-    """A control: settings of a method chosen so that a metric of its runs matches another method's.
+    """A matched control: settings chosen so that a metric of its runs matches another method's.
 
     Attributes:
-        method: Label of the method whose metric is to be met.
+        method: Label of the method whose metric is to be matched.
         key: The setting to choose, or several that all get the same value. The metric must rise or fall with it.
         range: Smallest and largest value to try, both positive; values are tried on a logarithmic scale.
         metric: A metric of the trainer, averaged over the pilot run.
@@ -56,7 +56,7 @@ class Match(Strict):
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] < value[1]:
-            raise ValueError(f"range is {list(value)}, allowed are two numbers 0 < smallest < largest")
+            raise ValueError(f"range is {list(value)}; allowed: two numbers 0 < smallest < largest")
         return value
 
     @property
@@ -68,10 +68,10 @@ class Pilot(Strict):
     """The short runs that choose the settings of matched controls.
 
     Attributes:
-        seed: Theirs alone, so that no run that counts is used to choose.
+        seed: Seed of pilot runs only, so that no run that counts is used to choose.
         trials: Bisections after both ends of the range; each is one run.
-        tolerance: The search ends early at this relative distance from the target.
-        overrides: How they differ from the study's runs; they are never evaluated.
+        tolerance: The search ends early within this relative distance of the target.
+        overrides: How pilot runs differ from the study's runs; they are never evaluated.
     """
 
     seed: int = 1000
@@ -81,7 +81,7 @@ class Pilot(Strict):
 
 
 class Budget(Strict):
-    """What one run takes on the machine it was tuned on; decides how many run in parallel, and the first estimate.
+    """Resources of one run on the machine where the study was tuned; sets the parallelism and the first estimate.
 
     Attributes:
         seconds: Wall time.
@@ -99,19 +99,19 @@ class Study(Strict):
         description: One line.
         recipe: Base recipe by name, or a .yaml file.
         overrides: Settings of all runs that differ from the recipe: nested, or with dotted keys.
-        methods: Label -> the method's settings; beside them `match` makes it a matched control.
+        methods: Label -> the method's settings; an additional `match` makes it a matched control.
         reference: Label of the method that the others are compared with.
-        seeds: Of initial weights, data order and sampling: runs with one seed start from the same weights.
+        seeds: Seeds of initial weights, data order and sampling; runs with the same seed start from the same weights.
         sweep: Axis -> values of the setting of that name, or -> {label: settings}. Every combination is run.
-        metric: What decides: mean, greedy, entropy, entropy[FROM:TO] (see `eval.cuts`) or pass@K of the held-out
-            problems after training, or reward.
+        metric: The deciding metric: mean, greedy, entropy, entropy[FROM:TO] (see `eval.cuts`) or pass@K of the
+            held-out problems after training, or reward.
         budget: See `Budget`.
         pilot: See `Pilot`.
-        start: Directory of a study with `keep: true`: each run starts from the model that the run of the same method,
-            place and seed ended with there.
+        start: Directory of a study with `keep: true`: each run starts from the final model of that study's run
+            of the same method, point and seed.
         keep: Whether finished runs keep their checkpoints and models.
         launch: Command before `train`, e.g. [accelerate, launch, -m, bandpo]; empty starts this Python.
-        workers: Runs at a time; null lets the machine decide.
+        workers: Runs in parallel; null decides by the machine.
     """
 
     description: str = ""
@@ -133,14 +133,14 @@ class Study(Strict):
     @classmethod
     def _known_metric(cls, value: str) -> str:
         if not _METRIC.fullmatch(value):
-            raise ValueError(f"metric is {value!r}, allowed is {DECIDING}")
+            raise ValueError(f"metric is {value!r}; allowed: {DECIDING}")
         return value
 
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, value: list[int]) -> list[int]:
         if len(set(value)) < len(value):
-            raise ValueError(f"seeds are {value}, allowed are distinct ones")
+            raise ValueError(f"seeds are {value}; allowed: distinct seeds")
         return value
 
     @model_validator(mode="after")
@@ -148,13 +148,13 @@ class Study(Strict):
         labels = [*self.methods, *self.sweep, *(label for axis in self.sweep for label in self.axis(axis))]
         for label in labels:
             if not LABEL.fullmatch(label):
-                raise ValueError(f"label {label!r}: allowed are letters, digits, spaces and . _ + = -")
+                raise ValueError(f"label {label!r}; allowed: letters, digits, spaces and . _ + = -")
         folders = [run.folder for run in self.runs()]
         if len(set(folders)) < len(folders):
-            raise ValueError("two labels differ in nothing but spaces and underscores")
+            raise ValueError("two labels differ only in spaces and underscores")
         if self.reference not in self.methods:
             raise ValueError(
-                f"reference {self.reference!r} is no method{nearest(self.reference, self.methods)}; methods: "
+                f"reference {self.reference!r} is not a method{nearest(self.reference, self.methods)}; methods: "
                 f"{', '.join(self.methods)}"
             )
         for label in self.methods:
@@ -162,7 +162,7 @@ class Study(Strict):
             if match is None:
                 continue
             if match.method not in self.methods or self.match(match.method) is not None:
-                raise ValueError(f"methods.{label}.match.method is {match.method!r}, allowed is an unmatched method")
+                raise ValueError(f"methods.{label}.match.method is {match.method!r}; allowed: an unmatched method")
             if self.start is not None:
                 raise ValueError(f"methods.{label}.match: a pilot run has no model in {self.start!r} to start from")
         return self
@@ -194,7 +194,7 @@ class Study(Strict):
         return [Run(method, point, seed) for point in self.points() for method in self.methods for seed in self.seeds]
 
     def settings(self, method: str, point: dict[str, str]) -> Settings:
-        """Dotted key -> value for all runs of a method at a place of the sweep."""
+        """Dotted key -> value for all runs of a method at a point of the sweep."""
         own = {key: value for key, value in self.methods[method].items() if key != MATCH}
         return collapse(self.overrides, own, *(self.axis(name)[label] for name, label in point.items()))
 
@@ -222,9 +222,9 @@ class Run:
 
 
 def collapse(*layers: Mapping[str, JsonValue]) -> Settings:
-    """Settings laid over each other, as dotted key -> value; another `name` drops what was below it.
+    """Settings merged in order, as dotted key -> value; a different `name` drops the options set before it.
 
-    A later rule or task so starts from its own defaults, as in a recipe.
+    A later rule or task thus starts from its own defaults, as in a recipe.
     """
     result: Settings = {}
     for layer in layers:
@@ -257,7 +257,7 @@ def load_study(study: str, overrides: list[str] | None = None) -> Study:
     An override names a key of the study (seeds=[0, 1]), or a setting of all its runs (train.max_steps=40).
 
     Raises:
-        ValueError: For an unknown study, key or value; where it is one method's, the message names the method.
+        ValueError: For an unknown study, key or value; if it is one method's, the message names the method.
     """
     text, path = find_yaml("study", study, STUDIES)
     data = parse_mapping(text, f"study {study!r}")
@@ -305,7 +305,7 @@ def _check(study: Study, method: str, config: RunConfig) -> None:
     name, _, k = study.metric.partition("@")
     if config.eval is None:
         if study.metric != "reward":
-            raise ValueError(f"metric {study.metric!r} needs an evaluation, and eval is null; allowed is reward")
+            raise ValueError(f"metric {study.metric!r} needs an evaluation, and eval is null; allowed: reward")
     elif name == "pass" and int(k) > config.eval.samples:
         raise ValueError(f"metric is {study.metric!r}, but eval.samples is {config.eval.samples}")
     elif PART.fullmatch(study.metric) and study.metric not in map(part_name, slices(config.eval.cuts)):
@@ -318,7 +318,7 @@ def run_settings(study: Study, run: Run, calibrated: Settings | None = None) -> 
     """Dotted key -> value of a run, its initial weights not yet shared.
 
     Args:
-        calibrated: Settings that a matched control was given.
+        calibrated: Settings chosen for a matched control.
     """
     layers: list[Settings] = [study.settings(run.method, run.point), calibrated or {}, {"seed": run.seed}]
     if study.start is not None:
@@ -329,7 +329,7 @@ def run_settings(study: Study, run: Run, calibrated: Settings | None = None) -> 
 
 
 def start_model(study: Study, run: Run) -> Path:
-    """Where the model of a study with `start` stands."""
+    """Where the model of a study with `start` is."""
     assert study.start is not None
     return Path(study.start).resolve() / run.folder / "model"
 
@@ -339,9 +339,9 @@ def run_config(study: Study, run: Run, calibrated: Settings | None = None) -> Ru
 
 
 def initial_folder(config: RunConfig) -> Path | None:
-    """Where the study keeps the weights that a run starts from; None where they are a model's as it is.
+    """Where the study keeps a run's initial weights; None if they are an unmodified model's.
 
-    Runs share them if they agree in everything that makes them: model, task, warm-up and seed.
+    Runs share them if they agree in everything that determines them: model, task, warm-up and seed.
     """
     if config.model.scratch is None and config.warmup is None:
         return None

@@ -1,4 +1,4 @@
-"""Tables: built once, shown on a terminal, in Markdown and in HTML (bandpo.report.html).
+"""Tables: built once, rendered on a terminal, in Markdown and in HTML (bandpo.report.html).
 
 A terminal is narrow and shows an interval as mean ± half its width; a page shows its two ends.
 """
@@ -21,10 +21,10 @@ Cell = str | int | float | Interval | None
 LEGEND = (
     "Means over seeds with 95% intervals over seeds. Differences are to {reference}, paired by seed; p is corrected "
     "for the number of methods by Holm's method. P(better): probability that a run ends above one of {reference}. "
-    "Mean reward and clipped (share of the tokens) are those of the whole training; entropy in nats per token, at "
-    "the end and where the reward first was half-way between the first and the last of {reference} (same seed); "
+    "Mean reward and clipped (share of the tokens) are over the whole training; entropy is in nats per token, at "
+    "the end and where the reward was first half-way between the first and the last of {reference} (same seed); "
     "[0:6] is that of the first six tokens of held-out completions after training. "
-    "Target: the reward at which {reference} of the same seed ended; medians over runs, never if half of them or "
+    "Target: the final reward of {reference} with the same seed; medians over runs, never if half of them or "
     "more did not get there."
 )
 
@@ -35,7 +35,7 @@ class Column:
 
     Attributes:
         title: Its heading on a page.
-        short: Its heading on a terminal; by default `title`.
+        short: Its heading on a terminal; `title` by default.
         form: Format of its numbers.
         terminal, page: Whether it is shown there.
     """
@@ -55,7 +55,7 @@ class Table:
         title: Heading on a page.
         columns: What the cells of a row are.
         rows: One cell per column: text, a number, an interval, or None for nothing.
-        notes: What stands below it.
+        notes: Text below it.
         short: Heading on a terminal, None for `title`.
     """
 
@@ -93,7 +93,7 @@ class Table:
         return [line(self.header), line(align), *(line(row) for row in self.cells)]
 
     def terminal(self) -> rich.table.Table:
-        """It for a terminal, without notes."""
+        """The table for a terminal, without notes."""
         from rich import box
         from rich.table import Column as RichColumn
         from rich.table import Table as RichTable
@@ -171,7 +171,7 @@ def scores_table(comparison: Comparison) -> Table:
 
 
 def learning_table(comparison: Comparison) -> Table:
-    """One row per method: how it learned, and what it cost to reach what the reference reached."""
+    """One row per method: how it learned, and the compute to reach the reference's final reward."""
     parts = dict.fromkeys(part for result in comparison.results for part in result.parts or ())
     several = [name for name in ("distinct", "spread") if any(getattr(result, name) for result in comparison.results)]
     columns = [

@@ -1,1 +1,1 @@
-"""Every page and picture."""
+"""All pages and pictures."""

@@ -15,7 +15,7 @@ from bandpo.core.rules import ClipRule
 from bandpo.lab.statistics import mean_interval
 from bandpo.report import drawing
 
-# Title, metric, whether a share, whether its axis is logarithmic. No divergence: each rule has its own.
+# Title, metric, whether it is a share, whether its axis is logarithmic. No divergence, because each rule has its own.
 CURVES: tuple[tuple[str, str, bool, bool], ...] = (
     ("Mean reward of the rollout", "reward", False, False),
     ("Entropy (nats per token)", "entropy", False, False),
@@ -24,7 +24,7 @@ CURVES: tuple[tuple[str, str, bool, bool], ...] = (
     ("Largest ratio", "ratio_max", False, True),
     ("Smallest ratio", "ratio_min", False, True),
 )
-CROWDED = 6  # methods; bands of more hide each other
+CROWDED = 6  # methods; the bands of more would hide each other
 
 Points = list[tuple[float, float]]
 
@@ -34,11 +34,11 @@ class RunRecord:
     """What a report needs of one run.
 
     Attributes:
-        label: Its method: runs with one label are seeds of one curve.
-        seed: Of the run.
+        label: Its method; runs with the same label are seeds of one curve.
+        seed: Its seed.
         series: Metric -> [(update, value)].
-        path: Its run directory, None if only its numbers are at hand.
-        rule: Its clip rule; None if it was trained with TRL's own loss, or only its numbers are at hand.
+        path: Its run directory, None if only its numbers are available.
+        rule: Its clip rule; None if it was trained with TRL's own loss, or only its numbers are available.
         settings: Its configuration as text, without the seed.
     """
 
@@ -51,7 +51,7 @@ class RunRecord:
 
 
 def finite(value: float | None) -> TypeGuard[float]:
-    """Whether there is a number that can be drawn."""
+    """Whether there is a number to draw."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
@@ -84,7 +84,7 @@ def curves_pictures(points: Sequence[tuple[str, Sequence[RunRecord]]], prefix: s
     several = any(count > 1 for runs in runs_of for count in runs.values())
     bands = " Lines: mean over seeds; bands: 95% intervals over seeds (Student's t)." if several else ""
     if crowded and several:
-        bands = f" Lines: mean over seeds, without their intervals, since there are more than {CROWDED} methods."
+        bands = f" Lines: mean over seeds, without intervals, because there are more than {CROWDED} methods."
     pictures = [
         drawing.Picture(
             f"{prefix}curves",
@@ -116,7 +116,7 @@ def _lines(records: Sequence[RunRecord], name: str, log: bool) -> list[drawing.L
 
 
 def _each_picture(title: str, lines: Sequence[drawing.Line], prefix: str) -> drawing.Picture:
-    """Each curve in a separate panel, in front of the others in gray."""
+    """Each curve in a separate panel, with the others behind it in gray."""
     top = max(value for line in lines for value in line.high or line.y)
     panels = [
         drawing.Panel(
@@ -134,19 +134,19 @@ def _each_picture(title: str, lines: Sequence[drawing.Line], prefix: str) -> dra
         f"{prefix}methods",
         f"{title}, method by method",
         panels,
-        caption="Lines: mean over seeds; band: 95% interval over seeds (Student's t); grey: the other methods.",
+        caption="Lines: mean over seeds; band: 95% interval over seeds (Student's t); gray: the other methods.",
         alt=", ".join(line.label for line in lines) + ": the same numbers as in the picture above.",
     )
 
 
 def _decades(lines: Sequence[drawing.Line]) -> float:
-    """How many powers of ten the curves span; a logarithmic axis over less than one has hardly a tick."""
+    """How many powers of ten the curves span; a logarithmic axis over less than one has hardly any ticks."""
     values = [value for line in lines for value in line.y if value > 0]
     return math.log10(max(values) / min(values)) if values else 0.0
 
 
 def _curve(label: str, runs: Sequence[Points], style: int, log: bool) -> drawing.Line:
-    """The mean over runs, at the first run's updates as far as all of them got, with its interval.
+    """The mean over runs with its interval, at the first run's updates up to where all runs got.
 
     Extremes of ratios are averaged as logarithms; nothing that is drawn here is negative.
     """

@@ -1,7 +1,7 @@
 """Drawing: a picture is described once as panels, and drawn as a PNG file and as SVG in a page (needs `report`).
 
-In a page the colors are CSS variables, so that a picture follows light, dark and print; each series also has a
-dash pattern of its own.
+In a page the colors are CSS variables, so that a picture follows light, dark and print; each series also has its own
+dash pattern.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ SERIES = (
     ("#a3123f", "#ff8fa3"),
     ("#6a3d9a", "#b9a3ff"),
 )
-# Lengths in points of drawn and empty stretches. Their number shares no factor with that of SERIES, so that a pair
-# returns only after all of them.
+# Dash lengths in points, drawn and empty. Their count shares no factor with that of SERIES, so that a pair
+# repeats only after all combinations.
 DASHES: tuple[tuple[float, ...], ...] = (
     (),
     (6, 2),
@@ -43,7 +43,7 @@ DASHES: tuple[tuple[float, ...], ...] = (
 )
 INK, GRID, MUTED = ("#1a1a1a", "#ececec"), ("#d9d9d9", "#3d3d3d"), ("#6b6b6b", "#9d9d9d")
 PANEL = (4.6, 3.3)  # inches
-MOST_POINTS = 60  # of a curve; more are averaged in stretches
+MOST_POINTS = 60  # of a curve; longer ones are averaged
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Line:
     Attributes:
         label: In the legend; curves with the same label are one series.
         x: Shape (N,).
-        y: Shape (N,); what is not finite leaves a gap.
+        y: Shape (N,); values that are not finite leave a gap.
         low: Lower edge of a band around it, shape (N,), or None.
         high: Upper edge, or None.
-        style: Number of the series, which decides color and dashes; None draws a grey reference.
+        style: Index of the series, which determines color and dashes; None draws a gray reference.
         bars: Draw low and high as error bars instead.
     """
 
@@ -82,7 +82,7 @@ class Area:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. `ticks` names the places 0, 1, ... of x where those are categories."""
+    """One pair of axes. `ticks` names the positions 0, 1, ... of x if those are categories."""
 
     title: str
     x_label: str
@@ -103,10 +103,10 @@ class Picture:
     """Panels that share a legend.
 
     Attributes:
-        name: Of the PNG file, without its ending.
+        name: Name of the PNG file, without extension.
         title: Heading.
         caption: What is drawn and how.
-        alt: What it shows, for those who cannot see it.
+        alt: What it shows, for readers who cannot see it.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Palette:
 
 
 PAPER = Palette(INK[0], GRID[0], MUTED[0], tuple(light for light, _ in SERIES))
-# Stand-ins that `svg` turns into CSS variables; no color that matplotlib itself would use.
+# Placeholders that `svg` turns into CSS variables; colors that matplotlib itself does not use.
 _STAND_INS = {
     "#010203": "currentColor",
     "#010204": "var(--grid)",
@@ -166,7 +166,7 @@ def _pyplot(palette: Palette) -> Any:
             "figure.dpi": 150,
             "font.family": "sans-serif",
             "font.sans-serif": ["DejaVu Sans"],
-            "text.parse_math": False,  # a label is text, whatever it holds
+            "text.parse_math": False,  # a label is text, even if it contains $
             "svg.fonttype": "none",
             "svg.hashsalt": "bandpo",
             "axes.spines.top": False,
@@ -223,7 +223,7 @@ def draw(axis: Any, panel: Panel, palette: Palette) -> None:
         if log:
             scale("log")
             ticks.set_major_locator(LogLocator(numticks=7))
-            ticks.set_minor_locator(NullLocator())  # each tick takes a millisecond
+            ticks.set_minor_locator(NullLocator())  # each tick costs a millisecond
             ticks.set_major_formatter(FuncFormatter(_plain))
     if panel.percent:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol="%"))
@@ -251,7 +251,7 @@ def _plain(value: float, _: Any = None) -> str:
 def _place(panel: Panel) -> tuple[float, float, float, float]:
     """(left, bottom, width, height) of the axes in shares of the panel.
 
-    Margins are fixed, so that panels stand in line with each other; long names of categories need more room.
+    Margins are fixed, so that panels align; long category names need more room.
     """
     left = 0.165 if panel.y_label else 0.13
     bottom = 0.15 + (0.0115 * max(map(len, panel.ticks)) if panel.ticks else 0)
@@ -259,7 +259,7 @@ def _place(panel: Panel) -> tuple[float, float, float, float]:
 
 
 def svg(panel: Panel, name: str) -> str:
-    """The panel as an <svg> element, text as text, colors as CSS variables; `name` keeps its ids apart."""
+    """The panel as an <svg> element, text as text, colors as CSS variables; `name` makes its ids unique."""
     pyplot = _pyplot(_PAGE)
     figure = pyplot.figure(figsize=PANEL)
     draw(figure.add_axes(_place(panel)), panel, _PAGE)
@@ -329,7 +329,7 @@ def save(picture: Picture, path: Path, columns: int = 2) -> None:
 
 
 def averaged(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points: means over stretches of equally many neighbours."""
+    """At most `most` points: means over equally many neighbors."""
     width = -(-len(points) // most) if points else 1
     return [
         (float(np.mean([x for x, _ in part])), float(np.mean([y for _, y in part])))

@@ -35,15 +35,15 @@ Read = Iterator[Completion | Problem | Note]
 
 
 class BadRecordError(ValueError):
-    """A record that does not fit its schema; the message is what a `Problem` says."""
+    """A record that does not fit its schema; the message becomes the text of a `Problem`."""
 
 
 def read_log(paths: Sequence[Path], decode: Callable[[int], str] | None = None) -> TokenLog:
     """The tokens of files and directories (of a run: its recorded batches; of anything else: every log below it).
 
     Args:
-        paths: What to read; it is read once.
-        decode: Text of a token's number, for logs without texts.
+        paths: Files and directories; each file is read once.
+        decode: Maps a token id to its text, for logs without texts.
 
     Raises:
         ValueError: If a path does not exist, or a directory has no log.
@@ -60,17 +60,17 @@ def find_logs(path: Path) -> list[Path]:
     """The token logs at a path, in the order of their names.
 
     Raises:
-        ValueError: If it does not exist, or is a directory without any.
+        ValueError: If it does not exist, or is a directory without token logs.
     """
     if not path.is_dir():
         if not path.exists():
-            raise ValueError(f"{str(path)!r} does not exist; allowed are token logs and directories of them")
+            raise ValueError(f"{str(path)!r} does not exist; allowed: token logs and directories of them")
         return [path]
     folder = path / "batches" if (path / "config.yaml").is_file() else path
     found = sorted((p for p in folder.rglob("*") if p.suffix in ENDINGS and p.is_file()), key=_natural)
     if not found:
         what = "a run without recorded batches" if folder != path else "a directory without token logs"
-        raise ValueError(f"{str(path)!r} is {what}; expected are files that end in {', '.join(ENDINGS)}")
+        raise ValueError(f"{str(path)!r} is {what}; expected files that end in {', '.join(ENDINGS)}")
     return found
 
 
@@ -80,7 +80,7 @@ def _natural(path: Path) -> tuple[str, int, str]:
 
 
 def read_file(path: Path) -> Read:
-    """What a file holds, completion by completion. A damaged part is a `Problem`; it raises nothing."""
+    """The contents of a file, completion by completion. A damaged part becomes a `Problem`; nothing is raised."""
     try:
         with path.open("rb") as stream:
             start = stream.read(4)
@@ -93,7 +93,7 @@ def read_file(path: Path) -> Read:
             elif start.startswith(b"\x80"):
                 yield from _torch(path)
             elif start.startswith(b"\x1f\x8b"):
-                yield Problem(str(path), None, "is compressed by gzip, expected is the file unpacked")
+                yield Problem(str(path), None, "is compressed with gzip, expected the uncompressed file")
             else:
                 stream.seek(0)
                 yield from _lines(path, stream)
@@ -105,7 +105,7 @@ def _archive(path: Path) -> Read:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception as error:  # zipfile raises what it likes on a damaged file
+    except Exception as error:  # zipfile raises arbitrary errors on a damaged file
         text = f"is a damaged archive ({first_line(error)}), expected a whole .npz or .pt file"
         yield Problem(str(path), None, text)
         return
@@ -116,8 +116,8 @@ def _each(
     path: Path, what: str, items: Iterable[tuple[int, T] | Problem], read: Callable[[T, int], Completion | None],
     unlogged: str,
 ) -> Read:  # fmt: skip
-    """Numbered items one by one: a bad one is a problem that says `what` is left out; those without log-probs are
-    counted, and a note says so in the words of `unlogged`."""
+    """Numbered items one by one: a bad one becomes a problem and its `what` is skipped; those without log-probs are
+    counted in a note, worded by `unlogged`."""
     without = 0
     for item in items:
         if isinstance(item, Problem):
@@ -127,7 +127,7 @@ def _each(
         try:
             found = read(one, number)
         except BadRecordError as error:
-            yield Problem(str(path), number, f"{error}; the {what} is left out")
+            yield Problem(str(path), number, f"{error}; the {what} is skipped")
             continue
         if found is None:
             without += 1
@@ -146,7 +146,7 @@ def _lines(path: Path, stream: BinaryIO) -> Read:
 
 
 def _numbered(path: Path, stream: BinaryIO) -> Iterator[tuple[int, bytes] | Problem]:
-    """Lines with their numbers, empty ones passed over."""
+    """Lines with their numbers; empty ones are skipped."""
     number = 0
     while line := stream.readline(LONGEST_LINE):
         number += 1
@@ -156,7 +156,7 @@ def _numbered(path: Path, stream: BinaryIO) -> Iterator[tuple[int, bytes] | Prob
             while rest := stream.readline(LONGEST_LINE):
                 if rest.endswith(b"\n"):
                     break
-            yield Problem(str(path), number, f"is longer than {LONGEST_LINE:,} bytes, expected one completion a line")
+            yield Problem(str(path), number, f"is over {LONGEST_LINE:,} bytes long, expected one completion per line")
             continue
         yield number, line
 
@@ -168,9 +168,9 @@ def _record(line: bytes, number: int) -> Completion | None:
         raise BadRecordError(f"is not UTF-8 (byte {error.start + 1}), expected JSON") from None
     except RecursionError:
         raise BadRecordError("is nested too deeply, expected a JSON object of lists") from None
-    except ValueError as error:  # also a number of more digits than Python converts
+    except ValueError as error:  # also for a number with more digits than Python converts
         cut = "" if line.endswith(b"\n") else " (the file ends here: truncated?)"
-        raise BadRecordError(f"is not JSON ({first_line(error)}){cut}, expected one object a line") from None
+        raise BadRecordError(f"is not JSON ({first_line(error)}){cut}, expected one object per line") from None
     if not isinstance(record, dict):
         raise BadRecordError(f"is {_kind(record)}, expected a JSON object")
     if "schema" in record or ("old_logps" in record and "tokens" in record):
@@ -195,14 +195,14 @@ def _own(record: Record, line: int) -> Completion:
         columns["advantages"] = _advantages(record, "advantages", len(tokens))
     prompt = record.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
-        raise BadRecordError(f"prompt is {_kind(prompt)}, expected a text")
+        raise BadRecordError(f"prompt is {_kind(prompt)}, expected a string")
     group = _group(record, "group") or (None if prompt is None else prompt_key(prompt))
     mask, positions = _mask(record, "mask", len(tokens)), _positions(record, len(tokens))
     return Completion(SCHEMA, line, tokens, columns, mask, group, positions, prompt)
 
 
 def _prime_rl(record: Record, line: int) -> Completion:
-    """prime-rl's export: its loss is anchored on the inference engine's log-probs, which are the sampler's too."""
+    """prime-rl's export: its loss is anchored on the inference engine's log-probs, which are also the sampler's."""
     tokens = _tokens(record, "token_ids")
     names = {"old_logps": "inference_logprobs", "logps": "trainer_logprobs", "entropy": "entropy"}
     columns = _columns(record, names, len(tokens))
@@ -218,7 +218,7 @@ def _prime_rl(record: Record, line: int) -> Completion:
 
 
 def _verl(record: Record, line: int) -> Completion | None:
-    """verl's rollout dump; None if it has text alone, which is what verl writes by itself."""
+    """verl's rollout dump; None if it has only text, which is verl's default."""
     names = {"old_logps": "old_log_probs", "sampling_logps": "rollout_log_probs", "logps": "log_probs"}
     present = [name for name in names.values() if record.get(name) is not None]
     if not present:
@@ -244,17 +244,17 @@ def _npz(path: Path) -> Read:
         known = (batch.tokens[batch.mask] >= 0) & (batch.tokens[batch.mask] < len(batch.texts))
         texts = [str(text) for text in batch.texts]
         if not known.all() or batch.tokens.dtype.kind not in "iu":
-            raise ValueError("tokens are no indices into texts")
+            raise ValueError("tokens are not indices into texts")
         arrays = {name: np.asarray(getattr(batch, name), np.float32) for name in ("logps", "old_logps", "entropy")}
         arrays["advantages"] = np.asarray(batch.advantages, np.float32)
         if has_slopes(batch):
             arrays["mean_slope"] = np.asarray(batch.mean_slope, np.float32)
         prompts = [str(text) for text in batch.prompts]
         if not ((batch.groups >= -1) & (batch.groups < len(prompts))).all() or batch.groups.dtype.kind not in "iu":
-            raise ValueError("groups are no indices into prompts")
+            raise ValueError("groups are not indices into prompts")
         mask = np.asarray(batch.mask, bool)
-    except Exception as error:  # NumPy and zlib raise what they like on a damaged file
-        text = f"is no recorded batch ({first_line(error)}), expected arrays {', '.join(_BATCH)} as TokenBatch.save"
+    except Exception as error:  # NumPy and zlib raise arbitrary errors on a damaged file
+        text = f"is not a recorded batch ({first_line(error)}), expected TokenBatch.save's arrays {', '.join(_BATCH)}"
         yield Problem(str(path), None, text)
         return
     for row, (kinds, keep) in enumerate(zip(batch.tokens, mask, strict=True)):
@@ -271,11 +271,11 @@ _BATCH = [f.name for f in fields(TokenBatch)]
 def _torch(path: Path) -> Read:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it thinks of a damaged file; it is said below
+            warnings.simplefilter("ignore")  # its warnings about a damaged file; the error is reported below
             data: object = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # as PyTorch says: whatever it met in the file
+    except Exception as error:  # PyTorch passes on any error that it meets in the file
         text = (
-            f"cannot be loaded with weights_only=True ({first_line(error)[:200]}): it is damaged, or holds Python "
+            f"cannot be loaded with weights_only=True ({first_line(error)[:200]}): it is damaged or contains Python "
             "objects, which are never unpickled here. Expected slime's --dump-details"
         )
         yield Problem(str(path), None, text)
@@ -283,17 +283,17 @@ def _torch(path: Path) -> Read:
     samples = data.get("samples") if isinstance(data, dict) else None
     if not isinstance(samples, list):
         found = f"keys {', '.join(map(repr, list(data)[:6]))}" if isinstance(data, dict) else _kind(data)
-        text = f"holds {found[:200]}, expected slime's --dump-details: a dict with a list 'samples'"
+        text = f"contains {found[:200]}, expected slime's --dump-details: a dict with a list 'samples'"
         yield Problem(str(path), None, text)
         return
     if not samples:
-        yield Note(str(path), "is slime's dump of no samples")
+        yield Note(str(path), "is slime's dump without samples")
     unlogged = "is slime's dump: {} samples without log-probs"
     yield from _each(path, "sample", enumerate(samples, 1), _slime, unlogged)
 
 
 def _slime(sample: object, number: int) -> Completion | None:
-    """A sample of train_data (anchor's log-probs, advantages) or of rollout_data (the sampler's alone)."""
+    """A sample of train_data (anchor's log-probs, advantages) or of rollout_data (only the sampler's)."""
     if not isinstance(sample, dict):
         raise BadRecordError(f"is {_kind(sample)}, expected a dict")
     names = {"old_logps": "log_probs", "sampling_logps": "rollout_log_probs", "old_entropy": "entropy"}
@@ -303,7 +303,7 @@ def _slime(sample: object, number: int) -> Completion | None:
     length = length.item() if isinstance(length, torch.Tensor) and length.numel() == 1 else length
     ids = _tokens(sample, "tokens")
     if not isinstance(length, int) or not 0 <= length <= len(ids):
-        raise BadRecordError(f"response_length is {_short(length)}, expected a whole number from 0 to {len(ids)}")
+        raise BadRecordError(f"response_length is {_short(length)}, expected an integer from 0 to {len(ids)}")
     tokens = ids[len(ids) - length :]
     columns = _columns(sample, names, length)
     if sample.get("advantages") is not None:
@@ -318,7 +318,7 @@ def _parquet(path: Path) -> Read:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names, rows = set(file.schema_arrow.names), file.metadata.num_rows
-    except Exception as error:  # PyArrow raises what it likes on a damaged file
+    except Exception as error:  # PyArrow raises arbitrary errors on a damaged file
         text = f"is a damaged Parquet file ({first_line(error)[:200]}), expected TRL's completions"
         yield Problem(str(path), None, text)
         return
@@ -330,7 +330,7 @@ def _parquet(path: Path) -> Read:
         return
     text = (
         f"is TRL's log_completions: {rows} completions without log-probs, so no rule can be applied. Train with "
-        "BandGRPOTrainer, which records batches with them (any rule, also a fixed clip)"
+        "BandGRPOTrainer, which records batches with them (under any rule, a fixed clip included)"
     )
     yield Note(str(path), text, rows)
 
@@ -359,14 +359,14 @@ def _tokens(record: Record, key: str) -> list[str] | list[int]:
     values = _values(record, key)
     for i, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise BadRecordError(f"{key}[{i}] is {_short(value)}, expected a text or a number of the vocabulary")
+            raise BadRecordError(f"{key}[{i}] is {_short(value)}, expected a string or a token id")
     return values
 
 
 def _floats(record: Record, key: str, length: int) -> Floats:
     values = _values(record, key)
     if len(values) != length:
-        raise BadRecordError(f"{key} has {len(values)} values, expected {length}, one for each token")
+        raise BadRecordError(f"{key} has {len(values)} values, expected {length}, one per token")
     for i, value in enumerate(values):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise BadRecordError(f"{key}[{i}] is {_short(value)}, expected a number")
@@ -374,7 +374,7 @@ def _floats(record: Record, key: str, length: int) -> Floats:
         with np.errstate(over="ignore"):
             return np.array([np.nan if value is None else value for value in values], np.float64).astype(np.float32)
     except OverflowError:
-        raise BadRecordError(f"{key} holds a whole number beyond any float, expected numbers") from None
+        raise BadRecordError(f"{key} holds an integer beyond the range of floats, expected numbers") from None
 
 
 def _columns(record: Record, names: Mapping[str, str], length: int) -> dict[str, Floats]:
@@ -382,7 +382,7 @@ def _columns(record: Record, names: Mapping[str, str], length: int) -> dict[str,
 
 
 def _advantages(record: Record, key: str, length: int) -> Floats:
-    """One for each token, or one for all."""
+    """One per token, or one for all."""
     value = record.get(key)
     one = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 and value.dim() == 0 else value
     if isinstance(one, (int, float)):
@@ -395,7 +395,7 @@ def _mask(record: Record, key: str, length: int) -> NDArray[np.bool_]:
         return np.ones(length, bool)
     values = _values(record, key)
     if len(values) != length:
-        raise BadRecordError(f"{key} has {len(values)} values, expected {length}, one for each token")
+        raise BadRecordError(f"{key} has {len(values)} values, expected {length}, one per token")
     for i, value in enumerate(values):
         if value not in (0, 1):
             raise BadRecordError(f"{key}[{i}] is {_short(value)}, expected true or false, 1 or 0")
@@ -407,10 +407,10 @@ def _positions(record: Record, length: int) -> NDArray[np.int64] | None:
         return None
     values = _values(record, "positions")
     if len(values) != length:
-        raise BadRecordError(f"positions has {len(values)} values, expected {length}, one for each token")
+        raise BadRecordError(f"positions has {len(values)} values, expected {length}, one per token")
     for i, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-            raise BadRecordError(f"positions[{i}] is {_short(value)}, expected a whole number from 0")
+            raise BadRecordError(f"positions[{i}] is {_short(value)}, expected an integer from 0")
     return np.array(values, np.int64)
 
 
@@ -420,7 +420,7 @@ def _group(record: Record, key: str) -> str | None:
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}")
 
 

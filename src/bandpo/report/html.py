@@ -1,6 +1,6 @@
-"""A report as one HTML file that needs nothing else, and the same tables in Markdown.
+"""A report as one self-contained HTML file, and the same tables in Markdown.
 
-No script, no font, no request: a content security policy forbids them all, so that untrusted completions cannot
+No scripts, fonts or requests: a content security policy forbids them all, so that untrusted completions cannot
 execute.
 """
 
@@ -36,7 +36,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Sample:
-    """A completion, and what is known of it."""
+    """A completion and facts about it."""
 
     prompt: str
     completion: str
@@ -53,7 +53,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One token: its text, numbers as text, and for each rule whether it is clipped."""
+    """One token: its text, its numbers as text, and for each rule whether it is clipped."""
 
     text: str
     numbers: Sequence[str]
@@ -94,7 +94,7 @@ Block = Table | Text | Code | Samples | Tokens | Drawing
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and its blocks."""
 
     name: str
     title: str
@@ -122,12 +122,12 @@ class Page:
         environment.filters["visible"] = visible
         environment.filters["token"] = visible_token
         environment.filters["kind"] = lambda block: type(block).__name__
-        environment.filters["drawn"] = Markup  # for what drawing.py drew, and nothing else
+        environment.filters["drawn"] = Markup  # only for the output of drawing.py
         template = environment.from_string((TEMPLATES / "report.html.jinja").read_text(encoding="utf-8"))
         return template.render(page=self, style=Markup(style()))
 
     def markdown(self) -> str:
-        """Tables, pictures by file name, commands; what is collapsed in the page is not here."""
+        """Tables, pictures by file name, commands; without what is collapsed in the page."""
         lines = [f"# {self.title}", "", *([self.description, ""] if self.description else [])]
         for section in self.sections:
             blocks = [found for block in section.blocks if (found := _in_markdown(block))]
@@ -153,7 +153,7 @@ def _in_markdown(block: Block) -> list[str]:
 
 
 def style() -> str:
-    """The style sheet of every page of the package, its colors those of the pictures, light and dark."""
+    """The style sheet of all pages; it uses the colors of the pictures, light and dark."""
     from jinja2 import Environment
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True)
@@ -172,7 +172,7 @@ def _variables(which: int) -> dict[str, str]:
 
 
 def visible(text: str, longest: int = LONGEST_TEXT) -> str:
-    """Text with nothing invisible in it: control, direction and unpaired characters show as their code."""
+    """Text without invisible characters: control, direction and unpaired characters show as their code."""
     shown = text if len(text) <= longest else f"{text[:longest]}… ({len(text) - longest:,} more characters)"
     return "".join(
         c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else f"\\u{ord(c):04x}"
@@ -181,7 +181,7 @@ def visible(text: str, longest: int = LONGEST_TEXT) -> str:
 
 
 def visible_token(text: str) -> str:
-    """A token's text with its white space visible too: ␣ a blank, ⏎ a new line, ⇥ a tab, others as their code."""
+    """A token's text with visible white space: ␣ for a space, ⏎ a newline, ⇥ a tab, others as their code."""
     marks = {"\n": "⏎", "\t": "⇥", " ": "␣"}
     shown = "".join(marks.get(c) or (f"\\u{ord(c):04x}" if c.isspace() else c) for c in text)
     return visible(shown) or "(empty)"

@@ -1,4 +1,4 @@
-"""What clip rules would do to logged tokens, how far the policies are apart, and whether p is what it seems.
+"""What clip rules would do to logged tokens, how far the policies are apart, and whether p can be trusted.
 
 Pure functions of a `TokenLog` and of rules; every share is of tokens that count.
 """
@@ -23,20 +23,20 @@ from bandpo.report.why import bin_of
 
 DIVERGENCES = ("kl", "tv", "chi2")
 PROBABILITIES = (0.001, 0.01, 0.1, 0.3, 0.5, 0.8, 0.9)
-POSITIONS = (0, 1, 4, 16, 64, 256, 1024, 4096)  # starts of the stretches of positions
+POSITIONS = (0, 1, 4, 16, 64, 256, 1024, 4096)  # starts of the position ranges
 LISTED = 8  # token strings that are listed
 STRONG = 5.0  # standard errors
-FEWEST = 100  # tokens that a mean is taken over
-MASS_LOST, ENTROPY_LOST = 0.005, 0.02  # shares below which a difference that is significant does not matter
+FEWEST = 100  # tokens required for a mean
+MASS_LOST, ENTROPY_LOST = 0.005, 0.02  # shares below which even a significant difference does not matter
 
 
 @dataclass(frozen=True)
 class Edge:
-    """Which ratio the rules are asked about.
+    """The ratio to which the rules are applied.
 
     Attributes:
         new, anchor: Columns: ratio = exp(new - anchor).
-        text: A sentence.
+        text: A sentence that describes it.
     """
 
     new: str
@@ -45,7 +45,7 @@ class Edge:
 
 
 def choose_edge(log: TokenLog) -> Edge | None:
-    """current / anchor where both are logged; else the anchor's ratio to the sampler; None if neither is."""
+    """current / anchor if both are logged; else anchor / sampler; None if neither is available."""
     if log.has("logps", "old_logps").any():
         return Edge("logps", "old_logps", "ratio = current policy / anchor")
     if log.has("old_logps", "sampling_logps").any():
@@ -63,10 +63,10 @@ class Judged:
 
     Attributes:
         rules: The R rules by name.
-        where: Numbers of the M tokens in the log.
+        where: Indices of the M tokens in the log.
         log_ratio: Shape (M,).
         old: Log-prob under the anchor, shape (M,).
-        advantages: Shape (M,); sign of the log-ratio where none was logged, so that outside counts as clipped.
+        advantages: Shape (M,); sign of the log-ratio if none was logged, so that outside counts as clipped.
         clipped: Tokens that lose their gradient, shape (R, M).
         skipped: Rule -> why it cannot be applied to this log.
     """
@@ -81,7 +81,7 @@ class Judged:
 
     @classmethod
     def nothing(cls) -> Judged:
-        """Of a log without ratios."""
+        """For a log without ratios."""
         none = np.zeros(0, np.float32)
         return cls({}, np.zeros(0, np.int64), none, none, none, np.zeros((0, 0), bool), {})
 
@@ -126,7 +126,7 @@ class RuleRow:
 
     Attributes:
         rule: Its name.
-        clipped, below, above: Tokens, all and by side of the ratio.
+        clipped, below, above: Number of tokens, in total and by side of the ratio.
         share: `clipped` as a share of the tokens with an advantage other than 0.
         share_by_probability: The same in each bin of the anchor's probability (`EDGES`); None for an empty bin.
         epsilon: A fixed clip 1 +- epsilon that clips as many of these tokens; None if none does.
@@ -160,7 +160,7 @@ def rule_rows(judged: Judged) -> list[RuleRow]:
 def _threshold(falling: NDArray[np.float64], count: int) -> float | None:
     """A number that `count` of these falling values exceed: between two neighbors, or just above the largest.
 
-    None if there is none, as where neighbors are equal.
+    None if there is none, for example if neighbors are equal.
     """
     if not len(falling) or count > len(falling):
         return None
@@ -173,7 +173,7 @@ def _threshold(falling: NDArray[np.float64], count: int) -> float | None:
 
 @dataclass(frozen=True)
 class Moves:
-    """What changes from one rule to another, in tokens: `freed` are clipped by `of` alone, `held` by `to` alone."""
+    """What changes from one rule to another, in tokens: `freed` are clipped only by `of`, `held` only by `to`."""
 
     of: str
     to: str
@@ -201,7 +201,7 @@ class SameShare:
     """The radius of a Band that clips as many of these tokens as `rule` does.
 
     Attributes:
-        radius: In the divergence's units; None if no radius does.
+        radius: In the divergence's units; None if no radius fits.
         share, wanted: Share of the tokens that this radius clips, and that the rule does.
     """
 
@@ -215,8 +215,8 @@ class SameShare:
 def same_share(judged: Judged, rule: str) -> list[SameShare]:
     """For each of `DIVERGENCES`, the radius that clips the share of `rule`.
 
-    A token that its advantage pushes outward is clipped where its binary divergence g(p, r) exceeds the radius, so
-    the radius is a quantile of g; what it clips is then counted with the rule itself.
+    A token that its advantage pushes outward is clipped if its binary divergence g(p, r) exceeds the radius, so
+    the radius is a quantile of g; the tokens it clips are then counted with the rule itself.
     """
     count = int(judged.clipped[list(judged.rules).index(rule)].sum())
     total = max(1, len(judged.where))
@@ -235,11 +235,11 @@ def same_share(judged: Judged, rule: str) -> list[SameShare]:
 
 @dataclass(frozen=True)
 class SameBound:
-    """At old probability p, the radii of Bands with the upper bound 1 + epsilon; None where p (1 + epsilon) >= 1.
+    """At old probability p, the radii of Bands with the upper bound 1 + epsilon; None if p (1 + epsilon) >= 1.
 
     Attributes:
         radii: Divergence -> radius.
-        upper: Divergence -> upper bound of the ratio minus 1 under that Band's default radius: the other direction.
+        upper: Divergence -> upper bound of the ratio minus 1 under that Band's default radius: the reverse direction.
     """
 
     p: float
@@ -271,12 +271,12 @@ class RatioRow:
 
     Attributes:
         ratio: Such as "current / anchor".
-        tokens: How many have both.
+        tokens: Number of tokens that have both.
         kl: Mean of r - 1 - log r: an estimate of KL(denominator || numerator) in nats per token, never negative,
-            where the tokens were sampled from the denominator.
+            if the tokens were sampled from the denominator.
         largest: Largest |log r|.
         below, above: Shares with r < 0.8 and r > 1.2.
-        same: Whether the two columns are equal everywhere: no correction, or the same numbers logged twice.
+        same: Whether the two columns are identical: no correction, or the same numbers logged twice.
     """
 
     ratio: str
@@ -296,7 +296,7 @@ EDGES_OF_TRIANGLE = {
 
 
 def ratio_rows(log: TokenLog) -> list[RatioRow]:
-    """The three ratios apart, those whose log-probs are logged."""
+    """The three ratios separately, as far as their log-probs are logged."""
     rows = []
     for name, (new, old) in EDGES_OF_TRIANGLE.items():
         x = _gap(log, new, old)
@@ -311,7 +311,7 @@ def ratio_rows(log: TokenLog) -> list[RatioRow]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One test of whether the tokens were drawn from the whole distribution that the log-probs are of.
+    """One test of whether the tokens were drawn from the full distribution of the log-probs.
 
     Attributes:
         test: What is compared.
@@ -329,7 +329,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What all evidence says together."""
+    """The verdict of all evidence together."""
 
     verdict: str
     text: str
@@ -337,7 +337,7 @@ class Sampling:
 
 
 P_MEANS = (
-    "p then is not the probability that the sampler drew with: rules that read p (Band, DCPO) judge another "
+    "p is then not the probability that the sampler used: rules that read p (Band, DCPO) judge a different "
     "distribution. Sample with top_p=1, top_k off, min_p=0, temperature 1, or log processed log-probs on both sides"
 )
 
@@ -357,9 +357,9 @@ def sampling(log: TokenLog) -> Sampling:
     if strong:
         return Sampling("whole", "no sign of truncated sampling in these log-probs", evidence)
     if evidence:
-        return Sampling("cannot tell", "cannot tell: these numbers leave it open", evidence)
-    need = f"entropies, or the sampler's log-probs beside the anchor's, of {FEWEST} tokens or more"
-    return Sampling("cannot tell", f"cannot tell; that would take {need}", evidence)
+        return Sampling("cannot tell", "cannot tell: these numbers are inconclusive", evidence)
+    need = f"entropies, or the sampler's log-probs besides the anchor's, for {FEWEST} tokens or more"
+    return Sampling("cannot tell", f"cannot tell; that would require {need}", evidence)
 
 
 def _gap(log: TokenLog, new: str, old: str) -> NDArray[np.float64]:
@@ -369,9 +369,9 @@ def _gap(log: TokenLog, new: str, old: str) -> NDArray[np.float64]:
 
 
 def _kept_mass(log: TokenLog) -> Evidence | None:
-    """The sampler's mean of anchor / sampler is the anchor's mass on what the sampler can draw: 1 if everything."""
+    """The mean of anchor / sampler under the sampler is the anchor's mass on what the sampler can draw, at most 1."""
     name, x = "anchor", _gap(log, "old_logps", "sampling_logps")
-    if not x.any():  # the anchor is the sampler
+    if not x.any():  # anchor and sampler are identical
         name, x = "current", _gap(log, "logps", "sampling_logps")
     if len(x) < FEWEST or not x.any():
         return None
@@ -386,7 +386,7 @@ def _kept_mass(log: TokenLog) -> Evidence | None:
     if z < -STRONG and mean < 1 - MASS_LOST:
         higher = float(np.mean(x[np.abs(x) > 1e-3] < 0))
         text = (
-            f"{numbers}. About {1 - mean:.1%} of that policy's mass is out of the sampler's reach, whose log-probs "
+            f"{numbers}. About {1 - mean:.1%} of that policy's mass is out of reach of the sampler, whose log-probs "
         )
         text += f"are renormalized ({higher:.0%} of those that differ are higher)"
         if name == "anchor":
@@ -398,7 +398,7 @@ def _kept_mass(log: TokenLog) -> Evidence | None:
 
 
 def _surprisal(log: TokenLog) -> Evidence | None:
-    """E[-log p] = H at every position if the token is drawn from p itself; the sum of differences is a martingale."""
+    """E[-log p] = H at every position if tokens are drawn from p itself; the summed difference is a martingale."""
     for logps, entropy in (("old_logps", "old_entropy"), ("logps", "entropy")):
         keep = log.has(logps, entropy)
         if keep.sum() >= FEWEST:
@@ -423,7 +423,7 @@ def _surprisal(log: TokenLog) -> Evidence | None:
         "top-p, top-k, min-p or a temperature below 1" if total < 0 else "a temperature above 1, or a stale sampler"
     )
     if abs(total) <= drift:
-        text = f"{numbers}; the policy has moved by {drift:.3f} nats a token since sampling, which can explain it"
+        text = f"{numbers}; the policy has moved by {drift:.3f} nats per token since sampling, which can explain it"
         return Evidence(test, verdict, "weak", text)
     return Evidence(test, verdict, "strong", f"{numbers}: {cause}")
 
@@ -439,27 +439,27 @@ def _drift(log: TokenLog, logps: str, keep: NDArray[np.bool_]) -> float:
 
 
 def _certain(log: TokenLog) -> Evidence | None:
-    """Tokens of log-prob exactly 0 under the sampler that the anchor does not hold for certain."""
+    """Tokens with log-prob exactly 0 under the sampler that are not certain under the anchor."""
     keep = log.has("old_logps", "sampling_logps")
     certain = keep & (log.columns["sampling_logps"] == 0)
     unsure = certain & (log.columns["old_logps"] < math.log(0.99))
     count, share = int(unsure.sum()), float(unsure.sum() / max(1, keep.sum()))
     if not keep.any() or count < 10 or share < 1e-3:
         return None
-    text = f"{count:,} tokens ({share:.1%}) have a sampler's log-prob of exactly 0 and an anchor's p below 0.99: "
+    text = f"{count:,} tokens ({share:.1%}) have a sampler log-prob of exactly 0 and an anchor p below 0.99: "
     text += "all other tokens had been cut off"
-    return Evidence("certain for the sampler alone", "truncated", "strong", text)
+    return Evidence("certain only for the sampler", "truncated", "strong", text)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where clipped tokens are: a token's text, or a stretch of positions.
+    """Where clipped tokens are: a token's text, or a range of positions.
 
     Attributes:
-        clipped: How many a rule clips.
-        share: Of all that the rule clips.
-        share_positive: Of all of A > 0 that the rule clips; None if it clips none.
-        own: Share of this text's (or stretch's) own tokens that are clipped.
+        clipped: Number of tokens that a rule clips here.
+        share: As a share of all tokens that the rule clips.
+        share_positive: As a share of all tokens with A > 0 that the rule clips; None if it clips none.
+        own: Share of the tokens with this text (or in this range) that are clipped.
     """
 
     name: str
@@ -470,12 +470,12 @@ class Place:
 
 
 def clipped_texts(log: TokenLog, judged: Judged, rule: str, limit: int = LISTED) -> list[Place]:
-    """The token texts that hold most of what a rule clips, most first."""
+    """The token texts that a rule clips most, most frequent first."""
     return _places(judged, rule, log.tokens[judged.where], log.texts, limit)
 
 
 def clipped_positions(log: TokenLog, judged: Judged, rule: str) -> list[Place]:
-    """The same by position in the completion, in stretches."""
+    """The same by position in the completion, in ranges."""
     place = np.searchsorted(POSITIONS, log.positions[judged.where], side="right") - 1
     ends = [f"{a}" if b == a + 1 else f"{a} to {b - 1}" for a, b in pairwise(POSITIONS)]
     found = _places(judged, rule, place, [*ends, f"from {POSITIONS[-1]}"], len(POSITIONS))
@@ -512,11 +512,11 @@ class RulePlaces:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything that `bandpo inspect` says.
+    """Everything that `bandpo inspect` reports.
 
     Attributes:
         edge: What the ratio is, or why there is none.
-        judged: Tokens with that ratio and an advantage other than 0.
+        judged: Number of tokens with that ratio and an advantage other than 0.
         no_advantage: How many of them have no logged advantage.
         probabilities: Edges of the bins of `RuleRow.share_by_probability`.
         reference: The rule that the others are compared with.
@@ -538,16 +538,16 @@ class Inspection:
 
 
 def inspect_log(log: TokenLog, rules: Mapping[str, ClipRule], reference: str) -> Inspection:
-    """All questions at once.
+    """Run the whole inspection.
 
     Args:
-        rules: By name, one of them being `reference`, the rule in use: the others are compared with it.
+        rules: Rules by name, including `reference`, the rule in use, with which the others are compared.
     """
     edge = choose_edge(log)
     judged = Judged.nothing() if edge is None else judge(log, edge, rules)
     known, rule = reference in judged.rules, rules[reference]
     return Inspection(
-        edge=edge.text if edge else "one log-prob a token, so no ratio: rules cannot be applied",
+        edge=edge.text if edge else "one log-prob per token, so no ratio: rules cannot be applied",
         judged=len(judged.where),
         no_advantage=int((~np.isfinite(log.columns["advantages"][judged.where])).sum()),
         reference=reference,

@@ -1,4 +1,4 @@
-"""What `bandpo inspect` found, as tables."""
+"""The findings of `bandpo inspect` as tables."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ NAMES = {"kl": "KL", "tv": "TV", "chi2": "chi2"}
 
 
 def files_table(files: Sequence[FileSummary]) -> Table:
-    """What each file held, and which columns; files without a token that counts are told of elsewhere."""
+    """The contents of each file, and its columns; files without a token that counts are reported elsewhere."""
     files = [file for file in files if file.format]
     folder = os.path.commonpath([str(Path(file.file).absolute().parent) for file in files] or ["."])
-    names = ("file", "format", "completions", "tokens", "masked", "left out", "log-probs of", "also")
-    columns = [Column(name, {"completions": "samples", "left out": "out"}.get(name, "")) for name in names]
+    names = ("file", "format", "completions", "tokens", "masked", "skipped", "log-probs of", "also")
+    columns = [Column(name, {"completions": "samples", "skipped": "skip"}.get(name, "")) for name in names]
     rows = [_file(os.path.relpath(file.file, folder), file) for file in files[:LISTED]]
     if rest := files[LISTED:]:
         sums = FileSummary("", "")
@@ -39,7 +39,7 @@ def files_table(files: Sequence[FileSummary]) -> Table:
             sums.having = {name: count + one.having[name] for name, count in sums.having.items()}
         rows.append(_file(f"and {len(rest)} more", sums))
     partial = any("(" in str(cell) for row in rows for cell in row[-2:])
-    note = "a number in parentheses: so many of the tokens have it" if partial else ""
+    note = "a number in parentheses: how many of the tokens have it" if partial else ""
     return Table(columns, rows, f"Tokens of {one_line(folder)}", note)
 
 
@@ -59,7 +59,7 @@ def _file(name: str, file: FileSummary) -> list[Cell]:
 
 
 def inspection_tables(found: Inspection) -> list[Table]:
-    """All tables that have something to say, in the order of the questions."""
+    """All tables with content, in the order of the questions."""
     tables = [
         _rules(found),
         _probabilities(found),
@@ -84,7 +84,7 @@ def _rules(found: Inspection) -> Table:
     rows: list[list[Cell]] = [[r.rule, r.share, r.below, r.above, r.epsilon] for r in found.rules]
     note = f"{found.edge}. Shares of the {found.judged:,} tokens with an advantage other than 0"
     if found.no_advantage:
-        note += f"; {found.no_advantage:,} have no advantage logged: there, outside the bounds counts as clipped"
+        note += f"; {found.no_advantage:,} have no advantage logged: for them, outside the bounds counts as clipped"
     return Table(columns, rows, "What each rule would have clipped", note)
 
 
@@ -93,13 +93,13 @@ def _probabilities(found: Inspection) -> Table:
     ends = [f"<{end:g}" if end < 1 else "to 1" for end in found.probabilities[1:]]
     columns = [Column("rule"), *(Column(label, end, ".1%") for label, end in zip(labels, ends, strict=True))]
     rows: list[list[Cell]] = [[r.rule, *r.share_by_probability] for r in found.rules]
-    return Table(columns, rows, "The same by the anchor's p", "nothing where no token has such a p")
+    return Table(columns, rows, "The same by the anchor's p", "empty if no token has such a p")
 
 
 def _moves(found: Inspection) -> Table:
     columns = [Column("to"), *(Column(name, form=",") for name in ("freed", "held", "both", "neither"))]
     rows: list[list[Cell]] = [[m.to, m.freed, m.held, m.both, m.neither] for m in found.moves]
-    note = "tokens; freed: clipped by the first alone, held: by the second alone, both: by both"
+    note = "tokens; freed: clipped only by the first, held: only by the second, both: by both"
     return Table(columns, rows, f"From {found.reference} to", note)
 
 
@@ -125,10 +125,8 @@ def _same_bounds(found: Inspection) -> Table:
         [b.p, *(b.radii[d] for d in DIVERGENCES), *(b.upper[d] for d in DIVERGENCES)] for b in found.same_bounds
     ]
     epsilon = found.same_bounds[0].epsilon if found.same_bounds else 0.0
-    note = "nothing where p times the bound exceeds 1: the simplex ends before it"
-    return Table(
-        columns, rows, f"The radius with the upper bound {1 + epsilon:g} at p, and the other way round", note
-    )
+    note = "empty if p times the bound exceeds 1: the simplex ends before it"
+    return Table(columns, rows, f"The radius with the upper bound {1 + epsilon:g} at p, and the reverse", note)
 
 
 def _ratios(found: Inspection) -> Table:
@@ -144,19 +142,21 @@ def _ratios(found: Inspection) -> Table:
     equal = [r.ratio for r in found.ratios if r.same]
     note = f"equal on every token: {', '.join(equal)}" if equal else ""
     if "current / anchor" in equal:
-        note += "; logged in the first update of a rollout, or there is one update a rollout: nothing can be clipped"
+        note += (
+            "; logged in the first update of a rollout, or there is one update per rollout: nothing can be clipped"
+        )
     return Table(columns, rows, "How far the policies are apart", note)
 
 
 def _sampling(found: Inspection) -> Table:
     columns = [Column("test"), Column("verdict"), Column("evidence"), Column("numbers")]
     rows = [[e.test, e.verdict, e.strength, e.text] for e in found.sampling.evidence]
-    return Table(columns, rows, "Were the tokens drawn from the whole distribution?")
+    return Table(columns, rows, "Were the tokens drawn from the full distribution?")
 
 
 def _places(title: str, kind: str, places: Sequence[Place], quote: bool = False) -> Table:
     columns = [Column(kind), Column("clipped", form=","), Column("of all clipped", form=".1%")]
-    columns += [Column("of clipped A > 0", form=".1%"), Column("of its own", form=".1%")]
+    columns += [Column("of clipped A > 0", form=".1%"), Column("share clipped", form=".1%")]
     rows: list[list[Cell]] = [
         [quoted(p.name) if quote else p.name, p.clipped, p.share, p.share_positive, p.own] for p in places
     ]

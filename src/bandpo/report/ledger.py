@@ -1,8 +1,8 @@
 """Which side of a rule moved entropy, by how much, on which tokens: the entropy ledger of recorded batches.
 
-To first order, under plain ascent, and of a token's own position only: a token a with slope c = A r moves the entropy
-there by -c (S_a - E_pi[S]) per unit of learning rate, with S_a = pi_a (H + ln pi_a) (docs/report.md). Everything here
-is a pure function of recorded batches and of a rule.
+To first order, under gradient ascent, and only at a token's own position: a token a with slope c = A r moves the
+entropy there by -c (S_a - E_pi[S]) per unit of learning rate, with S_a = pi_a (H + ln pi_a) (docs/report.md).
+Everything here is a pure function of recorded batches and a rule.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TokenLedger:
 
     Attributes:
         labels: Names of the N groups.
-        tokens: Tokens in each, with an advantage or without, shape (N,).
+        tokens: Number of tokens in each, with or without an advantage, shape (N,).
         entries: Change of the entropy in nats per unit of learning rate, summed over tokens, shape (N, 4), as
             `COLUMNS`: tokens that kept their gradient with A > 0 and A < 0, and what tokens that lost it with a ratio
             above 1 and below would have added.
@@ -40,29 +40,29 @@ class TokenLedger:
 
     @property
     def net(self) -> NDArray[np.float64]:
-        """What was let in, high and low together, shape (N,)."""
+        """Let in, high and low together, shape (N,)."""
         return self.entries[:, :2].sum(1)
 
     @property
     def kept_out(self) -> NDArray[np.float64]:
-        """What was kept out, shape (N,)."""
+        """Kept out, high and low together, shape (N,)."""
         return self.entries[:, 2:].sum(1)
 
     def largest(self, count: int) -> TokenLedger:
-        """The groups that move most, |let in| + |kept out|, the largest first."""
+        """The groups that moved most, by |let in| + |kept out|, largest first."""
         order = np.argsort(-(abs(self.net) + abs(self.kept_out)), kind="stable")[:count]
         return TokenLedger(tuple(self.labels[i] for i in order), self.tokens[order], self.entries[order])
 
 
 def has_slopes(batch: TokenBatch) -> bool:
-    """Whether the batch tells E_pi[S] of its tokens; older files do not."""
+    """Whether the batch has E_pi[S] of its tokens; older files do not."""
     return bool(np.isfinite(batch.mean_slope[batch.mask]).all())
 
 
 def entropy_changes(batch: TokenBatch) -> NDArray[np.float64]:
     """-c (S_a - E_pi[S]) of each token if it has its gradient, in nats per unit of learning rate, shape (B, T).
 
-    0 for masked tokens; NaN where E_pi[S] is not known.
+    0 for masked tokens; NaN if E_pi[S] is unknown.
     """
     found = entropy_change(batch.logps, batch.old_logps, batch.entropy, batch.advantages, batch.mean_slope)
     return np.where(batch.mask, found, 0.0)
@@ -88,7 +88,7 @@ def by_probability(rule: ClipRule, batches: Sequence[TokenBatch], edges: Sequenc
 
 
 def by_position(rule: ClipRule, batches: Sequence[TokenBatch], stretches: int = 8) -> TokenLedger:
-    """By position in the completion, from 1, in at most `stretches` stretches of equal length."""
+    """By position in the completion, from 1, in at most `stretches` ranges of equal length."""
     length = max(b.mask.shape[1] for b in batches)
     width = -(-length // stretches)
     places = [np.broadcast_to(np.arange(b.mask.shape[1]) // width, b.mask.shape) for b in batches]

@@ -13,7 +13,7 @@ from bandpo.training.batches import TokenBatch
 
 LEDGER_TITLE = "Which side of the rule moved entropy, by how much, on which tokens"
 UNIT = "1/1000 nats per token and unit of learning rate"
-MOVERS = 12  # token strings of a run; of several runs, a third each
+MOVERS = 12  # token strings of a run; for several runs, a third each
 NET = "net let in"
 
 
@@ -25,7 +25,7 @@ def ledger_blocks(
     """Tables by rule, and for each run's own rule by old probability, by token and by position.
 
     Args:
-        batches: Label of the run -> what was recorded.
+        batches: Label of the run -> its recorded batches.
         rules: The rules to compare on all of these tokens.
         own: Label -> the rule that the run was trained with; None for TRL's own loss.
     """
@@ -33,7 +33,7 @@ def ledger_blocks(
     unseen = sum(map(len, batches.values())) - sum(map(len, seen.values()))
     said: list[Block] = []
     if unseen:
-        said.append(Text(f"{unseen} recorded batches have no ledger: the logits were not seen when they were made."))
+        said.append(Text(f"{unseen} recorded batches have no ledger: they were recorded without the logits."))
     seen = {label: kept for label, kept in seen.items() if kept}
     if not seen:
         return said
@@ -69,7 +69,7 @@ def _numbers(found: TokenLedger, group: int, tokens: int) -> list[Cell]:
 
 
 def _across(ledgers: Mapping[str, TokenLedger], title: str) -> Table:
-    """A column a group; of several runs, what was let in together, and what each side kept out."""
+    """One column per group; for several runs, the total let in, and what each side kept out."""
     labels = list(dict.fromkeys(name for found in ledgers.values() for name in found.labels))
     several = len(ledgers) > 1
     rows: list[list[Cell]] = []

@@ -1,7 +1,7 @@
-"""The report of runs and studies, from what they left on disk (needs the `report` extra).
+"""The report of runs and studies, from their files on disk (needs the `report` extra).
 
-A run directory, a study's directory, or a study's metrics.json alone become one HTML page that needs nothing else,
-with PNG pictures and report.md (tables for a paper) beside it.
+A run directory, a study's directory, or just a study's metrics.json become one self-contained HTML page, with PNG
+pictures and report.md (tables for a paper) next to it.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
 
     Args:
         paths: Run directories, study directories and metrics.json files.
-        output: Directory for the report; None writes it into the one run or study given.
+        output: Directory for the report; None writes it into the run or study given.
 
     Returns:
         The path of report.html.
 
     Raises:
-        ValueError: If a path is none of these, no path is given, or several are and `output` is None.
+        ValueError: If a path is none of these, if there is no path, or if there are several and `output` is None.
     """
     if not paths:
-        raise ValueError("paths is empty, allowed is at least one run directory, study directory or metrics.json")
+        raise ValueError("paths is empty; allowed: at least one run directory, study directory or metrics.json")
     if output is None:
         if len(paths) > 1:
             raise ValueError(f"{len(paths)} paths are given; a report on several needs --output DIR")
@@ -68,7 +68,7 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def plot_bounds(rules: Mapping[str, ClipRule], path: Path) -> None:
-    """Ratio bounds, and the probability they allow, against the old probability, for each rule, into a PNG or SVG."""
+    """Plot each rule's ratio bounds, and the probability they allow, over the old probability, as PNG or SVG."""
     picture = bounds_picture(rules)
     save(replace(picture, panels=picture.panels[:2]), path)
 

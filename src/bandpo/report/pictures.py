@@ -1,4 +1,4 @@
-"""The pictures of what rules do, to any token and to recorded ones (needs the `report` extra)."""
+"""Pictures of what rules do, to any token and to recorded ones (needs the `report` extra)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bandpo.report.why import ClipCounts, Gains, PositionEntropy, bin_labels
 
 
 def _style(name: str, place: int, styles: Mapping[str, int] | None) -> int:
-    """Its own number where the page has given it one, so that a method looks the same in all pictures."""
+    """The number that the page assigned to it, if any, so that a method looks the same in all pictures."""
     return place if styles is None else styles.get(name, place)
 
 
 def bounds_picture(rules: Mapping[str, ClipRule], styles: Mapping[str, int] | None = None) -> Picture:
-    """Ratio bounds, the probability they allow, and its change, against the old probability.
+    """Ratio bounds, the probability they allow, and its change, over the old probability.
 
     Args:
         rules: Label -> rule.
-        styles: Label -> number of its series; by default its place in `rules`.
+        styles: Label -> index of its series; by default its position in `rules`.
     """
     logps = torch.linspace(math.log(1e-4), math.log(0.9995), 160, dtype=torch.float64)
     p = logps.exp()
@@ -38,11 +38,11 @@ def bounds_picture(rules: Mapping[str, ClipRule], styles: Mapping[str, int] | No
     old = "old probability p"
     return Picture(
         "bounds",
-        "What each rule allows a token",
+        "What each rule allows",
         [
             Panel("Ratio bounds", old, ratio, y_label="ratio r", log_x=True, log_y=True, y_limits=(0.02, 200)),
             Panel(
-                "Where its probability may go",
+                "Allowed new probability",
                 old,
                 reach,
                 y_label="new probability r p",
@@ -54,7 +54,7 @@ def bounds_picture(rules: Mapping[str, ClipRule], styles: Mapping[str, int] | No
                 "Change of its probability", old, change, y_label="change r p - p", log_x=True, y_limits=(-0.45, 0.45)
             ),
         ],
-        caption="Each rule has two curves, its upper and its lower bound. Dotted grey: the simplex edge; no change.",
+        caption="Each rule has two curves, its upper and its lower bound. Dotted gray: the simplex edge; no change.",
         alt=_bounds_alt(rules),
     )
 
@@ -70,7 +70,7 @@ def _bounds_alt(rules: Mapping[str, ClipRule]) -> str:
 
 
 def regions_picture(rules: Mapping[str, ClipRule], points: Sequence[tuple[float, float]] = ()) -> Picture:
-    """Where in the plane of old probability and ratio a rule takes the gradient away, a panel a rule.
+    """Where in the plane of old probability and ratio a rule removes the gradient, one panel per rule.
 
     Args:
         points: (old probability, ratio) of recorded tokens, drawn into every panel.
@@ -104,9 +104,9 @@ def regions_picture(rules: Mapping[str, ClipRule], points: Sequence[tuple[float,
         )
     return Picture(
         "regions",
-        "Where each rule takes the gradient away",
+        "Where each rule removes the gradient",
         panels,
-        caption="A token in a shaded region gets no gradient if its advantage has the sign named; the other sign "
+        caption="A token in a shaded region gets no gradient if its advantage has that sign; the other sign "
         "pulls it back." + (" Dots: recorded tokens of this run." if points else ""),
         alt="For each rule, the regions above its upper and below its lower ratio bound against the old "
         f"probability: {', '.join(rules)}.",
@@ -138,8 +138,8 @@ def clipped_picture(counts: ClipCounts, styles: Mapping[str, int] | None = None)
         "Which tokens each rule would have clipped",
         panels,
         caption=f"Share of the recorded tokens ({counts.tokens.sum():,} with an advantage) that would get no "
-        "gradient. They are the tokens of these runs, whatever their own rule; under another rule a run would have "
-        "gone elsewhere.",
+        "gradient. They come from these runs under their own rules; under another rule a run would have "
+        "sampled other tokens.",
         alt="Share of all recorded tokens clipped: "
         + "; ".join(f"{name} {share:.2%}" for name, share in zip(counts.rules, totals, strict=True))
         + ".",
@@ -173,7 +173,7 @@ def gains_picture(gains: Mapping[str, tuple[Gains, Gains]], styles: Mapping[str,
 
 
 def entropy_picture(entropies: Mapping[str, PositionEntropy], styles: Mapping[str, int] | None = None) -> Picture:
-    """Mean entropy against the position in the completion, a line a run or an update."""
+    """Mean entropy over the position in the completion, one line per run or update."""
     lines = [
         Line(name, (e.start + 0.0).tolist(), e.entropy.tolist(), style=_style(name, i, styles))
         for i, (name, e) in enumerate(entropies.items())

@@ -40,7 +40,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def describe_run(run: RunDirectory) -> RunRecord:
-    """What its config.yaml says of a run: its record without series."""
+    """A run's record without series, from its config.yaml."""
     config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     rule = clip_rule_of(config["rule"])
     return RunRecord(
@@ -59,7 +59,7 @@ def _trl_label(train: Mapping[str, JsonValue]) -> str:
 
 
 def run_sections(paths: Sequence[Path], prefix: str = "") -> list[Section]:
-    """The sections on one run, or on several runs beside each other."""
+    """The sections on one run, or on several runs side by side."""
     records = [read_run(path) for path in paths]
     rules = {why.name_rule(record.rule): record.rule for record in records if record.rule is not None}
     records = _distinct_labels(records)
@@ -72,7 +72,7 @@ def run_sections(paths: Sequence[Path], prefix: str = "") -> list[Section]:
 
 
 def _distinct_labels(records: list[RunRecord]) -> list[RunRecord]:
-    """Runs that differ in more than the seed get different labels: the directory's name beside the rule's."""
+    """Runs that differ in more than the seed get different labels: the rule's and the directory's name."""
     settings_of: dict[str, set[str]] = {}
     for record in records:
         settings_of.setdefault(record.label, set()).add(record.settings)

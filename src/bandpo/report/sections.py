@@ -1,4 +1,4 @@
-"""Sections that the report of a run and the report of a study share (needs the `report` extra)."""
+"""Sections shared by the reports of runs and of studies (needs the `report` extra)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bandpo.runs.run_dir import RunDirectory, rewards_of
 from bandpo.training.batches import TokenBatch, read_batches
 
 SAMPLES_PER_ROLLOUT = 8
-SHOWN_TOKENS = 80  # of one completion, side by side
+SHOWN_TOKENS = 80  # of one completion
 
 T = TypeVar("T")
 
@@ -30,10 +30,10 @@ T = TypeVar("T")
 def shared_sections(
     records: Sequence[RunRecord], rules: Mapping[str, ClipRule], labels: Sequence[str], prefix: str
 ) -> list[Section]:
-    """What the rules do, to tokens that were recorded and to any; and completions.
+    """What the rules do, to recorded tokens and to any; and completions.
 
     Args:
-        records: Runs at one point of the sweep; of each label, tokens and completions are those of its first seed.
+        records: Runs at one point of the sweep; tokens and completions are those of each label's first seed.
         rules: Label -> rule, if it has one.
         labels: All labels in the order in which curves are drawn: a method looks the same in all pictures.
         prefix: Of the names of sections and pictures.
@@ -65,13 +65,13 @@ def shared_sections(
 
 
 def _left_out(rules: Mapping[str, ClipRule], known: Mapping[str, ClipRule]) -> list[Block]:
-    """A sentence on the rules that cannot be shown."""
+    """A sentence on the rules that are not shown."""
     needs = [f"{name} (needs {', '.join(sorted(rule.needs))})" for name, rule in rules.items() if name not in known]
-    return [Text(f"Not shown, because more than the old probability decides: {'; '.join(needs)}.")] if needs else []
+    return [Text(f"Not shown, because they need more than the old probability: {'; '.join(needs)}.")] if needs else []
 
 
 def _points_of(batches: Sequence[TokenBatch], most: int = 250) -> Points:
-    """(old probability, ratio) of some recorded tokens, taken at equal distances."""
+    """(old probability, ratio) of some recorded tokens, evenly spaced."""
     if not batches:
         return []
     old = np.concatenate([batch.old_logps[batch.mask] for batch in batches]).astype(np.float64)
@@ -135,7 +135,7 @@ def _clip_table(counts: why.ClipCounts) -> Table:
                 for i, name in enumerate(counts.rules)
             ),
         ],
-        "Both signs of the advantage together.",
+        "Both signs of the advantage combined.",
     )
 
 
@@ -156,7 +156,7 @@ def _gain_table(gains: Mapping[str, why.Gains]) -> Table:
 
 
 def tokens_block(rules: Mapping[str, ClipRule], batch: TokenBatch, row: int, where: str = "") -> Tokens:
-    """One completion under every rule; of a long one, the stretch on which the rules disagree most."""
+    """One completion under every rule; of a long one, the part on which the rules disagree most."""
     verdicts = why.side_by_side(rules, batch, row)
     disputed = np.array([0 < sum(v.clipped) < len(v.clipped) for v in verdicts], dtype=int)
     start = 0
@@ -183,7 +183,7 @@ def tokens_block(rules: Mapping[str, ClipRule], batch: TokenBatch, row: int, whe
 
 
 def _spread(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of them at equal distances, the first and the last among them."""
+    """At most `most` of them, evenly spaced, including the first and the last."""
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).astype(int))]
 
 
@@ -206,7 +206,7 @@ def sample_blocks(record: RunRecord, count: int) -> list[Block]:
         rows.setdefault(row["step"], []).append(row)
     for step in _spread(list(rows), max(1, count // 2)):
         samples = []
-        for row in _spread(rows[step], SAMPLES_PER_ROLLOUT):  # neighbours answer the same prompt
+        for row in _spread(rows[step], SAMPLES_PER_ROLLOUT):  # neighbors answer the same prompt
             rewards = ", ".join(f"{name} {value:g}" for name, value in rewards_of(row).items())
             facts = f"{rewards}, advantage {row['advantage']:+.2f}"
             samples.append(Sample(row["prompt"], row["completion"], facts))

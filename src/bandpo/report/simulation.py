@@ -31,7 +31,7 @@ LEDGER_NOTE = (
 
 
 def simulation_tables(result: SimulationResult) -> list[Table]:
-    """What came of it, the entropy ledger, and expected beside seen if the simulation expects anything."""
+    """The results, the entropy ledger, and expected versus observed numbers if the simulation expects any."""
     shown = [name for name in SERIES if any(getattr(run, name) for run in result.runs.values())]
     columns = [Column("rule"), *(Column(SERIES[name][0]) for name in shown)]
     columns += [Column(title, form=".2%") for title in CLIPPED.values()]
@@ -52,7 +52,7 @@ def simulation_tables(result: SimulationResult) -> list[Table]:
 
 
 def _ledger_by_kind(result: SimulationResult) -> list[Table]:
-    """Deciding beside neutral tokens, where there are both."""
+    """Deciding next to neutral tokens, if there are both."""
     kinds = ("deciding", "neutral")
     if not all(getattr(run, f"ledger_{kind}") for run in result.runs.values() for kind in kinds):
         return []
@@ -70,7 +70,7 @@ def _ledger_by_kind(result: SimulationResult) -> list[Table]:
 
 
 def _ledger_by_bin(result: SimulationResult) -> list[Table]:
-    """What was let in and kept out by the tokens' old probability."""
+    """Let in and kept out, by the tokens' old probability."""
     rows: list[list[Cell]] = []
     for label, run in result.runs.items():
         if (ledger := run.ledger_by_probability) is None:
@@ -91,7 +91,7 @@ def _end(series: Series | None) -> Interval | None:
 
 
 def _controllers(result: SimulationResult) -> Table:
-    """How each controller reached its target and held it, from one change of the settings to the next."""
+    """How each controller reached and held its target, from one change of the settings to the next."""
     columns = [Column("rule"), Column("rollouts"), Column("target", form=".3g"), Column("reached after", form="d"),
                Column("then within", form=".1%"), Column("mean of last 10", form=".3g"), Column("number", form=".3g"),
                ]  # fmt: skip
@@ -114,7 +114,7 @@ def _controllers(result: SimulationResult) -> Table:
 
 
 def _agreement(result: SimulationResult) -> Table:
-    """Expected beside seen; `z` is their difference in standard errors."""
+    """Expected and observed numbers; `z` is their difference in standard errors."""
     columns = [Column("rule"), Column("metric"), Column("place"), Column("expected"), Column("seen"),
                Column("error"), Column("z", form="+.1f"), Column("agrees")]  # fmt: skip
     cells = agreements(result)
@@ -132,8 +132,8 @@ def _agreement(result: SimulationResult) -> Table:
         for c in cells
     ]
     within = sum(cell.z is not None and abs(cell.z) <= 2 for cell in cells)
-    note = f"{within} of {len(cells)} within 2 standard errors, both runs' sampling and the rounding counted"
-    return Table(columns, rows, "Expected and seen", note)
+    note = f"{within} of {len(cells)} within 2 standard errors, which include both runs' sampling and the rounding"
+    return Table(columns, rows, "Expected and observed", note)
 
 
 def _verdict(z: float) -> str:
@@ -141,7 +141,7 @@ def _verdict(z: float) -> str:
 
 
 def simulation_picture(result: SimulationResult) -> Picture:
-    """One panel per series over the rollouts, the clipped shares, and the ledger beside what happened."""
+    """One panel per series over the rollouts, the clipped shares, and the ledger next to the realized change."""
     panels = []
     for name, (_, title) in SERIES.items():
         lines = [

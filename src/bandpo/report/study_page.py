@@ -1,4 +1,4 @@
-"""The report of a study, from its metrics.json; completions and tokens if its run directories are at hand."""
+"""The report of a study, from its metrics.json; with completions and tokens if its run directories are available."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def study_sections(study: StudyResult, directory: Path | None, prefix: str = "")
 
     Args:
         study: Its metrics.json.
-        directory: The study's directory; None if only its metrics.json is at hand, so that there are no completions
+        directory: The study's directory; None if only its metrics.json is available; then there are no completions
             and no tokens.
         prefix: Of the names of sections and pictures, which must be unique in a page.
     """
@@ -36,7 +36,7 @@ def study_sections(study: StudyResult, directory: Path | None, prefix: str = "")
     curves = curves_pictures(list(records.items()), prefix)
     if curves:
         sections.append(Section(f"{prefix}curves", "Learning curves", [Drawing(picture) for picture in curves]))
-    # The rules are those of the first point of the sweep; so are tokens and completions.
+    # Rules, tokens and completions are those of the first point of the sweep.
     first = next(iter(records.values()), [])
     shared = shared_sections(first, _rules(study, comparisons[:1]), list(study.study.methods), prefix)
     return [*sections, *shared, _how_to_repeat(study, prefix)]
@@ -46,13 +46,13 @@ def _results(study: StudyResult, comparisons: Sequence[Comparison], prefix: str)
     blocks: list[Block] = []
     waiting = sum(run.status == "waiting" for run in study.runs)
     if waiting:
-        blocks.append(Text(f"The study is not finished: {waiting} of {len(study.runs)} runs are to come."))
+        blocks.append(Text(f"The study is not finished: {waiting} of {len(study.runs)} runs are missing."))
     pictures = [differences_picture(comparisons, prefix)] if comparisons else []
     if len(comparisons) > 1:
         pictures.insert(0, sweep_picture(comparisons, prefix))
     drawings = [Drawing(picture) for picture in pictures if picture.panels]
     tables = [table for comparison in comparisons for table in study_tables(comparison)]
-    # Of a sweep the pictures say more than its many tables.
+    # For a sweep the pictures show more than its many tables.
     blocks += [*drawings, *tables] if len(comparisons) > 1 else [*tables, *drawings]
     if tables:
         blocks.append(Text(LEGEND.format(reference=study.study.reference)))
@@ -62,7 +62,7 @@ def _results(study: StudyResult, comparisons: Sequence[Comparison], prefix: str)
 
 
 def _rules(study: StudyResult, comparisons: Sequence[Comparison]) -> dict[str, ClipRule]:
-    """The rule of each method, as its runs had it: a matched control's setting is known only then."""
+    """The rule of each method, from its runs, because a matched control's setting is known only then."""
     points = [comparison.point for comparison in comparisons]
     settings = {run.method: run.rule for run in study.finished if run.point in points}
     return {
@@ -90,7 +90,7 @@ def _points_of(run: FinishedRun, name: str) -> Points:
 
 
 def differences_picture(comparisons: Sequence[Comparison], prefix: str = "") -> Picture:
-    """Each method's difference to the reference with its interval, a panel per point of the sweep."""
+    """Each method's difference from the reference with its interval, one panel per point of the sweep."""
     panels, texts = [], []
     for comparison in comparisons:
         compared = [(i, r.method, r.difference) for i, r in enumerate(comparison.results) if r.difference is not None]
@@ -114,7 +114,7 @@ def differences_picture(comparisons: Sequence[Comparison], prefix: str = "") -> 
 
 
 def sweep_picture(comparisons: Sequence[Comparison], prefix: str = "") -> Picture:
-    """The study's metric along the last axis of the sweep, a panel per point of the others."""
+    """The study's metric along the last axis of the sweep, one panel per point of the others."""
     last = list(comparisons[0].point)[-1]
     groups: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
@@ -154,8 +154,8 @@ def _how_to_repeat(study: StudyResult, prefix: str) -> Section:
     commits = sorted({run.commit for run in study.finished if run.commit})
     blocks: list[Block] = [Code("bandpo compare study.yaml --output DIR")]
     environment = study.environment
-    if environment is not None:  # not yet there before the first run has ended
-        together = f" {environment.workers} runs at a time with {environment.threads} threads each."
+    if environment is not None:  # missing until the first run has ended
+        together = f" {environment.workers} runs in parallel with {environment.threads} threads each."
         several = f" Runs were made at commits {', '.join(commits)}." if len(commits) > 1 else ""
         blocks.append(Text(describe(environment) + together + several))
     if (controls := _controls_table(study.calibration)) is not None:

@@ -1,6 +1,7 @@
-"""Token logs of any training loop in one form: single sampled tokens with what is known of each.
+"""Token logs of any training loop in one form: sampled tokens with what is known about each.
 
-`bandpo.report.dumps` reads files into `Completion`s, `TokenLog.gather` packs them, `bandpo.report.inspection` asks.
+`bandpo.report.dumps` reads files into `Completion`s, `TokenLog.gather` packs them, `bandpo.report.inspection`
+analyzes.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from bandpo.core.tokens import Tokens
 Floats = NDArray[np.float32]
 LOGPS = ("old_logps", "logps", "sampling_logps")
 ENTROPIES = ("entropy", "old_entropy")
-ASIDE = (*ENTROPIES, "mean_slope")  # columns that no rule's verdict hangs on: a token is kept without them
+ASIDE = (*ENTROPIES, "mean_slope")  # columns that no rule's verdict needs: a token is kept without them
 LEAST = -1000.0  # nats; no sampler draws a token of probability 1e-434
-ROUNDED = 1e-4  # a log-prob that bfloat16 or a fused kernel put this far above 0 is a 0
-CHUNK = 1 << 20  # tokens judged at a time
+ROUNDED = 1e-4  # a log-prob that bfloat16 or a fused kernel rounded this far above 0 counts as 0
+CHUNK = 1 << 20  # tokens judged per step
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Problem:
     Attributes:
         file: The file.
         line: Its line, or the number of the sample in a binary file, from 1; None for the whole file.
-        text: What was found, what was expected, and what was left out.
+        text: What was found, what was expected, and what was skipped.
     """
 
     file: str
@@ -56,19 +57,19 @@ class Note:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled completion of T tokens; every column has the shape (T,), and None is one that nobody logged.
+    """One sampled completion of T tokens; every column has the shape (T,), or is None if it was not logged.
 
     Attributes:
         format: Name of the file's format.
         line: Line of the file, or the number of the sample in a binary file, from 1.
-        tokens: Text of each token, or its number where the log has no text.
+        tokens: Text of each token, or its id if the log has no text.
         columns: Name (of `LOGPS`, `ASIDE` or "advantages") -> values as logged. `old_logps` are of the anchor,
             which the trust region is centered on, `logps` of the policy being trained, `sampling_logps` those that
             the sampler reported; `entropy` is of the policy of `logps`, `old_entropy` of the anchor; in nats;
             `mean_slope` as in `bandpo.training.batches.TokenBatch`.
         mask: True for tokens that count.
         group: The prompt: completions of one prompt have the same.
-        positions: Place of each token in the completion, from 0.
+        positions: Position of each token in the completion, from 0.
         prompt: The prompt's text.
     """
 
@@ -84,14 +85,14 @@ class Completion:
 
 @dataclass
 class FileSummary:
-    """What a file held.
+    """The contents of a file.
 
     Attributes:
         format: Its format, or "" if nothing was recognized.
-        completions, tokens: Those that count.
+        completions, tokens: Number of each that counts.
         masked: Tokens that the mask excludes.
-        left_out: Tokens or whole completions left out as damaged, counted in tokens where that is known.
-        having: Column -> tokens that have it.
+        left_out: Tokens or whole completions skipped as damaged, counted in tokens if known.
+        having: Column -> number of tokens that have it.
     """
 
     file: str
@@ -105,18 +106,18 @@ class FileSummary:
 
 @dataclass(frozen=True, eq=False)
 class TokenLog:
-    """All tokens that count, of all files, one after the other: N tokens of S completions.
+    """All tokens that count, concatenated over files: N tokens of S completions.
 
     Attributes:
         texts: Text of each distinct token, of length V.
         tokens: Index into `texts`, shape (N,).
-        columns: Column (`Completion.columns`) -> values, shape (N,); NaN where it was not logged.
-        positions: Place in the completion, shape (N,).
-        completion: Number of the completion, shape (N,).
-        groups: Number of each completion's prompt, shape (S,); -1 where it was not logged.
-        prompts: Text of each prompt, "" where it was not logged, of length G.
-        places: Number of each completion's file, and its line or sample there, shape (S, 2).
-        files: What each file held.
+        columns: Column (`Completion.columns`) -> values, shape (N,); NaN if it was not logged.
+        positions: Position in the completion, shape (N,).
+        completion: Index of the completion, shape (N,).
+        groups: Index of each completion's prompt, shape (S,); -1 if it was not logged.
+        prompts: Text of each prompt, "" if it was not logged, of length G.
+        places: Index of each completion's file, and its line or sample there, shape (S, 2).
+        files: Contents of each file.
         problems: What could not be read.
         notes: Sentences on files without log-probs.
     """
@@ -141,13 +142,13 @@ class TokenLog:
         return np.logical_and.reduce([np.isfinite(self.columns[name]) for name in names])
 
     def chunks(self, keep: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
-        """Numbers of the tokens in `keep`, at most `CHUNK` at a time."""
+        """Indices of the tokens in `keep`, at most `CHUNK` at a time."""
         found = np.flatnonzero(keep)
         for start in range(0, len(found), CHUNK):
             yield found[start : start + CHUNK]
 
     def rule_tokens(self, where: NDArray[np.int64], anchor: str, advantages: Floats) -> Tokens:
-        """Some tokens as a clip rule sees them; the columns that not all of them have are not given."""
+        """Some tokens as a clip rule sees them; columns that some of them lack are omitted."""
 
         def given(name: str) -> Tensor | None:
             values = self.columns[name][where]
@@ -164,8 +165,8 @@ class TokenLog:
 
     @classmethod
     def gather(cls, read: Iterable[tuple[Path, Completion | Problem | Note]], paths: Iterable[Path]) -> TokenLog:
-        """Pack what was read. Each value is checked here, once, whatever the format: a token with a value that
-        cannot be is left out and reported, the rest of its completion is kept.
+        """Pack what was read. Each value is checked here, once, for every format: a token with an impossible
+        value is skipped and reported, the rest of its completion is kept.
         """
         packer = _Packer({path: FileSummary(str(path)) for path in paths})
         for path, found in read:
@@ -174,12 +175,12 @@ class TokenLog:
 
 
 def one_line(text: str) -> str:
-    """What others wrote, with all that is not printable (control characters, lone surrogates) as escapes."""
+    """Untrusted text, with everything unprintable (control characters, lone surrogates) as escapes."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def quoted(text: str) -> str:
-    """A token on one line: quoted, with white space, control characters and the like as escapes."""
+    """A token on one line: quoted, with white space, control characters and similar as escapes."""
     shown = repr(text)
     return shown if len(shown) <= 40 else f"{shown[:37]}..."
 
@@ -218,7 +219,7 @@ class _Packer:
             bad = np.flatnonzero(keep & ~good)
             if not len(bad):
                 continue
-            what = "left out"
+            what = "skipped"
             if name in ASIDE:
                 columns[name], what = np.where(good, values, np.float32(np.nan)), "without it"
             else:
@@ -255,7 +256,7 @@ class _Packer:
     def log(self) -> TokenLog:
         def joined(parts: list[NDArray[np.float32]]) -> Floats:
             whole = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-            parts.clear()  # the pieces are not needed twice
+            parts.clear()  # the pieces are no longer needed
             return whole
 
         return TokenLog(
@@ -290,5 +291,5 @@ def _clean(name: str, values: Floats) -> Floats:
 
 
 def prompt_key(prompt: object) -> str:
-    """A short name of a prompt, which need not be kept."""
+    """A short key for a prompt, so that its text need not be kept."""
     return hashlib.sha1(str(prompt).encode("utf-8", "replace")).hexdigest()[:12]

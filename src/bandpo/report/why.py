@@ -22,7 +22,7 @@ from bandpo.core.tokens import Tokens
 from bandpo.lab.simulation import EDGES
 from bandpo.training.batches import TokenBatch
 
-# The rules that a report compares, by the names that the field gives them.
+# The rules that a report compares, under their common names.
 RIVALS: dict[str, ClipRule] = {
     "GRPO clip 0.2": Clip(),
     "Clip-Higher 0.2/0.28": Clip(0.2, 0.28),
@@ -33,14 +33,14 @@ RIVALS: dict[str, ClipRule] = {
 }
 SIDES = ("below", "above")
 SIGNS = ("negative", "positive")
-RECORDED = frozenset({"advantages", "mask", "positions"})  # what a recorded batch tells a rule beyond the log-probs
+RECORDED = frozenset({"advantages", "mask", "positions"})  # what a recorded batch gives a rule beyond the log-probs
 
 
 def name_rule(rule: ClipRule) -> str:
     """A short label from a rule's class and fields, such as 'Clip 0.2/0.28' or 'Band KL 0.05, cap 10'.
 
     The class, then the divergence and the size (`radius`, or `low` and `high`), then every other field that differs
-    from its default. It knows no rule: a new one is named by its own fields.
+    from its default. It is generic: a new rule is named by its own fields.
     """
     options: tuple[Field[Any], ...] = fields(rule) if is_dataclass(rule) else ()
     values: dict[str, Any] = {field.name: getattr(rule, field.name) for field in options}
@@ -72,7 +72,7 @@ def _option(value: Any) -> str:
 
 
 def with_rivals(rules: Mapping[str, ClipRule]) -> dict[str, ClipRule]:
-    """`rules`, and those of `RIVALS` that are not among them; one without bounds has nothing to compare."""
+    """`rules`, and the `RIVALS` missing from them, without rules that have no bounds."""
     bounded = {name: rule for name, rule in rules.items() if rule != NoClip()}
     return {**bounded, **{name: rule for name, rule in RIVALS.items() if rule not in bounded.values()}}
 
@@ -83,8 +83,8 @@ class Outside:
 
     Attributes:
         above: The ratio exceeds the upper bound.
-        below: The ratio is under the lower bound.
-        clipped: The loss gives the token no gradient: above with A > 0, or below with A < 0; of a two-sided rule any
+        below: The ratio is below the lower bound.
+        clipped: The loss gives the token no gradient: above with A > 0, or below with A < 0; for a two-sided rule any
             token outside whose advantage is not 0.
     """
 
@@ -94,7 +94,7 @@ class Outside:
 
 
 def outside(rule: ClipRule, batch: TokenBatch) -> Outside:
-    """Apply a rule to logged tokens; masked tokens are outside of nothing."""
+    """Apply a rule to logged tokens; masked tokens are never outside."""
     logps, old_logps = torch.from_numpy(batch.logps), torch.from_numpy(batch.old_logps)
     advantages, mask = torch.tensor(batch.advantages), torch.from_numpy(batch.mask)
     inside = rule.inside(logps, Tokens(old_logps, advantages, mask))
@@ -111,7 +111,7 @@ class ClipCounts:
     Attributes:
         rules: R names.
         edges: N + 1 edges of the bins.
-        outside: Tokens outside the bounds, shape (R, N, 2, 2): rule, bin, side (`SIDES`), sign (`SIGNS`). Of a rule
+        outside: Tokens outside the bounds, shape (R, N, 2, 2): rule, bin, side (`SIDES`), sign (`SIGNS`). For a rule
             that is not two-sided, (below, negative) and (above, positive) are clipped; the other two pull the ratio
             back.
         clipped: Tokens without a gradient, shape (R, N, 2): rule, bin, sign.
@@ -159,8 +159,8 @@ class Gains:
     Attributes:
         edges: N + 1 edges of the bins.
         tokens: Tokens in each bin, shape (N,).
-        mean: Mean of p_new - p_old, shape (N,); NaN where there is no token.
-        log_ratio: Mean of log(p_new / p_old) in nats, shape (N,); NaN where there is no token.
+        mean: Mean of p_new - p_old, shape (N,); NaN if there is no token.
+        log_ratio: Mean of log(p_new / p_old) in nats, shape (N,); NaN if there is no token.
     """
 
     edges: tuple[float, ...]
@@ -193,9 +193,9 @@ class PositionEntropy:
     """Mean entropy along the completion.
 
     Attributes:
-        start: First position of each stretch, from 0, shape (K,).
-        entropy: Mean over the stretch's tokens in nats, shape (K,).
-        tokens: Tokens in each stretch, shape (K,).
+        start: First position of each range, from 0, shape (K,).
+        entropy: Mean over the range's tokens in nats, shape (K,).
+        tokens: Number of tokens in each range, shape (K,).
     """
 
     start: NDArray[np.int64]
@@ -204,7 +204,7 @@ class PositionEntropy:
 
 
 def entropy_by_position(batch: TokenBatch, stretches: int = 32) -> PositionEntropy:
-    """Mean entropy against the position in the completion, in at most `stretches` stretches of equal length."""
+    """Mean entropy over the position in the completion, in at most `stretches` ranges of equal length."""
     length = batch.mask.shape[1]
     width = -(-length // stretches)
     place = np.broadcast_to(np.arange(length) // width, batch.mask.shape)[batch.mask]
@@ -222,7 +222,7 @@ class Verdict:
         text: The token.
         old_p: Its probability at the rollout.
         p: Its probability just before the recorded update.
-        entropy: Of the policy at its place, in nats.
+        entropy: Entropy of the policy at its position, in nats.
         clipped: For each rule, whether the token gets no gradient.
     """
 
@@ -256,7 +256,7 @@ def telling_rows(rules: Mapping[str, ClipRule], batch: TokenBatch, count: int) -
 
 
 def bin_of(logps: NDArray[np.float32], edges: Sequence[float]) -> NDArray[np.int64]:
-    """Number of the bin that each token's probability falls into."""
+    """Index of the bin that each token's probability falls into."""
     inner = np.searchsorted(np.asarray(edges), np.exp(logps.astype(np.float64)), side="right") - 1
     return np.clip(inner, 0, len(edges) - 2)
 
@@ -268,5 +268,5 @@ def bin_labels(edges: Sequence[float]) -> list[str]:
 def _check_edges(edges: Sequence[float]) -> tuple[float, ...]:
     found = tuple(edges)
     if len(found) < 2 or found[0] != 0 or found[-1] != 1 or any(a >= b for a, b in pairwise(found)):
-        raise ValueError(f"edges are {found}, allowed are rising probabilities from 0 to 1")
+        raise ValueError(f"edges are {found}; allowed: increasing probabilities from 0 to 1")
     return found

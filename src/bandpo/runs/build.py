@@ -34,12 +34,12 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "temperature": 1.0,
 }
 # TRL projects this many tokens onto the vocabulary at a time. Without its CUDA kernel, 8.25 such tiles are alive at
-# the peak, so its 4,096 would hold several times the logits of a micro-batch; fewer are faster too.
+# the peak, so its 4,096 would take several times the logits of a micro-batch; smaller tiles are also faster.
 CPU_TILE = 512
 
 
 class RecipeTrainer(DynamicSampling, BandGRPOTrainer, Durable):
-    """The trainer of recipes: BandGRPOTrainer that survives, samples again, and refuses to train on NaN.
+    """The trainer of recipes: BandGRPOTrainer with exact checkpoints, dynamic sampling, and a stop on NaN.
 
     Raises:
         TrainingDivergedError: When log-probs are NaN, before the update that would spread it.
@@ -55,7 +55,7 @@ class RecipeTrainer(DynamicSampling, BandGRPOTrainer, Durable):
         return metrics
 
     def _tell(self, advice: str) -> None:
-        """The alarm `control_limit` says it."""
+        """The alarm `control_limit` reports it."""
 
 
 def build_model(config: RunConfig) -> tuple[Any, Any]:
@@ -66,7 +66,7 @@ def build_model(config: RunConfig) -> tuple[Any, Any]:
     return load_model(config.model.path, config.model.dtype)
 
 
-# What a configuration is checked with when it is only shown: nothing that depends on this machine.
+# Overrides for checking a configuration that is only shown: nothing that depends on this machine.
 ANYWHERE: dict[str, Any] = {
     "use_cpu": True,
     "tf32": None,
@@ -77,12 +77,12 @@ ANYWHERE: dict[str, Any] = {
 
 
 def check_args(config: RunConfig) -> None:
-    """Raise ValueError where TRL would refuse the settings on any machine."""
+    """Raise ValueError if TRL would refuse the settings on any machine."""
     build_args(config, {**config.train, **ANYWHERE}, RunDirectory(Path()))
 
 
 def build_args(config: RunConfig, settings: dict[str, Any], run: RunDirectory) -> GRPOConfig:
-    """TRL's configuration for this recipe on this machine; it holds the recipe's rule, so that logs say it."""
+    """TRL's configuration for this recipe on this machine; it includes the recipe's rule, so that logs show it."""
     machine = {
         "use_cpu": True,
         "bf16": False,
@@ -108,7 +108,7 @@ def missing_sampler(args: GRPOConfig) -> str | None:
 def build_trainer(
     config: RunConfig, args: GRPOConfig, model: Any, tokenizer: Any, problems: list[Problem]
 ) -> Durable:
-    """The trainer with data, reward and rule in place, printing nothing itself."""
+    """The trainer with data, reward and rule in place; prints nothing."""
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
 

@@ -75,26 +75,26 @@ class BatchRecorder(TrainerCallback):
 
 
 def chat_text(prompt: Any) -> str:
-    """A prompt as TRL logs it: a text, or the messages of a chat, mappings with `role` and `content`."""
+    """A prompt as TRL logs it: a string, or chat messages, mappings with `role` and `content`."""
     if isinstance(prompt, str):
         return prompt
     return transcript([Message(message["role"], message["content"]) for message in prompt])
 
 
 def text_of(message: Any) -> str:
-    """The last message's text of a chat, or the text itself."""
+    """The text of a chat's last message, or the string itself."""
     return message if isinstance(message, str) else message[-1]["content"]
 
 
 class Alarms(TrainerCallback):
-    """Warns of trouble on the console and in a record, and stops the run where the configuration says so.
+    """Prints and records alarms, and stops the run if the configuration says so.
 
-    A resumed run reads its past from the trainer's own log history, so it neither repeats an alarm nor forgets the
-    start of the run.
+    A resumed run reads its past from the trainer's own log history, so it neither repeats an alarm nor loses the
+    baseline from the start of the run.
 
     Args:
         config: Limits, and which alarms stop the run.
-        console: Where to warn.
+        console: Where to print.
         record: Called with each event as a dictionary, for example to append it to alarms.jsonl.
     """
 
@@ -114,7 +114,7 @@ class Alarms(TrainerCallback):
         events = self._watch.add({"step": state.global_step, **(logs or {})})
         for event in events:
             stops = event.event == "fired" and self.config.stops(event.alarm)
-            if stops:  # on every process, or the others would wait for this one
+            if stops:  # on every process, or the others would hang waiting for this one
                 control.should_training_stop = True
                 self.stopped_by = self.stopped_by or event
             if state.is_world_process_zero:
@@ -124,7 +124,7 @@ class Alarms(TrainerCallback):
 
 
 class StopsOnRequest(TrainerCallback):
-    """After the update in which a signal came, saves a checkpoint and ends training, on all processes together."""
+    """After the update during which a signal arrived, saves a checkpoint and ends training, on all processes."""
 
     def __init__(self, request: Request, accelerator: Any) -> None:
         self.request = request
@@ -139,7 +139,7 @@ class StopsOnRequest(TrainerCallback):
 
 
 class ProgressDisplay(TrainerCallback):
-    """One bar with the numbers that matter: reward of the rollout, and means over its updates so far."""
+    """One bar with the key metrics: reward of the rollout, and means over its updates so far."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -176,7 +176,7 @@ class ProgressDisplay(TrainerCallback):
         return shown
 
     def _print_rollout(self) -> None:
-        """A log file shows no moving bar: one row per rollout there."""
+        """One row per rollout for log files, which cannot show a progress bar."""
         if not self._updates or self.progress.console.is_terminal:
             return
         update = f"{self._step}/{self._steps}"

@@ -1,4 +1,4 @@
-"""The model card of what a run saves."""
+"""The model card of a run's saved model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CARD = "README.md"
 
 
 def write_card(folder: Path, config: RunConfig) -> None:
-    """Write README.md into the folder of a saved model: what it was trained from, on what, and by which rule."""
+    """Write README.md into the folder of a saved model: its base model, task and clip rule."""
     base = config.model.path
     tags = ["trl", "grpo", "bandpo", *(["lora"] if config.lora is not None else [])]
     head = {"library_name": "transformers" if config.lora is None else "peft", "tags": tags}

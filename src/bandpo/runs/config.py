@@ -46,10 +46,10 @@ TRL_RULE = "trl"  # no clip rule of ours: TRL's own loss as `train` describes it
 
 
 class ScratchConfig(Strict):
-    """A small Llama with random weights and one token a character.
+    """A small Llama with random weights and one token per character.
 
     `initializer_range` is the standard deviation of the initial weights. None leaves it to transformers (0.02),
-    which is little for a narrow model: with about 1/sqrt(hidden_size) it learns faster.
+    which is small for a narrow model: with about 1/sqrt(hidden_size) it learns faster.
     """
 
     hidden_size: int = Field(default=128, ge=8)
@@ -120,38 +120,38 @@ class RecordConfig(Strict):
 
 @dataclass(frozen=True)
 class RuleSetting:
-    """A rule as it was stated, and the object that this makes.
+    """A rule as given, and the object built from it.
 
     Attributes:
-        settings: `name` and the options that were given; what a dump of the configuration holds.
+        settings: `name` and the given options, as in a dump of the configuration.
     """
 
     settings: Mapping[str, Any]
 
     @cached_property
     def clip_rule(self) -> ClipRule | None:
-        """The rule that bounds the ratio, before any `control` has moved it; None if TRL's own loss is left alone.
+        """The rule that bounds the ratio, before any `control` has moved it; None if TRL's own loss is used.
 
         Raises:
             ValueError: For an unknown name or option, or a bad value.
         """
         if self.settings["name"] == TRL_RULE:
             return None
-        from bandpo.core.control import make_controlled  # PyTorch, which a list of recipes does without
+        from bandpo.core.control import make_controlled  # imports PyTorch, which listing recipes does not need
 
         return make_controlled(**self.settings)[0]
 
 
 def parse_rule(value: RuleSetting | Mapping[str, Any]) -> RuleSetting:
-    """The rule that a recipe's `rule` states; its name and options are checked once it is made.
+    """The rule from a recipe's `rule`; its name and options are checked when it is built.
 
     Raises:
-        ValueError: If it is no mapping or has no name, or gives options to TRL's own loss.
+        ValueError: If it is not a mapping or has no name, or gives options to TRL's own loss.
     """
     if isinstance(value, RuleSetting):
         return value
     if not isinstance(value, Mapping):
-        raise ValueError(f"rule is {value!r}, allowed is a mapping such as {{name: band, radius: 0.05}}")
+        raise ValueError(f"rule is {value!r}; allowed: a mapping such as {{name: band, radius: 0.05}}")
     if "name" not in value:
         raise ValueError("rule has no name")
     if value["name"] == TRL_RULE and len(value) > 1:
@@ -163,7 +163,7 @@ def parse_rule(value: RuleSetting | Mapping[str, Any]) -> RuleSetting:
 
 
 def clip_rule_of(settings: Mapping[str, Any]) -> ClipRule | None:
-    """The clip rule that `rule` in the config.yaml of a run describes; None if TRL's own loss was left alone."""
+    """The clip rule that `rule` in the config.yaml of a run describes; None if TRL's own loss was used."""
     return parse_rule(settings).clip_rule
 
 
@@ -182,15 +182,15 @@ class RunConfig(Strict):
 
     Attributes:
         description: One line for `bandpo recipes`.
-        rule: `name` (a clip rule, or your own as module:Class) and that rule's options; or trl, which leaves the
-            loss to TRL: CISPO, GSPO and SAPO are then settings of `train` (loss_type, importance_sampling_level,
+        rule: `name` (a clip rule, or your own as module:Class) and that rule's options; or trl, which uses TRL's
+            own loss: CISPO, GSPO and SAPO are then settings of `train` (loss_type, importance_sampling_level,
             epsilon, ...).
         shaping: Additional training rewards, each with a `name`, a `weight` and that reward's options.
         train: Any field of BandGRPOConfig, TRL's GRPOConfig included, except those set elsewhere here.
         lora: Adapters, or null to train all weights.
         warmup: Supervised warm-up, or null.
         eval: Evaluation before and after training, or null.
-        alarms: When a run that goes wrong says so, see docs/alarms.md.
+        alarms: Limits of the early warnings, see docs/alarms.md.
         record: Per-token records of some updates, or null.
         sampler: What draws the rollouts: transformers, or vLLM in the trainer's own process (TRL's colocate mode).
     """
@@ -220,14 +220,14 @@ class RunConfig(Strict):
         if data.get("sampler", said) != said:
             raise ValueError(
                 f"sampler is {data['sampler']!r} and train.use_vllm is {str(train['use_vllm']).lower()}; "
-                "sampler alone is enough"
+                "set only sampler"
             )
         rest = {key: value for key, value in train.items() if key != "use_vllm"}
         return {**data, "sampler": said, "train": rest}
 
     @model_validator(mode="after")
     def _valid_rule(self) -> RunConfig:
-        # After the fields, so that a misspelled key is told without importing PyTorch.
+        # After the fields, so that a misspelled key is reported without importing PyTorch.
         try:
             self.rule.clip_rule  # noqa: B018
         except ValueError as error:
@@ -244,7 +244,7 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _valid_shaping(self) -> RunConfig:
-        if self.shaping:  # no limit given: only TRL knows its default, and the job checks again
+        if self.shaping:  # without a limit only TRL knows its default, and the job checks again
             self.shaping_rewards(self.train.get("max_completion_length") or sys.maxsize)
         return self
 
@@ -274,7 +274,7 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
 def read_recipe(recipe: str, _heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """The recipe with everything it inherits, not yet validated.
 
-    A recipe with `base: NAME` (a recipe by name, or a .yaml file beside it) holds only what differs: mappings
+    A recipe with `base: NAME` (a recipe by name, or a .yaml file next to it) holds only what differs: mappings
     are merged, lists and values replaced.
 
     Raises:
@@ -288,9 +288,7 @@ def read_recipe(recipe: str, _heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     if base is None:
         return data
     if not isinstance(base, str):
-        raise ValueError(
-            f"recipe {recipe!r}: base is {base!r}, allowed is a recipe's name or the path of a .yaml file"
-        )
+        raise ValueError(f"recipe {recipe!r}: base is {base!r}; allowed: a recipe's name or the path of a .yaml file")
     if base.endswith((".yaml", ".yml")):
         base = str((Path(recipe).parent / Path(base).expanduser()).resolve())
     if base in (recipe, *_heirs):

@@ -1,4 +1,4 @@
-"""The model that a run directory holds."""
+"""The model in a run directory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from bandpo.training.checkpoints import list_checkpoints, step_of
 
 
 def locate_model(model: str, checkpoint: int | None) -> str:
-    """The model's path or name; of a run directory its final model, or a checkpoint.
+    """The model's path or name; for a run directory its final model, or a checkpoint.
 
     Raises:
-        ValueError: If the run has no such model; the ones it has are named.
+        ValueError: If the run has no such model; names the ones it has.
     """
     run = RunDirectory(Path(model).expanduser())
     if not run.config.is_file():

@@ -1,4 +1,4 @@
-"""Memory that training takes: estimated from a model's sizes, and measured. Needs PyTorch alone."""
+"""Memory that training takes: estimated from a model's sizes, and measured. Needs only PyTorch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Architecture:
     """The sizes of a causal language model that decide its memory.
 
     Attributes:
-        parameters, trainable: Numbers of weights, tied ones counted once.
+        parameters, trainable: Parameter counts; tied weights count once.
         block: Weights of one layer.
         kv_width: Key-value heads times their size.
     """
@@ -37,7 +37,7 @@ class Architecture:
 
     @classmethod
     def of(cls, model: Any) -> Architecture:
-        """Read them off a model, which may lie on the meta device."""
+        """Read the sizes from a model, which may be on the meta device."""
         config = model.config.get_text_config()
         layers, heads = config.num_hidden_layers, config.num_attention_heads
         stack = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers)
@@ -61,8 +61,8 @@ class Memory:
     Attributes:
         libraries: The process before it loads a model (on the CPU only).
         working: Activations of a micro-batch and temporaries.
-        cache: Keys and values while it generates.
-        measured: Whether `peak` rests on a probe.
+        cache: KV cache during generation.
+        measured: Whether `peak` comes from a probe.
     """
 
     weights: int
@@ -96,23 +96,23 @@ def estimate_memory(
         sequences: Sequences of a micro-batch.
         tokens: Length of a sequence, prompt and completion.
         completion: Length of a completion.
-        generated: Sequences that this process generates at a time; 0 where a server does.
-        weight_bytes, compute_bytes: Size of a stored number, and of one in the forward pass.
-        checkpointing: Activations are computed again in the backward pass.
+        generated: Sequences that this process generates at a time; 0 if a server does.
+        weight_bytes, compute_bytes: Bytes per stored weight, and per weight in the forward pass.
+        checkpointing: Activations are recomputed in the backward pass.
         reference: A frozen copy of the model stays loaded for the KL term.
     """
     stored = shape.parameters * weight_bytes // processes
     weights = stored
-    if processes > 1:  # two layers, and what lies outside the layers, are gathered at a time
+    if processes > 1:  # two layers, and the weights outside of layers, are gathered at a time
         weights += (2 * shape.block + shape.parameters - shape.layers * shape.block) * compute_bytes
     elif compute_bytes < weight_bytes:  # autocast keeps its copies for a forward pass
         weights += shape.parameters * compute_bytes
     gradients = shape.trainable * weight_bytes // processes
-    layer = 10 * shape.hidden + 4 * shape.intermediate  # numbers that a layer keeps for a token
+    layer = 10 * shape.hidden + 4 * shape.intermediate  # numbers that a layer keeps per token
     kept = shape.layers * shape.hidden + layer if checkpointing else shape.layers * layer
     working = sequences * tokens * kept * compute_bytes
     tile = min(sequences * completion, LOGITS_TILE[0]) * min(shape.vocabulary, LOGITS_TILE[1])
-    # On a fully trained head, the fused loss adds up its gradient in float32.
+    # For a fully trained head, the fused loss accumulates its gradient in float32.
     head = shape.vocabulary * shape.hidden * 4 if shape.trainable == shape.parameters else 0
     logits = tile * compute_bytes + head
     cache = 2 * shape.layers * shape.kv_width * generated * tokens * compute_bytes
@@ -131,7 +131,7 @@ def estimate_memory(
 
 
 def typical_model(hidden: int) -> Architecture:
-    """The sizes of a decoder of today's shape, by its width."""
+    """The sizes of a typical current decoder of a given width."""
     layers, intermediate, vocabulary = max(hidden // 112, 2), 3 * hidden, 128_000
     block = 5 * hidden * hidden // 2 + 3 * hidden * intermediate
     parameters = layers * block + vocabulary * hidden
@@ -139,7 +139,7 @@ def typical_model(hidden: int) -> Architecture:
 
 
 def largest_models(free: int, gpu: bool) -> dict[str, int]:
-    """Weights of the largest decoder that trains in `free` bytes, by way of training.
+    """Parameters of the largest decoder that trains in `free` bytes, per way of training.
 
     A micro-batch has 4 sequences of 1,024 tokens, half of them completion; 32 are generated at a time. Checkpointed
     and in bfloat16 on a GPU, neither on a CPU.
@@ -166,14 +166,14 @@ def largest_models(free: int, gpu: bool) -> dict[str, int]:
 
 
 def resident_memory() -> int:
-    """Bytes that this process holds now."""
+    """Bytes that this process currently holds."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory() -> int:
-    """Largest number of bytes held so far: allocated on the GPU where there is one, else by this process."""
+    """Largest number of bytes held so far: allocated on the GPU if there is one, else by this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     with suppress(OSError):

@@ -2,7 +2,7 @@
 
 If the model can be loaded, memory and time are measured: one rollout and one micro-batch at the largest shape that
 the run will meet, without an optimizer step; only the optimizer's state is added by its formula. If it cannot, or if
-the run is spread over several processes, memory is estimated from the model's configuration. docs/scale.md states the
+the run is spread over several processes, memory is estimated from the model's configuration. docs/scale.md has the
 formulas.
 """
 
@@ -43,10 +43,10 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True)
 class Needs:
-    """What the model and the machine say of a run; None if it could not be found out.
+    """What a run needs, from the model and the machine; None if unknown.
 
     Attributes:
-        per_process: Number of processes -> memory on each of them, if the run may be spread.
+        per_process: Number of processes -> memory on each of them, if the run may be distributed.
     """
 
     prompts: Prompts | None = None
@@ -61,9 +61,9 @@ class Plan:
     """Everything that `--dry-run` prints.
 
     Attributes:
-        clips: Whether a ratio can leave 1 at all.
-        outlook: The same as a sentence, with the updates of a rollout.
-        problems: Numbers of training and held-out problems; None if they cannot be read.
+        clips: Whether a ratio can ever leave 1.
+        outlook: The same as a sentence, with the updates per rollout.
+        problems: Number of training and held-out problems; None if they cannot be read.
         obstacles: Why the run cannot start on this machine.
     """
 
@@ -91,18 +91,18 @@ def make_plan(config: RunConfig, say: Callable[[str], None] = lambda text: None)
     """Load what a run would load, probe it, and leave nothing behind.
 
     Args:
-        say: Told what is done next, before each part that takes time.
+        say: Called with a description before each step that takes time.
 
     Raises:
-        ValueError: For settings that no machine could run. What only this machine lacks (a hub that cannot be
-            reached) is an obstacle in the plan instead.
+        ValueError: For settings that no machine could run. Whatever only this machine lacks (a hub that cannot be
+            reached) becomes an obstacle in the plan instead.
     """
     libraries = resident_memory()
     obstacles: list[str] = []
     say(f"reading the problems of {config.task.label}")
     problems = _attempt(lambda: draw_problems(config.task), obstacles)
     train, heldout = problems or ([], [])
-    with tempfile.TemporaryDirectory(prefix="bandpo-plan-") as folder:  # the trainer makes its directory at once
+    with tempfile.TemporaryDirectory(prefix="bandpo-plan-") as folder:  # the trainer creates its directory
         args = build_args(config, config.train, RunDirectory(Path(folder)))
         assert args.max_completion_length is not None
         steps = plan_steps(args, len(train) or None)
@@ -117,7 +117,7 @@ def make_plan(config: RunConfig, say: Callable[[str], None] = lambda text: None)
         if loaded is not None and train:
             model, tokenizer = loaded
             fits = position_obstacle(config, model.config, tokenizer, tested, args.max_completion_length) is None
-        if loaded is None or not fits:  # beyond its positions a model may fail
+        if loaded is None or not fits:  # a model may fail beyond its positions
             say("estimating from the model's configuration")
             needs = _estimated(config, args, steps, train, tested, obstacles, again=measured)
         elif train:
@@ -151,7 +151,7 @@ def _load(config: RunConfig, folder: Path) -> tuple[Any, Any]:
     loaded = build_model(config)
     if config.model.scratch is None:
         return loaded
-    for part in loaded:  # loaded again as in a run, so that a reference model can be too
+    for part in loaded:  # reloaded as in a run, so that a reference model can be loaded too
         part.save_pretrained(folder / "initial")
     return load_model(str(folder / "initial"), config.model.dtype)
 
@@ -183,11 +183,11 @@ def _estimated(
     obstacles: list[str],
     again: bool,
 ) -> Needs:
-    """From the model's configuration and tokenizer alone.
+    """Estimate from just the model's configuration and tokenizer.
 
     Args:
         tested: All problems whose prompts must fit.
-        again: The model was loaded, or could not be: the hub is not asked again, and obstacles are known already.
+        again: Loading the model was already tried: the hub is not accessed again, and obstacles are known.
     """
     known: list[str] = []
     sizes = _attempt(lambda: read_sizes(config, again), known)
@@ -197,7 +197,7 @@ def _estimated(
     prompts = None
     assert args.max_completion_length is not None
     if tokenizer is None:
-        obstacles.append("without the tokenizer it is unknown whether the prompts fit and need a chat template")
+        obstacles.append("without the tokenizer it is unknown whether the prompts fit, or need a chat template")
     elif train:
         texts = _attempt(lambda: [config.task.prompt(p, tokenizer) for p in train], obstacles)
         prompts = None if texts is None else Prompts.of(tokenizer, texts)
@@ -226,7 +226,7 @@ def _measured(
     heldout: int,
     libraries: int,
 ) -> Needs:
-    """From a probe of the loaded model on the rollout with the longest prompt."""
+    """Measure with a probe of the loaded model on the rollout with the longest prompt."""
     model, tokenizer = loaded
     trainer = build_trainer(config, args, model, tokenizer, train)
     data: Any = trainer.train_dataset
@@ -246,7 +246,7 @@ def read_sizes(config: RunConfig, cached: bool = False) -> Any:
     """The configuration of a recipe's model, without its weights.
 
     Args:
-        cached: Do not ask the hub.
+        cached: Do not access the hub.
 
     Raises:
         ValueError: If it cannot be read.

@@ -21,7 +21,7 @@ class Seconds:
         micro_batch: One forward-backward pass.
         evaluation: Both evaluations on the held-out problems.
         warmup: The supervised warm-up.
-        total: All of the run.
+        total: The whole run.
     """
 
     rollout: float
@@ -33,7 +33,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Probed:
-    """What a probe measured: seconds, and the largest number of bytes held at each stage.
+    """Measurements of a probe: seconds, and peak bytes at each stage.
 
     Attributes:
         rollout, micro_batch: Seconds of each.
@@ -53,15 +53,15 @@ def probe(trainer: Durable, rows: list[dict[str, Any]], completion_tokens: int) 
     """One rollout of `rows`, and two micro-batches, the second on top of the first one's gradients.
 
     Args:
-        trainer: A trainer that is used for nothing else.
+        trainer: A trainer that is not used for anything else.
         rows: Rows of the training set, one per completion.
         completion_tokens: The length to which every completion runs.
     """
     args: Any = trainer.args
-    # Every completion runs to the limit, and none may be masked for it: that is the largest shape.
+    # Every completion runs to the limit and none may be masked for that, to get the largest shape.
     trainer.generation_config.min_new_tokens = completion_tokens
     trainer.mask_truncated_completions = False
-    args.dynamic_sampling = 0  # which draws more rollouts, but no larger ones
+    args.dynamic_sampling = 0  # it draws more rollouts, but not larger ones
     trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps
     model = trainer.model
     assert model is not None
@@ -99,7 +99,7 @@ def measured_memory(probed: Probed, trainer: Durable, estimate: Memory, librarie
     """The probe's peak by purpose; only the optimizer's state is added by its formula.
 
     Args:
-        estimate: The memory of the same shapes by formula, for what measuring cannot distinguish.
+        estimate: Memory of the same shapes by formula, for parts that a measurement cannot separate.
         libraries: Bytes that the process held before it loaded anything; 0 on a GPU.
     """
     assert trainer.model is not None

@@ -1,4 +1,4 @@
-"""The prompts of a run in tokens, and whether a completion of full length fits behind them."""
+"""The prompts of a run in tokens, and whether a completion of full length fits after them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Prompts:
     first: str
     first_tokens: int
     longest_tokens: int
-    longest: int  # its place among them
+    longest: int  # index of the longest
 
     @classmethod
     def of(cls, tokenizer: Any, prompts: Sequence[Prompt]) -> Prompts:
@@ -35,8 +35,8 @@ def position_obstacle(
     """Why prompts with completions of full length do not fit into the model's positions; None if they all do.
 
     Args:
-        sizes: The configuration of a model of transformers; one without a limit takes any length.
-        problems: Those trained on, and those held out.
+        sizes: A transformers model's configuration; without a limit any length fits.
+        problems: Training problems, and held-out ones.
     """
     lengths = [len(encode(config.task.prompt(problem, tokenizer), tokenizer)) for problem in problems]
     shortage = find_shortage(sizes, lengths, completion_tokens)

@@ -1,4 +1,4 @@
-"""The run directory: everything a run leaves behind, written so that a half-written file is never seen."""
+"""The run directory: all output of a run, written atomically."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class RunDirectory:
 
     Layout: config.yaml (resolved), environment.json (versions, commit, hardware, command), status.json,
     resumes.jsonl (each time the run was resumed), metrics.jsonl, samples.jsonl, alarms.jsonl, batches/ (tokens of
-    some updates, where the recipe asks for them), eval/before and eval/after (see bandpo.evaluation), initial/
-    (weights made for this run: from scratch or warmed up), checkpoints/, model/, summary.json, report.html and
+    some updates, if the recipe asks for them), eval/before and eval/after (see bandpo.evaluation), initial/
+    (weights created for this run: from scratch or warmed up), checkpoints/, model/, summary.json, report.html and
     report.md with their pictures.
     """
 
@@ -52,10 +52,10 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any], command: list[str]) -> RunDirectory:
-        """Make a new run directory.
+        """Create a new run directory.
 
         Raises:
-            ValueError: If it already holds something; nothing is overwritten.
+            ValueError: If it is not empty; nothing is overwritten.
         """
         cls.refuse_existing(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ class RunDirectory:
         write_json(new.environment, describe_environment(command))
         new.set_status("running")
         try:
-            new.path.rename(path)  # replaces an empty directory, fails on one that another run has just made
+            new.path.rename(path)  # replaces an empty directory, fails on one that another run has just created
         except OSError:
             shutil.rmtree(new.path)
             cls.refuse_existing(path)
@@ -77,7 +77,7 @@ class RunDirectory:
         """Raise ValueError if there is something at `path` that a new run would overwrite."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(
-                f"run directory {str(path)!r} already exists; continue it with --resume, or choose another --output"
+                f"run directory {str(path)!r} already exists; resume it with --resume, or choose another --output"
             )
 
     @classmethod
@@ -95,7 +95,7 @@ class RunDirectory:
     def check_config(self, config: dict[str, Any]) -> None:
         """Raise ValueError if the run was started with other settings.
 
-        What it stored is read as today, so that an older run may lack a setting or have a relative path.
+        Stored settings are read with today's code, so an older run may lack a setting or have a relative path.
         """
         found = dict(flatten(_as_today(yaml.safe_load(self.config.read_text(encoding="utf-8")))))
         given = dict(flatten(config))
@@ -105,7 +105,7 @@ class RunDirectory:
             raise ValueError(
                 f"run {str(self.path)!r} was started with {key}={found.get(key)!r}, not {given.get(key)!r}"
                 f"{f' (and {len(different) - 1} more settings differ)' if different[1:] else ''}; a run resumes with "
-                "its own settings, another --output starts a new one"
+                "its own settings; choose another --output to start a new one"
             )
 
     def state(self) -> str:
@@ -118,7 +118,7 @@ class RunDirectory:
         return self.state() == "finished"
 
     def rewind(self, step: int, command: list[str]) -> None:
-        """Get ready to resume after update `step`: what was recorded later is going to happen again."""
+        """Prepare to resume after update `step`: drop later records, because those updates will be repeated."""
         for file in (self.metrics, self.samples, self.alarms):
             if file.exists():
                 kept = [line for line in read_lines(file) if line["step"] <= step]
@@ -139,7 +139,7 @@ class RunDirectory:
 def _as_today(stored: dict[str, Any]) -> dict[str, Any]:
     try:
         return validate_config(stored).model_dump(mode="json")
-    except ValueError:  # it is no longer allowed, so it differs from anything that is
+    except ValueError:  # no longer allowed, so it differs from any valid configuration
         return stored
 
 
@@ -172,7 +172,7 @@ def describe_environment(command: list[str]) -> dict[str, Any]:
 
 
 def source_commit() -> str | None:
-    """Commit of the source tree that this package runs from, '+' behind it if the tree has changes."""
+    """Commit of the source tree that this package runs from, with a '+' if the tree has changes."""
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here)]
     try:

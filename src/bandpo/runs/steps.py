@@ -1,4 +1,4 @@
-"""The batch arithmetic of a run: how many prompts, updates and rollouts there will be."""
+"""The batch arithmetic of a run: how many prompts, updates and rollouts it has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trl import GRPOConfig
 
 @dataclass(frozen=True)
 class Steps:
-    """How many there will be of everything.
+    """The counts of a run.
 
     Attributes:
         prompts, completions: Per rollout, over all processes.
@@ -39,11 +39,12 @@ def plan_steps(args: GRPOConfig, problems: int | None, processes: int | None = N
     """The batch arithmetic of TRL and transformers.
 
     Args:
-        problems: Number of training problems; None if unknown, and then the length of an epoch is too.
+        problems: Number of training problems; None if unknown, and then so is the length of an epoch.
         processes: Number of processes, instead of those of `args`.
 
     Raises:
-        ValueError: If a rollout cannot be split over so many processes, or the data set is smaller than one rollout.
+        ValueError: If a rollout cannot be split over this many processes, or the data set is smaller than one
+        rollout.
     """
     assert args.generation_batch_size is not None
     completions = args.generation_batch_size
@@ -51,7 +52,7 @@ def plan_steps(args: GRPOConfig, problems: int | None, processes: int | None = N
     rows_per_pass = args.per_device_train_batch_size * processes
     if completions % rows_per_pass:
         raise ValueError(
-            f"generation_batch_size is {completions}, allowed is a multiple of per_device_train_batch_size "
+            f"generation_batch_size is {completions}; allowed: a multiple of per_device_train_batch_size "
             f"{args.per_device_train_batch_size} x {processes} processes = {rows_per_pass}"
         )
     assert args.num_generations is not None
@@ -85,7 +86,7 @@ def plan_steps(args: GRPOConfig, problems: int | None, processes: int | None = N
 
 
 def planned_rollouts(trainer: Any, steps: Steps) -> list[list[int]]:
-    """Rows of the data set by rollout, in the run's own order; a short run meets only a part of the data."""
+    """Rows of the data set by rollout, in the run's own order; a short run sees only part of the data."""
     stride = steps.completions * steps.micro_batches  # the sampler repeats a rollout for each micro-batch
     order = list(islice(trainer._get_train_sampler(), (steps.rollouts or 1) * stride))
     return [order[i : i + steps.completions] for i in range(0, len(order), stride)]

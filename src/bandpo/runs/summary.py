@@ -1,4 +1,4 @@
-"""What a run came to: summary.json, and the table at its end."""
+"""The results of a run: summary.json, and the final table."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from bandpo.files import write_json
 
 @dataclass(frozen=True)
 class RunSummary:
-    """summary.json: what a finished run came to.
+    """summary.json: the results of a finished run.
 
     Attributes:
         steps: Updates made.
         rollouts: Rollouts made.
         seconds: Wall-clock seconds of the process that finished the run.
         stopped_by: The alarm that stopped it, or None.
-        rule: The rule as the recipe states it: `name` and options.
-        before, after: The evaluations on the held-out problems; None if the recipe asks for none.
+        rule: The rule as in the recipe: `name` and options.
+        before, after: The evaluations on the held-out problems; None if the recipe has none.
     """
 
     steps: int
@@ -61,7 +61,7 @@ class RunSummary:
 
 
 def print_summary(summary: RunSummary, output: Path, console: Console) -> None:
-    """What a run came to, for its end: a table, one sentence, and commands to try next.
+    """Print the results of a run: a table, one sentence, and commands to try next.
 
     The table has the held-out results before and after with 95% intervals over prompts, if the run was evaluated.
     """

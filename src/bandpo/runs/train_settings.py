@@ -13,7 +13,7 @@ from trl import GRPOConfig
 from bandpo.training.config import BandGRPOConfig
 from bandpo.words import nearest
 
-# Settings of the trainer's configuration that other parts of a recipe, or the run directory, decide.
+# Settings of the trainer that other parts of a recipe, or the run directory, determine.
 SET_ELSEWHERE = {
     "output_dir": "--output",
     "seed": "seed",
@@ -26,7 +26,7 @@ NUMBERS = {int, float, bool, type(None)}
 
 
 def config_class(config: Any) -> type[GRPOConfig]:
-    """TRL's configuration if a RunConfig leaves TRL's own loss alone, else ours."""
+    """TRL's configuration class if a RunConfig uses TRL's own loss, else ours."""
     return GRPOConfig if config.rule.clip_rule is None else BandGRPOConfig
 
 
@@ -34,7 +34,7 @@ def check_train_settings(settings: dict[str, Any], config_class: type[GRPOConfig
     """Refuse keys that `config_class` does not have, or that belong elsewhere in a recipe, and values of other types.
 
     Returns:
-        The settings with numbers as the field wants them: 2.0 and '1e1' as 2 and 10 where it is an integer.
+        The settings with numbers in the field's type: 2.0 and '1e1' as 2 and 10 where it is an integer.
 
     Raises:
         ValueError: For such a key or value, or a value with which a run could not be resumed.
@@ -50,25 +50,25 @@ def check_train_settings(settings: dict[str, Any], config_class: type[GRPOConfig
             raise ValueError(f"train.{key} is set by {elsewhere[key]}; use that instead")
         if key not in known:
             raise ValueError(
-                f"unknown key 'train.{key}'{nearest(key, known)}; allowed is any field of TRL's GRPOConfig"
+                f"unknown key 'train.{key}'{nearest(key, known)}; allowed: any field of TRL's GRPOConfig"
             )
     hints = get_type_hints(config_class)
     checked = {key: _as_typed(key, value, hints[key]) for key, value in settings.items()}
     if checked.get("max_completion_length", 1) is None:
-        raise ValueError("train.max_completion_length is null, allowed is an integer >= 1")
+        raise ValueError("train.max_completion_length is null; allowed: an integer >= 1")
     limit = checked.get("save_total_limit")
     if limit is not None and limit < 2:
         raise ValueError(
-            f"train.save_total_limit is {limit}, allowed is an integer >= 2: the last checkpoint is kept until the "
-            "next one is complete"
+            f"train.save_total_limit is {limit}; allowed: an integer >= 2, because the last checkpoint is kept until "
+            "the next one is complete"
         )
     return checked
 
 
 def _as_typed(key: str, value: Any, hint: Any) -> Any:
-    """A value as its field's type, if that is a number or a boolean; the others only TRL can check.
+    """A value as its field's type, if that is a number or a boolean; only TRL can check the others.
 
-    Null stays null: TRL has fields that may be null though their type does not say so.
+    Null stays null: some of TRL's fields may be null although their type does not include it.
     """
     options = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
     fits = type(value) in options or (type(value) is int and float in options)
@@ -77,13 +77,13 @@ def _as_typed(key: str, value: Any, hint: Any) -> Any:
         try:
             if isinstance(value, bool):
                 raise ValueError(value)
-            in_text = isinstance(value, str) and bool not in options  # '1e1', where no recipe was read
+            in_text = isinstance(value, str) and bool not in options  # '1e1', if it did not come from a recipe
             typed = TypeAdapter(hint).validate_python(float(value) if in_text else value)
-        except ValueError as error:  # pydantic's is one
+        except ValueError as error:  # includes pydantic's ValidationError
             shown = str(value).lower() if isinstance(value, bool) else repr(value)
-            raise ValueError(f"train.{key} is {shown}, allowed is {_names(options)}") from error
+            raise ValueError(f"train.{key} is {shown}; allowed: {_names(options)}") from error
     if isinstance(typed, float) and math.isnan(typed):
-        raise ValueError(f"train.{key} is nan, allowed is {_names(options)}")
+        raise ValueError(f"train.{key} is nan; allowed: {_names(options)}")
     return typed
 
 

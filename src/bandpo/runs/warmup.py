@@ -1,4 +1,4 @@
-"""The weights that reinforcement learning starts from: made, warmed up by supervised training, and saved whole."""
+"""The initial weights of reinforcement learning: created, warmed up by supervised training, saved atomically."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from bandpo.tasks import Problem, Task
 
 
 def start_processes() -> Any:
-    """The processes of this run, one unless `accelerate launch` started more."""
-    # Others wait while the first one evaluates, for longer than the default half hour.
+    """The state of this run's processes: one, unless `accelerate launch` started more."""
+    # The others wait while the first one evaluates, possibly longer than the default half hour.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
 
 
 def make_initial(
     config: RunConfig, model: Any, tokenizer: Any, problems: list[Problem], target: Path, processes: Any
 ) -> None:
-    """Warm a model up if the recipe says so, and save it."""
+    """Warm up a model if the recipe asks for it, and save it."""
     if config.warmup is not None:
         with tempfile.TemporaryDirectory(prefix="bandpo-warmup-") as folder:
             warm_up(model, tokenizer, config.task, problems, config.warmup, config.seed, Path(folder))
@@ -34,7 +34,7 @@ def make_initial(
 
 
 def save_model(save: Callable[[str], Any], tokenizer: Any, target: Path, processes: Any) -> None:
-    """Save a model so that the directory appears under its name only when it is complete."""
+    """Save a model so that the directory appears under its name only once it is complete."""
     unfinished = target.with_name(f".{target.name}.partial")
     if processes.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -49,22 +49,22 @@ def _own_or_known(value: Any, known: ValidatorFunctionWrapHandler) -> Task:
 
 def _refuse_other_name(task: Task, name: str) -> None:
     if task.name != name:  # config.yaml could not find the class again
-        raise ValueError(f"task of class {name} has the name {task.name!r}, allowed is {name!r}")
+        raise ValueError(f"task of class {name} has the name {task.name!r}; allowed: {name!r}")
 
 
 AnyTask = Annotated[SerializeAsAny[KnownTask], WrapValidator(_own_or_known)]
-"""A task of the package by its name, or the user's own subclass of `Task` as 'module:Class'."""
+"""A built-in task by name, or the user's own subclass of `Task` as 'module:Class'."""
 
 
 def draw_problems(task: Task) -> tuple[list[Problem], list[Problem]]:
     """The task's training problems and held-out problems.
 
     Raises:
-        ValueError: If a task of the user's own returns anything but two lists of problems.
+        ValueError: If a custom task returns anything but two lists of problems.
     """
     drawn = task.problems()
     if not (isinstance(drawn, tuple) and len(drawn) == 2 and all(isinstance(part, list) for part in drawn)):
-        raise ValueError(f"task {task.name!r}: problems() returned {_kind(drawn)}, allowed are two lists of Problem")
+        raise ValueError(f"task {task.name!r}: problems() returned {_kind(drawn)}; allowed: two lists of Problem")
     for problem in (p for part in drawn for p in part):
         if not isinstance(problem, Problem):
             raise ValueError(f"task {task.name!r}: problems() returned a {type(problem).__name__}, not a Problem")

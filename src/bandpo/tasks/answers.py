@@ -1,4 +1,4 @@
-"""Where in a text the final answer stands. Nothing here judges mathematics.
+"""Finds the final answer in a text. Nothing here judges mathematics.
 
 Standard library only: the grading worker loads this file by its path.
 """
@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 _TAIL = 4000
-"""Characters of a text in which its answer is looked for."""
+"""Number of characters of a text that are searched for its answer."""
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{|[-\d(\\+$]|[A-Za-z](?![A-Za-z]))")
 
 
@@ -48,7 +48,7 @@ _MOST_BOXES = 50
 
 
 def boxed_answer(text: str) -> str | None:
-    """The last box, together with those just before it that a comma, 'and' or 'or' joins to it."""
+    """The last box, together with directly preceding ones joined to it by a comma, 'and' or 'or'."""
     matches = [*_BOX.finditer(text)][-_MOST_BOXES:]
     if not matches:
         return None
@@ -113,9 +113,9 @@ _NEXT_QUESTION = re.compile(
 
 
 def spoken(text: str) -> str:
-    """What the model says: without its thoughts, and without the turns or questions that it makes up afterwards.
+    """The model's reply: without its thoughts, and without turns or questions that it makes up afterwards.
 
-    An unfinished thought says nothing.
+    An unfinished thought is an empty reply.
     """
     *_, end = [None, *_THOUGHT_ENDS.finditer(text)]
     if end is not None:
@@ -136,7 +136,7 @@ def spoken(text: str) -> str:
 
 
 def _marked(text: str) -> str | None:
-    """The contents of the last box, else of the last tag, else what a phrase states; None without any of them."""
+    """The contents of the last box, else of the last tag, else what a phrase states; None if there is none."""
     if _BOX.search(text):
         return boxed_answer(text) or ""
     tagged = _tagged(text)
@@ -147,7 +147,7 @@ def _marked(text: str) -> str | None:
 
 
 def _line(text: str) -> str:
-    """The first line of a text, or its displayed formula where it starts with one; environments are kept whole."""
+    """The first line of a text, or its displayed formula if it starts with one; environments are kept whole."""
     if display := re.match(r"\$\$.+?\$\$|\\\[.+?\\\]", text[:5000], re.DOTALL):
         return display[0]
     end = text.find("\n")
@@ -163,7 +163,7 @@ def _balanced(text: str) -> bool:
 def stated_answer(text: str) -> str | None:
     """The final answer as the text marks it: the last box, else the last tag, else what follows 'the answer is'.
 
-    A text of one line is taken to be the answer itself. A box that never closes is no answer.
+    A one-line text counts as the answer itself. A box that never closes is not an answer.
     """
     text = spoken(text)
     marked = _marked(text)
@@ -187,12 +187,12 @@ def last_integer(text: str, whole: bool = False) -> str | None:
         *_, match = [None, *_LAST_NUMBER.finditer(text)]
     if match is None or match[3].strip(".0"):
         return None
-    # As text: Python refuses to turn thousands of digits into an integer.
+    # As text, because Python refuses to convert thousands of digits to an integer.
     digits = match[2].replace(",", "").lstrip("0")
     return ("-" if match[1] else "") + digits if digits else "0"
 
 
-# Marks of layout, which two writings of the same answer may or may not have.
+# Layout marks, in which two spellings of the same answer may differ.
 _LAYOUT = re.compile(
     r"\\(?:left|right|big|Big|bigl|bigr|displaystyle|,|!|;|:| |quad)(?![A-Za-z])|[\s$~]|\*\*(?!\w)|\A\*\*"
 )
@@ -201,14 +201,14 @@ _BETWEEN_DIGITS = re.compile(r"(?<=\d)(?:\s|~|\\[,;: ]|\\quad)+(?=\d)(?!\d{3}(?!
 
 
 def plain(answer: str) -> str:
-    r"""An answer without what only concerns its layout: spaces, $, \left, \text{...}, a final full stop."""
+    r"""An answer without its layout: spaces, $, \left, \text{...}, a final full stop."""
     answer = _BETWEEN_DIGITS.sub("\0", _WORDS.sub(r"\1", answer))
     answer = _LAYOUT.sub("", answer).replace("\0", " ")
     return answer.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").rstrip(".")
 
 
 def holds_words(text: str) -> bool:
-    """Whether a text has words beside its LaTeX commands and one-letter variables."""
+    """Whether a text has words besides its LaTeX commands and one-letter variables."""
     return re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", "", text)) is not None
 
 
@@ -229,7 +229,7 @@ _TOKENS = re.compile(
     re.DOTALL,
 )
 _CURRENCY = re.compile(r"\\?\$(?=\d[\d,]*(?:\.\d+)?(?:[.,;:!?)]?\s+(?:[A-Za-z]{2}|\$)|[.,;:!?]?\s*$))", re.MULTILINE)
-_LABEL = re.compile(r"(?:\([A-J]\)|[A-J][).:])\s+\S")  # a choice with what it stands for
+_LABEL = re.compile(r"(?:\([A-J]\)|[A-J][).:])\s+\S")  # a choice with its text
 _REASONS = {
     "because",
     "since",
@@ -242,7 +242,7 @@ _REASONS = {
     "with",
     "from",
     "which",
-}  # they go on to tell why
+}  # an explanation follows
 _VERBS = {"is", "are", "was", "were"}
 
 
@@ -284,7 +284,7 @@ def _word_kind(word: str, attached: bool, following: str) -> str:
 
 
 def _runs(text: str, tokens: list[_Token]) -> list[tuple[int, int]]:
-    """The stretches of mathematics, as first and last token."""
+    """The spans of mathematics, as first and last token."""
     runs: list[tuple[int, int]] = []
     i = 0
     while i < len(tokens):
@@ -308,7 +308,7 @@ def _runs(text: str, tokens: list[_Token]) -> list[tuple[int, int]]:
 
 
 def _compound(tokens: list[_Token], runs: list[tuple[int, int]], text: str) -> bool:
-    """Whether a quantity goes on behind its unit: 2 hours 30 minutes, 18 dollars and 5 cents."""
+    """Whether a quantity continues after its unit: 2 hours 30 minutes, 18 dollars and 5 cents."""
     if len(runs) < 2 or runs[1][0] - runs[0][1] > 3:
         return False
     between = tokens[runs[0][1] + 1 : runs[1][0]]
@@ -330,7 +330,7 @@ def _cut(text: str, tokens: list[_Token], run: tuple[int, int]) -> str:
 def expression(text: str) -> str:
     """The mathematics of a statement: what it starts with, else the last of its first sentence, else all of it.
 
-    '18 dollars per day: 9 eggs' says 18, 'the point (3, -4)' says (3, -4), 'Evelyn' says Evelyn.
+    '18 dollars per day: 9 eggs' gives 18, 'the point (3, -4)' gives (3, -4), 'Evelyn' gives Evelyn.
     """
     text = _CURRENCY.sub("", text[:_TAIL].strip().strip("*_` "))
     if _LABEL.match(text):
@@ -352,7 +352,7 @@ def expression(text: str) -> str:
 
 
 def _last(text: str, tokens: list[_Token], runs: list[tuple[int, int]]) -> str | None:
-    """The last run, rather one with more than letters."""
+    """The last run, preferably one with more than letters."""
     found = [_cut(text, tokens, run) for run in runs]
     full = [one for one in found if re.search(r"[\d\\$=<>]", one)]
     return next(reversed(full or found), None)
@@ -366,7 +366,7 @@ def last_expression(text: str) -> str | None:
 
 
 def final_answer(completion: str) -> str | None:
-    """What a completion gives as its answer, without the words around it; None if it gives none."""
+    """The answer that a completion gives, without the words around it; None if there is none."""
     text = spoken(completion)
     if _BOX.search(text):
         content = boxed_answer(text)

@@ -19,11 +19,11 @@ class Arithmetic(Task):
     """Sums, differences or products of two integers drawn from [low, high].
 
     Every pair that the settings allow is either a training or a held-out problem, never both. With
-    `steps`, a problem's solution writes the digit-wise sum out from the last digit to the first; only
-    addition of non-negative integers has one. `slips` is the share of these sums of digits that is replaced by a
-    random number from 0 to 19: a model warmed up on such solutions knows the method and is unsure of each sum.
-    A solution begins with so many `letters`, each one of the first 16 with a probability in proportion to 1/rank, and
-    a blank: tokens that the reward does not read.
+    `steps`, a problem's solution writes out the digit-wise sum from the last digit to the first; only
+    addition of non-negative integers has one. `slips` is the share of these digit sums that are replaced by a
+    random number from 0 to 19: a model warmed up on such solutions knows the method but is unsure of each sum.
+    A solution begins with this many `letters`, each drawn from the first 16 with probability proportional to 1/rank,
+    and a space: tokens that the reward does not read.
     """
 
     name: Literal["arithmetic"] = "arithmetic"
@@ -41,11 +41,11 @@ class Arithmetic(Task):
         if self.low > self.high:
             raise ValueError(f"low is {self.low}, above high, which is {self.high}")
         if not self.operations:
-            raise ValueError("operations is empty; allowed are '+', '-' and '*'")
+            raise ValueError("operations is empty; allowed: '+', '-' and '*'")
         if self.steps and (self.operations != ("+",) or self.low < 0):
             raise ValueError("steps needs operations ['+'] and low >= 0")
         if self.slips and not self.steps:
-            raise ValueError(f"slips is {self.slips:g}, but only solutions with steps=true can slip")
+            raise ValueError(f"slips is {self.slips:g}, but only solutions with steps=true can have slips")
         if self.letters and not self.steps:
             raise ValueError(f"letters is {self.letters}, but only solutions with steps=true have letters")
         total = (self.high - self.low + 1) ** 2 * len(self.operations)

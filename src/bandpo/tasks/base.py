@@ -24,7 +24,7 @@ class Message(NamedTuple):
 
 
 def transcript(messages: Sequence[Message]) -> str:
-    """The messages of a chat with their roles; the only message as it is."""
+    """The messages of a chat with their roles; a single message without its role."""
     if len(messages) == 1:
         return messages[0].content
     return "\n\n".join(f"[{role}]\n{content}" for role, content in messages)
@@ -36,7 +36,7 @@ class Problem:
 
     Attributes:
         solution: A worked-out text for supervised warm-up, if there is one.
-        origin: Which part of a mixture it comes from.
+        origin: The part of a mixture that it comes from.
         details: What its grader needs beyond the answer.
         context: Chat messages before the question: a system message, earlier turns.
     """
@@ -50,7 +50,7 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """What tells it from other problems: the question after the turns before it, without system messages."""
+        """What identifies the problem: the question after the turns before it, without system messages."""
         return "\n".join((*(text for role, text in self.context if role != "system"), self.question))
 
 
@@ -58,16 +58,16 @@ class Task(BaseModel, ABC):
     """Settings that every task has. A new task subclasses this, sets `name` and implements `problems`.
 
     Attributes:
-        template: The user's message (or, for a model without a chat template, the whole prompt): a text with
+        template: The user's message (or, for a model without a chat template, the whole prompt): a string with
             {question}, or the name of a template.
-        system: System message, in place of one that the data has; None leaves the choice to the data, then to the
-            model's chat template.
-        chat: Use the model's chat template; None uses it where the tokenizer has one.
+        system: System message, overriding one in the data; None uses the data's, else that of the model's chat
+            template.
+        chat: Use the model's chat template; None uses it if the tokenizer has one.
         reward: Name of the reward that grades a completion, or the user's own as 'module:function'.
-        time_limit: Seconds to grade one completion; what needs longer is wrong.
+        time_limit: Seconds to grade one completion; if it takes longer, it counts as wrong.
         heldout: Number of problems held out for evaluation.
         seed: Seed of the split and of procedural problems.
-        many_answers: Whether a problem has several right answers, so that evaluations count the different ones.
+        many_answers: Whether a problem has several right answers, so that evaluations count distinct ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,13 +104,13 @@ class Task(BaseModel, ABC):
         """Training problems and held-out problems, disjoint."""
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
-        """Grade one completion a problem."""
+        """Grade one completion per problem."""
         return scores(self.reward, completions, [p.answer for p in problems], self.time_limit)
 
     def prompt(self, problem: Problem, tokenizer: Any) -> Prompt:
-        """What the model completes: chat messages, or plain text where there is no chat template.
+        """The prompt for the model: chat messages, or plain text without a chat template.
 
-        The template is of the user's last message, the question; the messages before it are asked as they are.
+        The template applies to the user's last message, the question; the messages before it stay as they are.
 
         Raises:
             ValueError: If the problem has messages before the question, and there is no chat template.

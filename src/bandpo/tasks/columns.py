@@ -1,4 +1,4 @@
-"""From a row of a data set to a problem: where the question and the answer stand, and what they may look like."""
+"""From a row of a data set to a problem: the columns of question and answer, and their accepted forms."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold a problem, and how to read them.
+    """The columns of a problem, and how to read them.
 
     Attributes:
         question, answer, solution: Names of the columns, with dots into nested ones (`reward_model.ground_truth`,
             `answers.0`); two may be the same.
-        read_question, read_answer, read_solution: From a cell's text to what is wanted, None where it is not there.
-        choices: The column of what to choose from; the question then ends with them, one lettered line each, and the
-            answer is a letter.
+        read_question, read_answer, read_solution: From a cell's text to its value, None if it is missing.
+        choices: The column of choices; the question then ends with them, one lettered line each, and the answer is
+            a letter.
     """
 
     question: str = "question"
@@ -41,12 +41,12 @@ class Columns:
     def problem(self, row: Row) -> Problem:
         """The problem in a row.
 
-        The question is a text or a list of chat messages {role, content} that ends with the user's: that one is
-        the question, those before it are its context. The answer is a text or a number, or a list that holds one;
-        where there are choices, a label, the text of one of them, or its index from 0.
+        The question is a string or a list of chat messages {role, content} that ends with the user's: that one is
+        the question, those before it are its context. The answer is a string or a number, or a list with one of them;
+        with choices it is a label, the text of one of them, or its index from 0.
 
         Raises:
-            ValueError: If the row has no such question or answer. The message does not say which row.
+            ValueError: If the row has no such question or answer. The message does not name the row.
         """
         context, text = _conversation(_filled(row, self.question), self.question)
         question = self.read_question(text)
@@ -64,7 +64,7 @@ class Columns:
 
     def _solution(self, row: Row) -> str | None:
         cell = None if self.solution is None else _cell(row, self.solution)
-        while isinstance(cell, list) and cell:  # any of several is worked out
+        while isinstance(cell, list) and cell:  # any of several solutions will do
             cell = cell[0]
         return (self.read_solution(cell) or None) if isinstance(cell, str) else None
 
@@ -73,7 +73,7 @@ _ABSENT = object()
 
 
 def _cell(row: Row, key: str) -> Any:
-    """What stands in a column, which may be nested; _ABSENT where there is none."""
+    """The value of a column, which may be nested; _ABSENT if there is none."""
     value: Any = row
     for part in (key,) if key in row else key.split("."):
         if isinstance(value, dict) and part in value:
@@ -103,16 +103,16 @@ def _keys(row: Row) -> list[str]:
 
 
 def _one(cell: Any, key: str) -> str:
-    """The answer in a cell as text: a whole number stored as a float loses its '.0'.
+    """The answer in a cell as text: an integer stored as a float loses its '.0'.
 
-    A list of several is an error: whether all of them are asked for or one is enough, only the user knows.
+    A list of several is an error: only the user knows whether all of them are needed or one is enough.
     """
     if isinstance(cell, list):
         several = list(dict.fromkeys(_one(item, key) for item in cell))
         if len(several) != 1:
             raise ValueError(
                 f"{len(several)} answers in {key!r}, {', '.join(map(repr, several[:3]))}"
-                f"{', ...' if several[3:] else ''}; allowed is one (the key {f'{key}.0'!r} takes the first)"
+                f"{', ...' if several[3:] else ''}; allowed: one (the key {f'{key}.0'!r} takes the first)"
             )
         return several[0]
     if isinstance(cell, float) and cell.is_integer():
@@ -120,7 +120,7 @@ def _one(cell: Any, key: str) -> str:
     if isinstance(cell, float) and math.isnan(cell):
         raise ValueError(f"{key!r} is empty")
     if not isinstance(cell, str | numbers.Number):
-        raise ValueError(f"a {type(cell).__name__} in {key!r}, allowed is a text or a number: {excerpt(cell)}")
+        raise ValueError(f"a {type(cell).__name__} in {key!r}; allowed: a string or a number: {excerpt(cell)}")
     return str(cell).strip()
 
 
@@ -135,12 +135,12 @@ def _choices(cell: Any, key: str) -> dict[str, str]:
         labels, texts = list(ascii_uppercase[: len(cell)]), cell
     else:
         raise ValueError(
-            f"no choices in {key!r}, allowed are {{label: [...], text: [...]}}, a list of {{label, text}}, or up to "
-            f"{len(ascii_uppercase)} texts: {excerpt(cell)}"
+            f"no choices in {key!r}; allowed: {{label: [...], text: [...]}}, a list of {{label, text}}, or up to "
+            f"{len(ascii_uppercase)} strings: {excerpt(cell)}"
         )
     choices = {str(label).strip(): str(text).strip() for label, text in zip(labels, texts, strict=False)}
     if len(labels) != len(texts) or len(choices) < max(2, len(labels)) or not all(choices.values()):
-        raise ValueError(f"choices in {key!r}, allowed are two or more with a label and a text each: {excerpt(cell)}")
+        raise ValueError(f"choices in {key!r}; allowed: two or more, each with a label and a text: {excerpt(cell)}")
     return choices
 
 
@@ -153,10 +153,10 @@ def _chosen(answer: str, choices: dict[str, str], key: str) -> str:
         return labels[0]
     if not labels and answer.isdecimal() and int(answer) < len(choices):
         return list(choices)[int(answer)]
-    raise ValueError(f"answer {answer!r} in {key!r} is none of the choices {', '.join(choices)}")
+    raise ValueError(f"answer {answer!r} in {key!r} is not one of the choices {', '.join(choices)}")
 
 
-# Messages that a table without nested columns holds as text.
+# Messages stored as text in a table without nested columns.
 _WRITTEN = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
 
 
@@ -175,11 +175,11 @@ def _conversation(cell: Any, key: str) -> tuple[tuple[Message, ...], str]:
     for role, _ in messages:
         if role not in ROLES:
             raise ValueError(
-                f"a message of role {role!r} in {key!r}{nearest(role, ROLES)}; allowed are {', '.join(ROLES)}"
+                f"a message of role {role!r} in {key!r}{nearest(role, ROLES)}; allowed: {', '.join(ROLES)}"
             )
     *context, last = messages
     if last.role != "user" or not last.content.strip():
-        raise ValueError(f"{key!r} ends with the message of role {last.role!r}, allowed is the user's, not empty")
+        raise ValueError(f"{key!r} ends with the message of role {last.role!r}; allowed: a non-empty user message")
     return tuple(context), last.content
 
 
@@ -192,6 +192,6 @@ def _content(content: Any, key: str) -> str:
 
 
 def excerpt(cell: Any) -> str:
-    """A cell, short enough for a message."""
+    """A cell, shortened for a message."""
     text = repr(cell)
     return text if len(text) <= 80 else f"{text[:38]} ... {text[-38:]}"

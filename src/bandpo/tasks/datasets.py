@@ -1,4 +1,4 @@
-"""Data sets by name, and where the question and the answer stand in their rows."""
+"""Data sets by name, and their columns of question and answer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
 def _gsm8k_solution(cell: str) -> str:
-    """Without the calculator annotations and the final line."""
+    """A solution without calculator annotations and the final line."""
     return _ANNOTATION.sub("", cell.rpartition("####")[0]).strip()
 
 
-# DAPO-Math-17k wraps every question in these; the template of a task does that here.
+# DAPO-Math-17k wraps every question in these; here that is the job of a task's template.
 _DAPO_BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of the form "
     "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
@@ -36,9 +36,9 @@ class HubDataset:
     Attributes:
         about: One line for `bandpo tasks`.
         repository: Its name on the hub.
-        train, test: Names of the splits to train and to evaluate on; None where there is none.
-        columns: Where the question and the answer stand.
-        subsets: Configurations, read one after the other.
+        train, test: Names of the splits to train and to evaluate on; None if there is none.
+        columns: Columns of the question and the answer.
+        subsets: Configurations, read one after another.
     """
 
     about: str
@@ -102,7 +102,7 @@ def known_dataset(name: str) -> HubDataset:
     """A data set of the registry.
 
     Raises:
-        ValueError: For an unknown name; the nearest known one is named.
+        ValueError: For an unknown name; names the nearest known one.
     """
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}{nearest(name, DATASETS)}; known: {', '.join(DATASETS)}")

@@ -1,8 +1,8 @@
-"""Grading in processes of our own, which can neither hang nor take this one with them.
+"""Grading in worker processes that cannot hang or crash the trainer.
 
 Model output is hostile input to a computer algebra system: 10^{10^{10}}, deep nesting and megabytes of brackets
-loop for hours or eat the machine. A worker grades one answer under a time and a memory limit; one that does not
-keep to them is killed and replaced.
+loop for hours or exhaust the memory. A worker grades one answer under a time and a memory limit; a worker that
+exceeds them is killed and replaced.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ _NEEDS: dict[str, str] = {"math": "bandpo[train]", "reasoning-gym": "bandpo[gym]
 
 
 class Score(NamedTuple):
-    """What a completion is worth, and whether grading it ran into a limit (it is then worth 0)."""
+    """The reward of a completion, and whether grading it hit a limit (the reward is then 0)."""
 
     value: float
     timed_out: bool = False
 
 
 class _DiedError(Exception):
-    """A worker ended or fell silent."""
+    """A worker ended or stopped responding."""
 
 
 class _Worker:
     def __init__(self, kind: Kind) -> None:
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         # -P: the worker's directory must not be searched for modules, or our files would hide installed ones.
-        # A session of its own: Ctrl-C is for the training process to handle.
+        # A separate session, because the training process must handle Ctrl-C.
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER), kind, str(MEMORY_LIMIT)],
             stdin=subprocess.PIPE,
@@ -71,7 +71,7 @@ class _Worker:
         """Grade one answer.
 
         Raises:
-            _DiedError: If the worker ended or fell silent.
+            _DiedError: If the worker ended or stopped responding.
         """
         if not self.ready:
             self._start()
@@ -133,7 +133,7 @@ class Grader:
 
     Args:
         kind: What they grade: 'math' or 'reasoning-gym'.
-        workers: How many at most; None is one per CPU that this process may use, up to MAX_WORKERS. The scores do
+        workers: Maximum number; None is one per CPU that this process may use, up to MAX_WORKERS. The scores do
             not depend on it.
     """
 
@@ -145,15 +145,15 @@ class Grader:
         self._changed = threading.Condition()
 
     def grade(self, requests: Sequence[dict[str, Any]], time_limit: float = DEFAULT_TIME_LIMIT) -> list[Score]:
-        """A score for each request, in their order, graded side by side; equal requests are graded once.
+        """A score for each request, in order, graded in parallel; equal requests are graded once.
 
         Args:
             requests: Keyword arguments of the grader of this kind in `grading_worker`.
-            time_limit: Seconds for each; one that needs more, or more memory than MEMORY_LIMIT, or that ends its
-                worker, scores 0 and counts as timed out.
+            time_limit: Seconds for each; a request that needs more, or more memory than MEMORY_LIMIT, or that ends
+                its worker, scores 0 and counts as timed out.
 
         Raises:
-            ImportError: If what the grader needs is not installed.
+            ImportError: If a package that the grader needs is not installed.
         """
         keys = [json.dumps(request) for request in requests]
         unique = dict(zip(keys, requests, strict=True))
@@ -174,7 +174,7 @@ class Grader:
             self._free.clear()
 
     def forget(self) -> None:
-        """Let go of the workers without ending them: they belong to the process that this one was forked from."""
+        """Forget the workers without ending them: they belong to the process that this one was forked from."""
         for worker in self._every:
             worker.close(kill=False)
         self._every, self._free, self._changed = [], [], threading.Condition()
@@ -195,7 +195,7 @@ class Grader:
     def _take(self) -> _Worker:
         with self._changed:
             while True:
-                # One that was killed from outside while idle is not the answer's fault.
+                # If it was killed from outside while idle, that is not the answer's fault.
                 while self._free:
                     worker = self._free.pop()
                     if worker.process.poll() is None:
@@ -222,7 +222,7 @@ class Grader:
     def _replace(self, worker: _Worker) -> None:
         self._drop(worker)
         with self._changed:
-            if len(self._every) < self.workers:  # it imports while the others work
+            if len(self._every) < self.workers:  # imports while the others work
                 self._every.append(_Worker(self.kind))
                 self._free.insert(0, self._every[-1])
                 self._changed.notify()

@@ -1,6 +1,6 @@
 """A process that grades answers, one JSON line in and one out. Started by `bandpo.tasks.grading` as a file.
 
-It imports nothing of this package, which would load torch. Whatever a grader does - loop, recurse, fill the
+It imports nothing from this package, which would load torch. Whatever a grader does - loop, recurse, fill the
 memory, crash - happens here and not in the training process.
 """
 
@@ -23,11 +23,11 @@ Grade = Callable[..., float]
 
 
 class TimeLimit(BaseException):
-    """Not an Exception, so that no library on the way swallows it."""
+    """Not an Exception, so that no library in between swallows it."""
 
 
 def _sibling(name: str) -> Any:
-    """A file beside this one, which needs no package: importing it by name would load the package around it."""
+    """Load a module from a file next to this one: importing it by name would load the whole package."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
     specification = importlib.util.spec_from_file_location(f"bandpo_worker_{name}", path)
     assert specification is not None
@@ -41,8 +41,8 @@ def _sibling(name: str) -> Any:
 class MathGrader:
     """Mathematical equality by Math-Verify, of the first of `texts` that gives an answer.
 
-    Where the answer stands is read by `answers`, how it is written is settled by `notation`; both are ours. Whether
-    two answers are equal, Math-Verify decides.
+    `answers` finds the answer and `notation` puts it in canonical form; both are ours. Math-Verify decides whether
+    two answers are equal.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class MathGrader:
         from latex2sympy2_extended import NormalizationConfig
 
         self.answers, self.notation = _sibling("answers"), _sibling("notation")
-        # Its units would take the variables of 5m, 2t and 3c away; `notation` has taken the units away.
+        # Its unit handling would remove the variables in 5m, 2t and 3c; `notation` has already removed the units.
         plain = NormalizationConfig(
             basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
         )
@@ -58,7 +58,7 @@ class MathGrader:
         self._parse, self._verify = math_verify.parse, math_verify.verify
         self.parse = functools.lru_cache(maxsize=4096)(self._read)
         self.reference = functools.lru_cache(maxsize=1024)(self._reference)
-        self.equal("0.25", "\\frac{1}{4}")  # what is loaded at first use must not count as an answer's time
+        self.equal("0.25", "\\frac{1}{4}")  # lazy loading must not count toward an answer's time
 
     def __call__(self, texts: list[str], answer: str) -> float:
         found = next(filter(None, map(self.answers.final_answer, texts)), None)
@@ -91,7 +91,7 @@ class MathGrader:
         return self.rounded(gold, other) or self.rounded(other, gold)
 
     def rounded(self, decimal: str, number: str) -> bool:
-        """Whether a decimal is a number that has no end as one, 1/3 or \\sqrt 2, rounded to all places written."""
+        """Whether a decimal is an infinite one, such as 1/3 or \\sqrt 2, rounded to its last written place."""
         written = self.notation.decimals(decimal)
         if len(written) != 1 or self.notation.exact(number) != number:
             return False
@@ -136,7 +136,7 @@ class MathGrader:
         )
 
     def _ordered(self, gold: str, other: str) -> tuple[str, str]:
-        """x = 2, y = 1 as (2, 1) where the other side does not name its values: Math-Verify would sort them."""
+        """x = 2, y = 1 as (2, 1) if the other side does not name its values: Math-Verify would sort them."""
         named, plain = self.notation.values_in_order(gold), self.notation.values_in_order(other)
         if named and not plain:
             return named[1], other
@@ -146,7 +146,7 @@ class MathGrader:
 
     @staticmethod
     def _precision(text: str) -> int:
-        """Digits to reckon with, since Math-Verify takes a difference below its precision for 0."""
+        """Digits of precision to use, because Math-Verify treats a difference below its precision as 0."""
         powers = [int(power) for power in re.findall(r"\^\s*\{?\s*-\s*(\d{1,3})(?!\d)", text)]
         return 30 + min(len(text), 200) + sum(powers[:10])
 
@@ -216,14 +216,14 @@ def main(kind: str, memory: int) -> None:
         request = json.loads(line)
         limit = request.pop("limit")
         try:
-            # Again and again, since a bare `except:` on the way can swallow the first.
+            # Repeatedly, because a bare `except:` in between can swallow the first.
             signal.setitimer(signal.ITIMER_REAL, limit, 0.1)
             value = grade(**request)
             signal.setitimer(signal.ITIMER_REAL, 0)
         except (TimeLimit, MemoryError):
             signal.setitimer(signal.ITIMER_REAL, 0)
             reply(timed_out=True)
-        except Exception:  # what it cannot read is wrong
+        except Exception:  # an answer that it cannot read is wrong
             signal.setitimer(signal.ITIMER_REAL, 0)
             reply(value=0.0)
         else:

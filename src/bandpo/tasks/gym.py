@@ -24,12 +24,12 @@ class ReasoningGym(Task):
     """Problems from one of reasoning-gym's generators, scored by that generator.
 
     Training and held-out problems come from different seeds; a question that both would contain is held out.
-    The answer is read from <answer> tags, else as the text marks it otherwise.
+    The answer is read from <answer> tags, else from other marks in the text.
 
     Attributes:
         dataset: Name of the generator (chain_sum, countdown, knights_knaves, ...).
         options: The generator's own settings.
-        size: Number of training problems to draw; a question drawn twice counts once.
+        size: Number of training problems to draw; duplicate questions count once.
     """
 
     name: Literal["reasoning-gym"] = "reasoning-gym"
@@ -93,10 +93,10 @@ class ReasoningGym(Task):
 
         try:
             entries = list(reasoning_gym.create_dataset(self.dataset, seed=seed, size=size, **self.options))
-        except Exception as error:  # each generator checks its settings in its own way, many by assert
+        except Exception as error:  # each generator checks its settings differently, many by assert
             reason = str(error) or type(error).__name__
             raise ValueError(f"reasoning-gym dataset {self.dataset!r} with {self.options}: {reason}") from error
-        # Where many answers are right, a generator names none.
+        # If many answers are right, a generator names none.
         return [Problem(e["question"], str(e["answer"] or ""), details=e) for e in entries]
 
 

@@ -1,4 +1,4 @@
-"""Several tasks trained on together."""
+"""Joint training on several tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bandpo.tasks.questions import Questions
 Part = Annotated[Arithmetic | Questions | ReasoningGym, Field(discriminator="name")]
 Parts = Annotated[tuple[Part, ...], Field(min_length=1)]
 
-# What each part settles for itself.
+# Settings that belong to each part.
 _OF_PARTS = ("template", "system", "chat", "reward", "time_limit", "heldout")
 
 
@@ -29,8 +29,8 @@ class Mixture(Task):
 
     Attributes:
         parts: The tasks to train on.
-        weights: Their shares of the training problems, in proportion: as many problems as these shares allow
-            are drawn, none twice. None takes all problems of every part.
+        weights: Their relative shares of the training problems: as many problems as these shares allow are drawn
+            without replacement. None takes all problems of every part.
         heldout_parts: The tasks whose held-out problems are used; None uses those of `parts`.
         seed: Seed of the draw and of the order.
     """
@@ -50,7 +50,7 @@ class Mixture(Task):
     def _check(self) -> Mixture:
         for key in _OF_PARTS:
             if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} of a mixture is set in its parts")
+                raise ValueError(f"{key} of a mixture must be set in its parts")
         every = [*self.parts, *(self.heldout_parts or ())]
         if len({part.chat for part in every}) > 1:
             raise ValueError(f"the parts of a mixture must agree on chat, which is {[part.chat for part in every]}")
@@ -58,7 +58,7 @@ class Mixture(Task):
             if len(self.weights) != len(self.parts):
                 raise ValueError(f"weights has {len(self.weights)} numbers for {len(self.parts)} parts")
             if not all(math.isfinite(w) and w > 0 for w in self.weights):
-                raise ValueError(f"weights is {list(self.weights)}, allowed are finite numbers > 0")
+                raise ValueError(f"weights is {list(self.weights)}; allowed: finite numbers > 0")
         return self
 
     @cached_property
@@ -92,7 +92,7 @@ class Mixture(Task):
                 raise ValueError(f"part {task.label!r} of the mixture has no problem left to train on")
         if self.weights is not None:
             total = min(len(problems) / weight for problems, weight in zip(parts, self.weights, strict=True))
-            # The small excess keeps a whole number whole: 10 / 0.7 * 0.7 is 9.999...
+            # The small excess keeps integers exact: 10 / 0.7 * 0.7 is 9.999...
             sizes = [max(1, math.floor(total * weight + 1e-9)) for weight in self.weights]
             draw = random.Random(self.seed)
             parts = [draw.sample(problems, size) for problems, size in zip(parts, sizes, strict=True)]

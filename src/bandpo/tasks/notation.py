@@ -1,7 +1,7 @@
-r"""One writing for each notation, so that Math-Verify compares what is meant.
+r"""A canonical form for each notation, so that Math-Verify compares what is meant.
 
 Nothing here judges whether two answers are equal. Every rule is applied to the reference and to the completion,
-changes how something is written and not what it says, and stands in `RULES` with an example. Standard library only:
+changes the notation and not the meaning, and is listed in `RULES` with an example. Standard library only:
 the grading worker loads this file by its path.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 MAX_LENGTH = 4000
-"""Characters; no final answer is longer, and longer ones are compared as text only."""
+"""Characters; longer answers, which are never final answers, are only compared as text."""
 
 
 class Rule(NamedTuple):
-    """A rewriting, with an example of what it does: `rewrite(before) == after`."""
+    """A rewriting with an example: `rewrite(before) == after`."""
 
     name: str
     before: str
@@ -86,7 +86,7 @@ _OPERATORS = _words(
 )
 _CONNECT = ("and", "or")
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-# They say which, not how much: without them 3 AM would be 3 PM.
+# These say which, not how much: without them 3 AM would equal 3 PM.
 _NO_UNIT = {*_OPERATORS, *_CONNECT, *_POWERS, "dozen", "am", "pm", "mod", "if", "to", "bc", "ad", "negative", "minus"}
 _UNITS = _words(
     "mm cm dm km mg kg ml cl hr min sec ms ns kb mb gb ft in yd mi lb oz mph kmh rad deg hz khz mhz ev kev mev "
@@ -97,7 +97,7 @@ _UNITS = _words(
 
 
 def is_unit(word: str) -> bool:
-    """Whether a bare word behind a number counts something, and is not a product of variables."""
+    """Whether a bare word after a number is a unit, and not a product of variables."""
     word = word.lower()
     return word not in _NO_UNIT and (len(word) >= 5 or bool({word, word.removesuffix("s")} & _UNITS))
 
@@ -134,7 +134,7 @@ def _bare_unit(match: re.Match[str]) -> str:
 
 
 def _bare_words(text: str) -> str:
-    """A word is not the product of its letters, which 'stop' would share with 'pots'."""
+    """Mark a word as text: as a product of letters, 'stop' would equal 'pots'."""
     if not re.search(r"[A-Za-z]{4}", text):
         return text
     parts = [re.fullmatch(r"(\s*)([A-Za-z]{4,})([\s.]*)", part) or part for part in text.split(",")]
@@ -151,7 +151,7 @@ _POWER_WORDS = "|".join(_POWERS)
 
 
 def _fonts(text: str) -> str:
-    """Commands that only say how something looks; words stay marked as text, in one way."""
+    """Drop purely visual commands; words stay marked as text, uniformly."""
 
     def content(match: re.Match[str]) -> str:
         inside = match[1]
@@ -167,7 +167,7 @@ def _fonts(text: str) -> str:
 
 
 def _thousands(text: str) -> str:
-    r"""Where every comma can only group digits; a tuple (1,234) keeps its two numbers."""
+    r"""If every comma can only group digits; a tuple (1,234) keeps its two numbers."""
     grouped = r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])"
     if "," in re.sub(grouped, "", text) or re.search(r"[(\[]|\\\{|\\begin", text):
         return text
@@ -196,7 +196,7 @@ def _scientific(match: re.Match[str]) -> str:
 
 
 def _exact(match: re.Match[str]) -> str:
-    """A decimal as the fraction that it is: Math-Verify rounds decimals and compares fractions exactly."""
+    """A decimal as an exact fraction: Math-Verify rounds decimals and compares fractions exactly."""
     whole, places = match[1], match[2]
     if not places.strip("0"):
         return whole or "0"
@@ -210,7 +210,7 @@ _DECIMAL = r"(?<![\d.])(\d*)\.(\d+)(?![\d.])"
 
 
 def _closing(text: str, start: int) -> int | None:
-    """Where the parenthesis that opens at `start` closes."""
+    """Index at which the parenthesis that opens at `start` closes."""
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] == "(") - (text[i] == ")")
@@ -257,7 +257,7 @@ _JOINT = r"\s*,?\s*(?:\\text\s*\{\s*(and|or)\s*\}|(?<![A-Za-z\\])(and|or)(?![A-Z
 
 
 def _joined_inequalities(text: str) -> str:
-    """What stands between two inequalities in one variable decides between union and intersection."""
+    """The word between two inequalities in one variable decides between union and intersection."""
     parts = re.split(_JOINT, text)
     letters = set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", " ".join(parts[::3])))
     relation = r"[<>]|\\(?:[lg]eq?|neq?)(?![A-Za-z])"
@@ -268,7 +268,7 @@ def _joined_inequalities(text: str) -> str:
 
 
 def _imaginary(text: str) -> str:
-    r"""i as \sqrt{-1}, which SymPy can reckon with, unless it counts: x_i, \sum_{i=1}."""
+    r"""i as \sqrt{-1}, which SymPy can compute with, unless it is an index: x_i, \sum_{i=1}."""
     if re.search(r"_\s*\{?[^{}]*(?<![A-Za-z\\])i(?![A-Za-z])|\\(?:sum|prod|in\b)|\bi\s*=", text):
         return text
     return re.sub(r"(?<![A-Za-z\\])i(?![A-Za-z(])", r"\\sqrt{-1}", text)
@@ -508,7 +508,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def normalize(text: str) -> str:
-    """`text` in the one notation that is compared; longer than MAX_LENGTH, it stays as it is."""
+    """`text` in canonical notation; unchanged if it is longer than MAX_LENGTH."""
     if len(text) > MAX_LENGTH:
         return text.strip()
     for rule in RULES:
@@ -520,7 +520,7 @@ _LETTERS = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
 def canonical(text: str) -> str:
-    """What is left of a normalized answer for comparing it as text: no layout, and words in lower case."""
+    """A normalized answer for comparison as text: no layout, and words in lower case."""
     text = _LETTERS.sub(r" \1 ", text)
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     words = re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", "", text))
@@ -529,7 +529,7 @@ def canonical(text: str) -> str:
 
 
 def exact(text: str) -> str:
-    """Every decimal as the fraction that it is."""
+    """Every decimal as an exact fraction."""
     return re.sub(_DECIMAL, _exact, text)
 
 
@@ -540,7 +540,7 @@ def decimals(text: str) -> list[str]:
 
 
 def is_readable(text: str) -> bool:
-    """Whether Math-Verify may read a text; it would add up numbers that merely stand side by side."""
+    """Whether Math-Verify may read a text; it would add numbers that are merely adjacent."""
     words = r"(?<![A-Za-z\\{])(?:[A-Za-z]{2,}\s+[A-Za-z]{3,}|[A-Za-z]{3,}\s+[A-Za-z]{2,})"
     if re.search(words, _LETTERS.sub("", text)):
         return False  # prose, not a product of its letters
@@ -604,7 +604,7 @@ def _condition(text: str) -> tuple[str, str] | None:
 def _as_intervals(text: str) -> Iterator[str]:
     r"""x < -1 or x > 3 as x \in (-\infty, -1) \cup (3, \infty).
 
-    A comma joins like 'and', save in x < a, x > b, which would seldom be written of what lies between.
+    A comma joins like 'and', except in x < a, x > b, which is rarely written for the part in between.
     """
     parts = text.split(",")
     if all(map(_interval, parts)):
@@ -615,13 +615,13 @@ def _as_intervals(text: str) -> Iterator[str]:
 
 
 def _decimal_comma(text: str) -> Iterator[str]:
-    """1,5 as 1.5: only where it is the whole answer."""
+    """1,5 as 1.5: only if it is the whole answer."""
     if re.fullmatch(r"-?\d+,\d+", text):
         yield text.replace(",", ".")
 
 
 def _percent(text: str) -> Iterator[str]:
-    r"""12.5\% as 0.125 and as 12.5: the sign does not count."""
+    r"""12.5\% as 0.125 and as 12.5: the percent sign is optional."""
     if re.fullmatch(r"[^%]*\\%\s*", text):
         number = text.replace(r"\%", "").strip()
         yield rf"\frac{{{number}}}{{100}}"
@@ -632,7 +632,7 @@ READINGS: tuple[Callable[[str], Iterator[str]], ...] = (_as_intervals, _decimal_
 
 
 def readings(text: str) -> list[str]:
-    """What an answer may mean, the likeliest first; each is in the common notation."""
+    """Possible readings of an answer in canonical notation, most likely first."""
     first = normalize(text)
     return [first, *(one for other in READINGS for one in other(first))]
 
@@ -663,7 +663,7 @@ _LETTER = re.compile(rf"^\s*\$?{_LABEL}\(?\s*([A-J])\s*\)?[\s}}.$]*$")
 
 
 def choice(text: str) -> str | None:
-    """The letter of a choice, alone or with what it stands for: (E) 12, B. cats, C: x > 2."""
+    """The letter of a choice, alone or with its text: (E) 12, B. cats, C: x > 2."""
     if match := _LETTER.match(text):
         return match[1]
     match = _CHOICE.match(text)

@@ -20,7 +20,7 @@ Purpose = Literal["train", "test"]
 
 
 class DataWarning(UserWarning):
-    """Something in the data is doubtful; training continues."""
+    """The data look wrong; training continues."""
 
 
 class Questions(Task):
@@ -32,11 +32,11 @@ class Questions(Task):
         columns: Name of a known data set whose columns the file or hub data set has.
         question_key, answer_key, solution_key: Names of the columns otherwise; dots lead into nested ones.
         choices_key: Name of the column of a multiple-choice question's choices, if it has any.
-        split: Split of a hub data set or a folder; None is its own for training or for testing.
+        split: Split of a hub data set or a folder; None is its default for training or testing.
         subset: Configuration of a hub data set or a folder, if it has several.
         levels: Keep only rows of these levels.
-        limit: Use only so many problems for training, drawn at random.
-        heldout_data: Where held-out problems come from (as `data`, test split); None splits them off `data`.
+        limit: Maximum number of training problems, drawn at random.
+        heldout_data: Source of held-out problems (as `data`, test split); None splits them off `data`.
     """
 
     name: Literal["questions"] = "questions"
@@ -86,9 +86,9 @@ class Questions(Task):
         return train[: self.limit], heldout
 
     def read(self, source: str, purpose: Purpose = "train") -> list[Problem]:
-        """All problems of a data set, in its order.
+        """All problems of a data set, in order.
 
-        Warns of questions that stand more than once with different answers.
+        Warns about questions that occur more than once with different answers.
 
         Raises:
             ValueError: If it does not exist, is empty, has no such split, or a row lacks a question or an answer; the
@@ -99,7 +99,7 @@ class Questions(Task):
             rows = [(i, row) for i, row in rows if _level(row, f"{source}, row {i}", self.levels) in self.levels]
         if not rows:
             of_levels = "" if self.levels is None else f" of levels {list(self.levels)}"
-            raise ValueError(f"data {source!r} holds no problem{of_levels}")
+            raise ValueError(f"data {source!r} has no problems{of_levels}")
         columns, problems, faults = self._columns(source), [], []
         for i, row in rows:
             try:
@@ -135,7 +135,7 @@ class Questions(Task):
 
 
 def _level(row: Row, where: str, levels: Sequence[int]) -> int | None:
-    """The number in a row's 'level' (3, or 'Level 3'), None where it is not a number.
+    """The number in a row's 'level' (3, or 'Level 3'), None if it is not a number.
 
     Raises:
         ValueError: If the row has no level.
@@ -147,7 +147,7 @@ def _level(row: Row, where: str, levels: Sequence[int]) -> int | None:
 
 
 def _warn_of_conflicts(problems: Iterable[Problem], source: str) -> None:
-    """Of such questions training takes the first; nobody can tell which answer is right."""
+    """Warn about such questions; training takes the first answer, as the right one is unknown."""
     first: dict[str, Problem] = {}
     conflicts: dict[str, tuple[str, str]] = {}
     for problem in problems:
@@ -156,9 +156,9 @@ def _warn_of_conflicts(problems: Iterable[Problem], source: str) -> None:
             conflicts.setdefault(problem.key, (before, problem.answer))
     if conflicts:
         question, (one, other) = next(iter(conflicts.items()))
-        count = "1 question stands" if len(conflicts) == 1 else f"{len(conflicts)} questions stand"
+        count = "1 question occurs" if len(conflicts) == 1 else f"{len(conflicts)} questions occur"
         warnings.warn(
-            f"data {source!r}: {count} there more than once with different answers; training takes the first. "
+            f"data {source!r}: {count} more than once with different answers; training uses the first. "
             f"For example {excerpt(question)} has {one!r} and {other!r}",
             DataWarning,
             stacklevel=3,

@@ -1,7 +1,7 @@
 """Rows of a data set: from a file, a folder, or the Hugging Face hub.
 
-Files are read here, not through `datasets`, whose readers of CSV and JSON guess types and so change answers: 033
-becomes 33, 1.50 becomes 1.5, None goes missing, 2024-01-01 becomes a date. What a folder holds, `datasets` says.
+Files are read here, not through `datasets`, whose CSV and JSON readers infer types and so change answers: 033
+becomes 33, 1.50 becomes 1.5, None disappears, 2024-01-01 becomes a date. Folders are read by `datasets`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Row = dict[str, Any]
 
 
 def is_path(source: str) -> bool:
-    """Whether a source means a file or folder, there or not, rather than a name on the hub."""
+    """Whether a source is a file or folder, existing or not, rather than a name on the hub."""
     path = Path(source).expanduser()
     return path.exists() or _format(path) != "" or source.startswith((".", "/", "~"))
 
 
 def absolute(source: str) -> str:
-    """The full path of a file or folder that exists; any other source as it is."""
+    """The full path of a file or folder that exists; any other source unchanged."""
     path = Path(source).expanduser()
     return os.path.abspath(path) if path.exists() else source
 
 
 def without_suffix(path: Path) -> Path:
-    """A path without the ending that names its format: .jsonl.gz, .parquet, ..."""
+    """A path without its format extension: .jsonl.gz, .parquet, ..."""
     form = _format(path)
     return path.with_name(path.name[: -len(form)]) if form else path
 
@@ -44,11 +44,11 @@ def read_path(source: str, subset: str | None, split: str | None, purpose: str) 
     """The rows of a file, or of a folder: a copy of a data set from the hub, data files, or save_to_disk's.
 
     Args:
-        subset, split: Of a folder that has several.
-        purpose: "train" or "test", the split where none is given; where there is only one split, that one.
+        subset, split: For a folder that has several.
+        purpose: "train" or "test", the default split; a single split is used for both.
 
     Raises:
-        ValueError: If there is no such file, it does not hold rows, or the format is not one that is read.
+        ValueError: If there is no such file, it has no rows, or its format is not supported.
     """
     path = Path(source).expanduser()
     if not path.exists():
@@ -57,14 +57,14 @@ def read_path(source: str, subset: str | None, split: str | None, purpose: str) 
 
 
 def read_file(path: Path) -> list[Row]:
-    """The rows of a JSONL, JSON, CSV, TSV or parquet file, all but the last also compressed by gzip.
+    """The rows of a JSONL, JSON, CSV, TSV or parquet file, all except the last also gzipped.
 
     Raises:
-        ValueError: If it does not hold rows; the message says where it fails.
+        ValueError: If it has no valid rows; the message names the place.
     """
     form = _format(path)
     if not form:
-        raise ValueError(f"{path} has no format that can be read; allowed are {', '.join(FORMATS)}, or a folder")
+        raise ValueError(f"{path} has an unknown format; allowed: {', '.join(FORMATS)}, or a folder")
     try:
         return FORMATS[form](path)
     except OSError as error:
@@ -89,7 +89,7 @@ def _text(path: Path) -> str:
 def _objects(value: list[Any], where: str) -> list[Row]:
     for row in value:
         if not isinstance(row, dict):
-            raise ValueError(f"{where} is a {type(row).__name__}, allowed is an object")
+            raise ValueError(f"{where} is a {type(row).__name__}; allowed: an object")
     return value
 
 
@@ -125,7 +125,7 @@ def _wrapped(value: Row, path: Path) -> list[Row]:
     """The rows in {"data": [...]}, or the object itself as the only row."""
     lists = {key: held for key, held in value.items() if is_rows(held) and "role" not in held[0]}
     if len(lists) > 1:
-        raise ValueError(f"{path} holds several lists of rows, {', '.join(map(repr, lists))}; allowed is one")
+        raise ValueError(f"{path} has several lists of rows, {', '.join(map(repr, lists))}; allowed: one")
     return next(iter(lists.values()), [value])
 
 
@@ -137,7 +137,7 @@ def is_rows(value: Any) -> bool:
 def _read_csv(path: Path, delimiter: str = ",") -> list[Row]:
     text = _text(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    # Strict: a quotation mark that never closes would otherwise swallow the rows after it.
+    # Strict, or an unclosed quotation mark would swallow the rows after it.
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     try:
@@ -183,7 +183,7 @@ FORMATS: dict[str, Callable[[Path], list[Row]]] = {
 
 
 def _format(path: Path) -> str:
-    """The ending that names a file's format, '' for another."""
+    """A file's format extension, '' if unknown."""
     name = path.name.lower()
     return next((form for form in FORMATS if name.endswith(form) and name != form), "")
 
@@ -195,7 +195,7 @@ def _read_folder(path: Path, subset: str | None, split: str | None, purpose: str
 
     try:
         files = load_dataset_builder(str(path), subset).config.data_files
-    except Exception as error:  # of many kinds
+    except Exception as error:  # many types
         raise ValueError(
             f"{str(path)!r} is a directory, not a data file, and cannot be read as a folder of data: {_reason(error)}"
         ) from error
@@ -204,9 +204,9 @@ def _read_folder(path: Path, subset: str | None, split: str | None, purpose: str
 
 
 def _refuse_mixed(path: Path, read: list[Path]) -> None:
-    """Raise ValueError for data files that `datasets` passes over because more files have another format.
+    """Raise ValueError for data files that `datasets` would skip because more files have another format.
 
-    A README.md that lists the data files of its configurations has chosen them.
+    A README.md that lists the data files of its configurations settles the choice.
     """
     readme = path / "README.md"
     if readme.is_file() and "data_files:" in readme.read_text(encoding="utf-8", errors="replace"):
@@ -221,19 +221,19 @@ def _refuse_mixed(path: Path, read: list[Path]) -> None:
 
 
 def _kind(path: Path) -> str:
-    """What `datasets` tells formats apart by, '' for what is no data file."""
+    """The extension by which `datasets` recognizes the format, '' if it is not a data file."""
     if path.name.startswith(".") or path.name in ("dataset_infos.json", "dataset_info.json"):
         return ""
     return {".jsonl": ".json", ".tsv": ".csv"}.get(form := _format(path).removesuffix(".gz"), form)
 
 
 def _read_saved(path: Path, split: str | None, purpose: str) -> list[Row]:
-    """What `save_to_disk` of a Dataset or a DatasetDict wrote."""
+    """The output of `save_to_disk` of a Dataset or a DatasetDict."""
     from datasets import DatasetDict, load_from_disk
 
     try:
         saved = load_from_disk(path)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # many types
         raise ValueError(f"{str(path)!r} is a damaged folder of save_to_disk: {_reason(error)}") from error
     return list(saved[_choose(saved, split, purpose, path)] if isinstance(saved, DatasetDict) else saved)
 
@@ -252,16 +252,16 @@ def read_hub(source: str, subsets: Sequence[str | None], split: str, known: Sequ
     """The rows of a data set on the hub.
 
     Args:
-        known: Names of data sets, one of which may have been meant.
+        known: Names of data sets to suggest.
 
     Raises:
-        ValueError: If it cannot be loaded; the reason and the nearest known name are given.
+        ValueError: If it cannot be loaded; names the reason and the nearest known name.
     """
     from datasets import load_dataset
 
     try:
         return [row for subset in subsets for row in load_dataset(source, subset, split=split)]
-    except Exception as error:  # the hub client raises many kinds
+    except Exception as error:  # the hub client raises many types
         raise ValueError(
             f"cannot load data {source!r}{nearest(source, known)}, neither a file nor on the hub: {_reason(error)}"
         ) from error

@@ -21,8 +21,8 @@ def math_reward(completion: str, answer: str) -> float:
     """1.0 if the completion's final answer is mathematically equal to `answer`, else 0.0.
 
     The final answer is the last \\boxed{}, else the last <answer> tag, else what follows "the answer is", else the
-    last expression (`bandpo.tasks.answers`). It is equal if it is the same text or, both in one notation
-    (`bandpo.tasks.notation`), equal to Math-Verify. What cannot be read, or not within DEFAULT_TIME_LIMIT, is wrong.
+    last expression (`bandpo.tasks.answers`). It is equal if it is the same text or if, in canonical notation
+    (`bandpo.tasks.notation`), Math-Verify finds it equal. What cannot be read within DEFAULT_TIME_LIMIT is wrong.
 
     Raises:
         ValueError: If the reference answer itself is empty.
@@ -33,15 +33,15 @@ def math_reward(completion: str, answer: str) -> float:
 def math_scores(
     completions: Sequence[str], answers: Sequence[str], time_limit: float = DEFAULT_TIME_LIMIT
 ) -> list[Score]:
-    """`math_reward` of many completions, side by side in worker processes.
+    """`math_reward` of many completions, in parallel in worker processes.
 
     Args:
-        time_limit: Seconds for one completion; what needs longer scores 0 and counts as timed out.
+        time_limit: Seconds per completion; one that needs longer scores 0 and counts as timed out.
     """
     requests: dict[int, dict[str, Any]] = {}
     for i, (completion, answer) in enumerate(zip(completions, answers, strict=True)):
         if not answer.strip():
-            raise ValueError(f"the reference answer is {answer!r}; allowed is a mathematical expression")
+            raise ValueError(f"the reference answer is {answer!r}; allowed: a mathematical expression")
         stated = stated_answer(completion)
         if stated is not None and plain(stated) == plain(answer):
             continue
@@ -53,7 +53,7 @@ def math_scores(
 def last_integer_reward(completion: str, answer: str) -> float:
     """1.0 if the last number in the completion is the integer `answer`, else 0.0.
 
-    18.00 is an integer, 18.5 is none; commas only group thousands, so that 1,2,3 ends in 3; U+2212 is a minus sign.
+    18.00 is an integer, 18.5 is not; commas only group thousands, so that 1,2,3 ends in 3; U+2212 is a minus sign.
 
     Raises:
         ValueError: If the reference answer is not an integer.
@@ -85,7 +85,7 @@ def choice_reward(completion: str, answer: str) -> float:
 
 
 def chosen_letter(text: str) -> str | None:
-    """The letter with which the final answer begins, a capital; None where it begins with anything else."""
+    """The letter with which the final answer begins, capitalized; None if it begins with anything else."""
     stated = stated_answer(text) or ""
     match = _CHOICE.match(stated) or _CHOICE.match(plain(stated))
     return match[1].upper() if match else None
@@ -104,9 +104,9 @@ def summands(text: str) -> str | None:
 
 
 def coin_reward(completion: str, answer: str) -> float:
-    """1.0 or 0.0, by a hash of the completion and `answer`: a fair coin that falls alike on the same text.
+    """1.0 or 0.0, by a hash of the completion and `answer`: a fair coin that gives the same result for the same text.
 
-    There is nothing to learn from it, so what a training run changes under it is drift.
+    There is nothing to learn from it, so any change of a training run under it is drift.
     """
     return float(hashlib.sha256(f"{completion}\0{answer}".encode()).digest()[0] & 1)
 
@@ -125,7 +125,7 @@ def resolve_reward(name: str) -> Reward:
     """A reward by name, or the user's own function as 'module:function'.
 
     Raises:
-        ValueError: If there is none; the message says what is wrong.
+        ValueError: If there is none; names the cause.
     """
     if is_own(name):
         return load_function(name, "reward")
@@ -151,8 +151,8 @@ def scores(
     for completion, answer in zip(completions, answers, strict=True):
         value = reward(completion, answer)
         if not isinstance(value, numbers.Real):
-            raise ValueError(f"reward {name!r} returned {value!r}, a {type(value).__name__}; allowed is a number")
+            raise ValueError(f"reward {name!r} returned {value!r}, a {type(value).__name__}; allowed: a number")
         if not math.isfinite(value):
-            raise ValueError(f"reward {name!r} returned {value!r}; allowed is a finite number")
+            raise ValueError(f"reward {name!r} returned {value!r}; allowed: a finite number")
         result.append(Score(float(value)))
     return result

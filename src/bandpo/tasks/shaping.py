@@ -1,4 +1,4 @@
-"""Rewards that shape how a model answers, added to the task's reward in training and never in evaluation."""
+"""Shaping rewards, added to the task's reward in training and never in evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ShapingFunction = Callable[[Sequence[str], Sequence[list[int]]], Values]
 def think_format() -> ShapingFunction:
     """1 for a completion of the form <think>...</think>..., else 0 (TRL's think_format_reward).
 
-    A completion without <think> but with </think> counts as well: chat templates of reasoning models open the thought
+    A completion without <think> but with </think> counts too: chat templates of reasoning models open the thought
     in the prompt (huggingface/trl#6966).
     """
 
@@ -40,16 +40,17 @@ def boxed_format() -> ShapingFunction:
 
 
 def overlong(max_completion_length: int, buffer: int = 512) -> ShapingFunction:
-    """DAPO's soft punishment: from 0 down to -1 over the last `buffer` tokens (arXiv 2503.14476, eq. 13).
+    """DAPO's soft overlong punishment: from 0 down to -1 over the last `buffer` tokens (arXiv 2503.14476, eq. 13).
 
     Raises:
         ValueError: If `buffer` is not from 1 to below `max_completion_length`.
     """
     if buffer < 1:
-        raise ValueError(f"buffer is {buffer}, allowed is an integer >= 1")
+        raise ValueError(f"buffer is {buffer}; allowed: an integer >= 1")
     if buffer >= max_completion_length:
         raise ValueError(
-            f"buffer is {buffer}, allowed is less than train.max_completion_length, which is {max_completion_length}"
+            f"buffer is {buffer}; allowed: an integer below train.max_completion_length, which is "
+            f"{max_completion_length}"
         )
 
     def values(texts: Sequence[str], ids: Sequence[list[int]]) -> Values:
@@ -67,9 +68,9 @@ def repetition(ngram_size: int = 3, max_penalty: float = -1.0) -> ShapingFunctio
         ValueError: If `ngram_size` is below 1 or `max_penalty` above 0.
     """
     if ngram_size < 1:
-        raise ValueError(f"ngram_size is {ngram_size}, allowed is an integer >= 1")
+        raise ValueError(f"ngram_size is {ngram_size}; allowed: an integer >= 1")
     if not (math.isfinite(max_penalty) and max_penalty <= 0):
-        raise ValueError(f"max_penalty is {max_penalty}, allowed is a finite number <= 0")
+        raise ValueError(f"max_penalty is {max_penalty}; allowed: a finite number <= 0")
 
     def values(texts: Sequence[str], ids: Sequence[list[int]]) -> Values:
         from trl.rewards import get_repetition_penalty_reward
@@ -89,7 +90,7 @@ SHAPING: dict[str, Callable[..., ShapingFunction]] = {
 
 @dataclass(frozen=True)
 class Shaping:
-    """One additional reward: its name, its weight beside the task's reward (which weighs 1), its function."""
+    """One additional reward: its name, its weight relative to the task's reward (weight 1), its function."""
 
     name: str
     weight: float
@@ -112,7 +113,7 @@ def make_shaping(max_completion_length: int, name: str, weight: float = 1.0, **o
         ValueError: For an unknown name or option, or a value that is not allowed.
     """
     if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not math.isfinite(weight) or weight == 0:
-        raise ValueError(f"shaping {name!r}: weight is {weight!r}, allowed is a finite number other than 0")
+        raise ValueError(f"shaping {name!r}: weight is {weight!r}; allowed: a finite number other than 0")
     if is_own(name):
         return Shaping(name, float(weight), _each(name, load_function(name, "shaping"), options))
     if name not in SHAPING:
@@ -130,7 +131,7 @@ def make_shaping(max_completion_length: int, name: str, weight: float = 1.0, **o
         kind = numbers.Integral if isinstance(known[option], int) else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind):
             article = "an integer" if kind is numbers.Integral else "a number"
-            raise ValueError(f"shaping {name!r}: {option} is {value!r}, allowed is {article}")
+            raise ValueError(f"shaping {name!r}: {option} is {value!r}; allowed: {article}")
     if name == "overlong":
         options["max_completion_length"] = max_completion_length
     try:
@@ -145,7 +146,7 @@ def _each(name: str, function: Callable[..., Any], options: dict[str, Any]) -> S
         for text in texts:
             value = function(text, **options)
             if not isinstance(value, numbers.Real) or not math.isfinite(value):
-                raise ValueError(f"shaping {name!r} returned {value!r}; allowed is a finite number")
+                raise ValueError(f"shaping {name!r} returned {value!r}; allowed: a finite number")
             result.append(float(value))
         return result
 

@@ -11,16 +11,17 @@ from bandpo.tasks.base import Problem, Task
 
 
 class Summands(Task):
-    """Name two positive numbers with a given sum, as a+b: right is every pair, or the rarest one alone.
+    """Name two positive numbers with a given sum, as a+b: every pair is right, or only the rarest one.
 
-    A warm-up on the solutions teaches to name a with a probability in proportion to 1/a, and, in the share `slips` of
-    them, a random b. So there are N - 1 right answers for the sum N, of which the last, N-1+1, is the rarest.
+    A warm-up on the solutions teaches the model to name a with a probability in proportion to 1/a, and, in the share
+    `slips` of them, a random b. So there are N - 1 right answers for the sum N, of which the last, N-1+1, is the
+    rarest.
 
     Attributes:
         low, high: Range of the sums.
-        size: Number of problems; a sum stands in several of them, each time with a solution of its own.
+        size: Number of problems; the same sum occurs in several of them, each with its own solution.
         slips: Share of solutions with a random b.
-        only_rarest: Whether N-1+1 alone is right.
+        only_rarest: Whether only N-1+1 is right.
     """
 
     name: Literal["summands"] = "summands"

@@ -1,4 +1,4 @@
-"""A task whose better strategy starts as a rare action."""
+"""A task whose better strategy starts out as a rare action."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from bandpo.tasks.base import Problem, Task
 
 
 class Tail(Task):
-    """Name a digit of a number: the first one is what the model has learned to say, the last one is right.
+    """Name a digit of a number: the model has learned to say the first one, but the last one is right.
 
-    The answer to every problem is the last digit. A warm-up on the solutions teaches to say the first digit, and the
-    last one only with probability `rare`: a single token decides between the two strategies. The first digit is right
-    too in the share `easy` of the problems whose first and last digits are the same; those teach nothing. The success
-    rate is so easy + (1 - easy) p, with p the probability of the better strategy.
+    The answer to every problem is the last digit. A warm-up on the solutions teaches the model to say the first
+    digit, and the last one only with probability `rare`: a single token decides between the two strategies. In the
+    share `easy` of the problems both digits are the same, so that the first one is right too; those teach nothing.
+    The success rate is thus easy + (1 - easy) p, with p the probability of the better strategy.
 
     Attributes:
-        digits: Of each number.
+        digits: Digits of each number.
         rare: Probability of the better strategy in the solutions.
         easy: Share of problems on which both strategies are right.
     """

@@ -16,7 +16,7 @@ TEMPLATES = {
 
 
 def template_text(template: str) -> str:
-    """The text of a template, given by name or as a text with {question}.
+    """The text of a template, given by name or as a string with {question}.
 
     Raises:
         ValueError: If it is neither.

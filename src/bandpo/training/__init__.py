@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BandGRPOConfig", "BandGRPOTrainer"]
 
-# What lies beside the trainer does without TRL, which takes seconds to import.
+# The other modules here do not need TRL, which takes seconds to import.
 __getattr__, __dir__ = lazy(
     __name__, {"bandpo.training.config": ("BandGRPOConfig",), "bandpo.training.trainer": ("BandGRPOTrainer",)}
 )

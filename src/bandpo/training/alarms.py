@@ -1,7 +1,7 @@
 """Alarms: early warnings for common training failures, in words.
 
 Every alarm turns the logged metrics into one number, its severity: 1 at the limit, more beyond it. It fires at 1
-and clears below `AlarmConfig.clear`, so it speaks once however long the trouble lasts. docs/alarms.md lists them.
+and clears below `AlarmConfig.clear`, so it fires once, however long the problem lasts. docs/alarms.md lists them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SAMPLER_GAP = "sampling/sampling_logp_difference/mean"
 FIRST_DISTANCE = "band/first_distance"
 CONTROL_STUCK = "band/control_stuck"
 LEAST_REWARD = 0.1
-"""A rise of the reward is compared with its first values, but with no less than this."""
+"""A rise of the reward is compared with its first values, or with this if they are smaller."""
 
 
 class AlarmConfig(Strict):
@@ -38,10 +38,10 @@ class AlarmConfig(Strict):
         cap_fraction: Share of tokens beyond the rule's cap.
         first_distance: Mean |log-ratio| in nats of a rollout's first update, when no weight has moved yet.
         sampler_difference: Mean |log-prob of the trainer - log-prob of the sampler| in nats.
-        sampler_unseen: The same, where every ratio is 1, so that no rule sees it.
+        sampler_unseen: The same when every ratio is 1, so that no rule sees it.
         zero_variance: Share of groups whose rewards are all equal, in each of the rollouts.
-        truncated: Share of completions that ran into the length limit, in each of the rollouts.
-        stop: Whether an alarm stops the run, or the names of those that do.
+        truncated: Share of completions that reached the length limit, in each of the rollouts.
+        stop: Whether alarms stop the run, or the names of the alarms that do.
     """
 
     window: int = Field(default=8, ge=1)
@@ -76,7 +76,7 @@ class AlarmConfig(Strict):
 
 @dataclass(frozen=True)
 class Reading:
-    """What an alarm reads from the rows: its severity, and the figures it comes from."""
+    """What an alarm computes from the rows: its severity, and the values behind it."""
 
     severity: float
     figures: dict[str, float]
@@ -84,14 +84,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Alarm:
-    """A kind of trouble.
+    """A kind of failure.
 
     Attributes:
         name: As in `AlarmConfig.stop`.
-        keys: Metrics it needs; it sees the rows that have them all.
+        keys: Metrics it needs; it sees only rows that have them all.
         measure: Severity from these rows, oldest first (of a long run, its first and its last rows), or None
-            where it cannot be told, which leaves the alarm as it was.
-        meaning: One sentence on what the trouble is.
+            if unknown, which leaves the alarm as it was.
+        meaning: One sentence on what the problem is.
         advice: What to try, most promising first.
     """
 
@@ -126,7 +126,7 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 
 
 def _entropies(rows: Sequence[Row], config: AlarmConfig) -> tuple[float, float] | None:
-    """Means of the first and of the last window, once they are apart."""
+    """Means of the first and of the last window, once they no longer overlap."""
     if len(rows) < 2 * config.window:
         return None
     return _mean(rows[: config.window], "entropy"), _mean(rows[-config.window :], "entropy")
@@ -155,7 +155,7 @@ def entropy_explosion(rows: Sequence[Row], config: AlarmConfig) -> Reading | Non
 def _still(rows: Sequence[Row], config: AlarmConfig) -> tuple[float, float | None] | None:
     """(share of log lines with every ratio 1, mean gap to the sampler), once the weights moved in half of them."""
     last = rows[-config.window :]
-    # Where no group has a gradient, or the learning rate is still 0, a ratio of 1 says nothing.
+    # If no group has a gradient, or the learning rate is still 0, a ratio of 1 means nothing.
     moved = sum(row.get("grad_norm", 1.0) != 0 and row.get("learning_rate", 1.0) != 0 for row in last)
     if len(last) < config.window or 2 * moved < len(last):
         return None
@@ -165,7 +165,7 @@ def _still(rows: Sequence[Row], config: AlarmConfig) -> tuple[float, float | Non
 
 
 def nothing_clips(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
-    """Share of log lines whose ratios are all exactly 1, if `off_policy_unseen` has nothing to say of them."""
+    """Share of log lines whose ratios are all exactly 1, unless `off_policy_unseen` covers them."""
     found = _still(rows, config)
     if found is None:
         return None
@@ -176,7 +176,7 @@ def nothing_clips(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
 
 
 def off_policy_unseen(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
-    """Gap between trainer and sampler, if every ratio is 1 all the same."""
+    """Gap between trainer and sampler, if every ratio is nevertheless 1."""
     found = _still(rows, config)
     if found is None:
         return None
@@ -205,7 +205,7 @@ def cap_binds(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
 
 
 def control_limit(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
-    """Whether a controller has found its target out of reach, and has not held it since."""
+    """Whether a controller has found its target out of reach and has not held it since."""
     last = rows[-config.rollouts :]
     if len(last) < config.rollouts:
         return None
@@ -230,16 +230,16 @@ def zero_variance(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
     last = rows[-config.rollouts :]
     if len(last) < config.rollouts:
         return None
-    # Where dynamic sampling replaces groups, what counts is what the update sees.
+    # If dynamic sampling replaces groups, the groups that the update sees count.
     share = min(row.get("dynamic_sampling/uniform_after", row["frac_reward_zero_std"]) for row in last)
     return Reading(share / config.zero_variance, {"share of groups": share, "reward": _mean(last, "reward")})
 
 
 def truncated(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
-    """Smallest share, among the last rollouts, of truncated completions, less what the reward has gained.
+    """Smallest share, among the last rollouts, of truncated completions, less the reward's gain.
 
-    A reward well above its first values shows that being cut off does no harm. Where every completion is cut off, a
-    rise keeps the alarm from firing, but does not clear it: the next ones are cut off as well.
+    A reward well above its first values shows that truncation does no harm. If every completion is truncated, a
+    rise keeps the alarm from firing, but does not clear it: the next ones are truncated too.
     """
     last = rows[-config.rollouts :]
     if len(last) < config.rollouts:
@@ -259,7 +259,7 @@ ALARMS: tuple[Alarm, ...] = (
         "the policy has become nearly deterministic, so groups repeat one answer and little is left to learn",
         (
             "rule.radius=[lower, upper] with a smaller lower or a larger upper radius (of clip: rule.low, "
-            "rule.high), since clipping below raises entropy and clipping above lowers it",
+            "rule.high), because clipping below raises entropy and clipping above lowers it",
             "a smaller train.learning_rate, or fewer updates per rollout",
         ),
     ),
@@ -278,12 +278,12 @@ ALARMS: tuple[Alarm, ...] = (
         "nothing_clips",
         ("band/ratio_max", "band/ratio_min"),
         nothing_clips,
-        "the policy that is updated is always the one that sampled, so no clip rule can act",
+        "every update is to the policy that sampled the tokens, so no clip rule can act",
         (
             "several updates per rollout: train.steps_per_generation or train.num_iterations above "
             "train.gradient_accumulation_steps",
-            "where several updates do follow a rollout: a larger train.learning_rate, or model.dtype=float32, "
-            "since small updates of half-precision weights round to nothing",
+            "if several updates do follow a rollout: a larger train.learning_rate, or model.dtype=float32, "
+            "because small updates of half-precision weights round to zero",
         ),
     ),
     Alarm(
@@ -293,7 +293,7 @@ ALARMS: tuple[Alarm, ...] = (
         "trainer and sampler disagree about the sampled tokens, but the trust region is centered on the policy that "
         "is being updated, so every ratio is 1 and the clip rule sees none of it",
         (
-            "the trust region around the sampler: train.anchor=sampler with "
+            "a trust region around the sampler: train.anchor=sampler with "
             "train.vllm_importance_sampling_correction=false",
             "several updates per rollout: train.steps_per_generation or train.num_iterations above "
             "train.gradient_accumulation_steps",
@@ -307,8 +307,8 @@ ALARMS: tuple[Alarm, ...] = (
         "acts on noise",
         (
             "dropout off in training: train.disable_dropout=true",
-            "one kernel, dtype and padding for the old log-probs and the update, and model.dtype=float32 to see "
-            "whether rounding is the cause",
+            "the same kernel, dtype and padding for the old log-probs and the update, and model.dtype=float32 to "
+            "see whether rounding is the cause",
         ),
     ),
     Alarm(
@@ -325,9 +325,9 @@ ALARMS: tuple[Alarm, ...] = (
         "control_limit",
         (CONTROL_STUCK, "band/control_measured", "band/control_value"),
         control_limit,
-        "the controller's target was no nearer after 10 rollouts on one side of it, so its number cannot reach it",
+        "the controller came no nearer to its target in 10 rollouts on one side of it, so it cannot reach it",
         (
-            "a target nearer to what is measured, or wider rule.control.limits",
+            "a target nearer to the measured value, or wider rule.control.limits",
             "for an entropy that is too low: a larger upper radius, rule.radius=[lower, upper], since the floor only "
             "spares what the lower side would take",
         ),
@@ -339,7 +339,7 @@ ALARMS: tuple[Alarm, ...] = (
         "trainer and sampler disagree about the probability of the sampled tokens, so the data are off-policy "
         "before the first update",
         (
-            "the trust region around the sampler: train.anchor=sampler with "
+            "a trust region around the sampler: train.anchor=sampler with "
             "train.vllm_importance_sampling_correction=false",
             "truncated importance weights: train.vllm_importance_sampling_mode=token_truncate",
         ),
@@ -359,7 +359,7 @@ ALARMS: tuple[Alarm, ...] = (
         "truncated",
         ("completions/clipped_ratio", "reward"),
         truncated,
-        "nearly all completions run into the length limit and the reward does not rise, so most answers are cut off",
+        "nearly all completions reach the length limit and the reward does not rise, so most answers are cut off",
         (
             "a larger train.max_completion_length",
             "a prompt, or a warmup, that teaches the model to stop after its answer",
@@ -369,47 +369,47 @@ ALARMS: tuple[Alarm, ...] = (
 
 
 def known_causes(args: Any, model: Any) -> dict[str, tuple[str, ...]]:
-    """What the settings and the model of a run say about why an alarm might fire: name of the alarm -> sentences."""
+    """Likely causes, from the settings and the model of a run: name of the alarm -> sentences."""
     if args is None or model is None:
         return {}
     found = []
     if getattr(args, "anchor", "old") == "sampler":
         found.append(
-            "fits this run: train.anchor=sampler takes ratios to the sampler's log-probs, so this is the gap between "
-            "two engines, not a move of the policy"
+            "fits this run: train.anchor=sampler takes ratios relative to the sampler's log-probs, so this is the "
+            "gap between two engines, not a change of the policy"
         )
     dropout = sorted({module.p for module in model.modules() if type(module).__name__ == "Dropout" and module.p > 0})
     settings: dict[str, Any] = model.config.to_dict() if hasattr(model, "config") else {}
     named = {name: value for name, value in settings.items() if "drop" in name and isinstance(value, float) and value}
     if (dropout or named) and not getattr(args, "disable_dropout", False):
         shown = ", ".join([*(f"{name}={value:g}" for name, value in named.items()), *(f"p={p:g}" for p in dropout)])
-        found.append(f"fits this run: dropout is on ({shown}), so each forward pass has other log-probs")
+        found.append(f"fits this run: dropout is on ({shown}), so each forward pass gives different log-probs")
     if not found:
         kernel = getattr(getattr(model, "config", None), "_attn_implementation", "unknown")
         found.append(
-            "of this run neither dropout nor the sampler's anchor fits, which leaves what differs between the two "
+            "neither dropout nor the sampler's anchor fits this run, which leaves differences between the two "
             f"passes: attention kernel ({kernel}), dtype ({next(model.parameters()).dtype}), padding"
         )
     return {"first_update_moved": tuple(found)}
 
 
 class Watch:
-    """Follows the log lines of one run and says which alarms fire and clear.
+    """Follows the log lines of one run and reports which alarms fire and clear.
 
     Args:
         config: Limits.
-        causes: Name of an alarm -> what is known of this run that would explain it (`known_causes`), said first.
+        causes: Name of an alarm -> what is known of this run that would explain it (`known_causes`), printed first.
     """
 
     def __init__(self, config: AlarmConfig, causes: Mapping[str, tuple[str, ...]] | None = None) -> None:
         self.config = config
         self.causes = causes or {}
         self.firing: set[str] = set()
-        self._ends = max(config.window, config.rollouts)  # the first and the last so many rows are ever looked at
+        self._ends = max(config.window, config.rollouts)  # only this many first and last rows are ever read
         self._rows: dict[str, list[Row]] = {alarm.name: [] for alarm in ALARMS}
 
     def add(self, row: Row) -> list[Event]:
-        """What changes with one more log line."""
+        """The alarms that fire or clear with one more log line."""
         events = []
         for alarm in ALARMS:
             if any(row.get(key) is None for key in alarm.keys):

@@ -1,4 +1,4 @@
-"""Single tokens of an update, on disk: batch-STEP.npz."""
+"""The tokens of an update, on disk: batch-STEP.npz."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LATER = ("mean_slope", "prompts", "groups")  # fields that older files do not h
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """What an update saw of a micro-batch; nothing is rounded below the trainer's float32.
+    """A micro-batch as an update saw it; nothing is rounded below the trainer's float32.
 
     Attributes:
         step: Number of the update, from 1.
@@ -36,9 +36,9 @@ class TokenBatch:
         advantages: Shape (B, T).
         mask: True for tokens that count, shape (B, T).
         mean_slope: E_pi[S] = sum_k pi_k^2 (ln pi_k + H) of the policy, which the entropy ledger needs
-            (`bandpo.report.ledger`), shape (B, T); NaN where the logits were not seen, as in older files.
+            (`bandpo.report.ledger`), shape (B, T); NaN if the logits were not seen, as in older files.
         prompts: Text of each distinct prompt, its last `LONGEST_PROMPT` characters, shape (P,).
-        groups: Index into `prompts`, shape (B,); -1 where it was not recorded, as in older files.
+        groups: Index into `prompts`, shape (B,); -1 if it was not recorded, as in older files.
     """
 
     step: int
@@ -62,17 +62,17 @@ class TokenBatch:
         for name in ("logps", "old_logps", "entropy", "advantages", "mask", "mean_slope"):
             if getattr(self, name).shape != shape or len(shape) != 2:
                 raise ValueError(
-                    f"{name} has shape {getattr(self, name).shape}, allowed is (B, T) as tokens, here {shape}"
+                    f"{name} has shape {getattr(self, name).shape}; allowed: (B, T) as tokens, here {shape}"
                 )
         if self.groups.shape != shape[:1]:
-            raise ValueError(f"groups has shape {self.groups.shape}, allowed is (B,), here {shape[:1]}")
+            raise ValueError(f"groups has shape {self.groups.shape}; allowed: (B,), here {shape[:1]}")
 
     @classmethod
     def of_trainer(cls, trainer: Any, step: int, limit: int) -> TokenBatch | None:
         """The last micro-batch of a `Durable` trainer, or None if every ratio is 1 by construction.
 
         Args:
-            limit: Bytes that the arrays may take before compression; as many completions are kept as fit in.
+            limit: Bytes that the arrays may take before compression; only as many completions as fit are kept.
         """
         inputs = trainer.last_inputs
         if inputs is None or inputs.get("old_per_token_logps") is None:
@@ -123,7 +123,7 @@ class TokenBatch:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: If the file is damaged or holds something else.
+            ValueError: If the file is damaged or is not a token batch.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -134,7 +134,7 @@ class TokenBatch:
 
 
 def _prompts(inputs: dict[str, Any], rows: int, decode: Callable[[list[int]], str]) -> dict[str, Any]:
-    """`TokenBatch.prompts` and `groups`; completions come shuffled, and only prompts tell which belong together."""
+    """`TokenBatch.prompts` and `groups`; completions come shuffled, and only prompts show which belong together."""
     if "prompt_ids" not in inputs:
         return {}
     pairs = zip(inputs["prompt_ids"][:rows], inputs["prompt_mask"][:rows], strict=True)
@@ -145,7 +145,7 @@ def _prompts(inputs: dict[str, Any], rows: int, decode: Callable[[list[int]], st
 
 
 def list_batches(folder: Path) -> list[Path]:
-    """The batches' files in a folder, in the order of their updates; none if there is no folder."""
+    """The batches' files in a folder, in the order of their updates; none if the folder is missing."""
     found = [
         (int(m[1]), path) for path in folder.glob("*.npz") if (m := re.fullmatch(r"batch-(\d+)\.npz", path.name))
     ]
@@ -153,12 +153,12 @@ def list_batches(folder: Path) -> list[Path]:
 
 
 def read_batches(folder: Path) -> list[TokenBatch]:
-    """The batches in a folder, in the order of their updates; none if there is no folder."""
+    """The batches in a folder, in the order of their updates; none if the folder is missing."""
     return [TokenBatch.load(path) for path in list_batches(folder)]
 
 
 def steps_to_record(updates: int, per_rollout: float, batches: int) -> set[int]:
-    """Updates to record: each the last one of its rollout, where ratios are furthest from 1, spread evenly.
+    """Updates to record, spread evenly: each is the last of its rollout, where ratios are furthest from 1.
 
     Args:
         updates: Updates of the whole run.

@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted: one counts only once it is complete, and its files are as they were written."""
+"""Verified checkpoints: one counts only if it is complete and its files are unchanged since they were written."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SEAL = "seal.json"
 
 @dataclass(frozen=True)
 class Found:
-    """What a search for a checkpoint came to.
+    """Result of a search for a checkpoint.
 
     Attributes:
         path: The newest complete and undamaged checkpoint, or None.
         refused: One sentence for each newer one that cannot be used.
-        was_sealed: One of those was complete once.
+        was_sealed: Whether one of those was once complete.
     """
 
     path: Path | None
@@ -34,7 +34,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def seal(checkpoint: Path) -> None:
-    """Declare a checkpoint complete: note the size and checksum (CRC-32) of each file, once it is on the disk."""
+    """Declare a checkpoint complete: record the size and checksum (CRC-32) of each file, once it is on disk."""
     record = {}
     for file in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != SEAL):
         with file.open("rb") as stream:
@@ -44,23 +44,23 @@ def seal(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None if it is complete and as it was written."""
+    """Why a checkpoint cannot be used, or None if it is complete and unchanged."""
     try:
         record = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
         for name, expected in record.items():
             if not (checkpoint / name).is_file():
-                return f"{checkpoint.name} has lost {name}"
+                return f"{checkpoint.name} is missing {name}"
             if _fingerprint(checkpoint / name) != expected:
                 return f"{name} of {checkpoint.name} is damaged"
     except FileNotFoundError:
-        return f"{checkpoint.name} was not written to the end"
+        return f"{checkpoint.name} was not completely written"
     except (OSError, ValueError) as error:
         return f"{checkpoint.name} cannot be read: {error}"
     return None
 
 
 def find_checkpoint(directory: Path) -> Found:
-    """The newest usable checkpoint of a run; reading it through is the price of knowing that it is whole."""
+    """The newest usable checkpoint of a run; verifying it means reading it in full."""
     refused: list[str] = []
     was_sealed = False
     for checkpoint in reversed(list_checkpoints(directory)):
@@ -78,7 +78,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def set_aside_newer(directory: Path, than: Path | None) -> None:
-    """Clear the way for training on from `than`: drop unfinished newer checkpoints, rename damaged ones."""
+    """Prepare to resume from `than`: delete unfinished newer checkpoints, rename damaged ones."""
     for checkpoint in list_checkpoints(directory):
         if than is not None and step_of(checkpoint) <= step_of(than):
             continue

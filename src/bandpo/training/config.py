@@ -24,7 +24,7 @@ class BandGRPOConfig(GRPOConfig):
     """TRL's GRPOConfig plus the clip rule.
 
     Args:
-        rule: The clip rule as a mapping of `name` and options, the same one as in every other framework, for example
+        rule: The clip rule as a mapping of `name` and options, the same as in every other framework, for example
             {"name": "band", "radius": 0.05, "divergence": "kl"}; `name` is a rule's name or your own as
             "module:Class". Its option "control", {"metric": "entropy", "target": 0.5}, holds a target.
             A string is read as YAML or JSON, so `--rule '{"name": "band"}'` works on the command
@@ -32,7 +32,7 @@ class BandGRPOConfig(GRPOConfig):
         anchor: Policy on which the trust region is centered: "old" (the trainer's own log-probs at the time of the
             rollout, as in the paper) or "sampler" (the log-probs reported by vLLM, as DPPO does).
         dynamic_sampling: Maximum number of rounds in which groups whose rewards are all equal are replaced by groups
-            of other prompts (DAPO); 0 keeps them. Recipes have it; a script of your own mixes
+            of other prompts (DAPO); 0 keeps them. Recipes support it; your own script mixes
             `bandpo.training.dynamic_sampling.DynamicSampling` into its trainer.
 
     Raises:
@@ -44,9 +44,11 @@ class BandGRPOConfig(GRPOConfig):
         metadata={"help": 'clip rule, name and options as YAML or JSON, e.g. {"name": "band", "radius": 0.05}'},
     )
     anchor: str = field(default="old", metadata={"help": "old (recomputed) or sampler (vLLM's log-probs)"})
-    dynamic_sampling: int = field(default=0, metadata={"help": "rounds at most to replace groups of equal reward"})
+    dynamic_sampling: int = field(
+        default=0, metadata={"help": "maximum number of rounds that replace groups of equal reward"}
+    )
 
-    # Names of version 0.1; they and `_translate_old_names` go in the next release.
+    # Names of version 0.1; the next release removes them and `_translate_old_names`.
     clip_rule: str | None = field(default=None, metadata={"help": "deprecated, use rule"})
     band_radius: float | None = field(default=None, metadata={"help": "deprecated, use rule"})
     band_divergence: str | None = field(default=None, metadata={"help": "deprecated, use rule"})
@@ -66,16 +68,15 @@ class BandGRPOConfig(GRPOConfig):
 
 
 def rule_mapping(value: Any) -> dict[str, Any]:
-    """The mapping that the setting `rule` states: `name` and options.
+    """The setting `rule` as a mapping: `name` and options.
 
     Raises:
-        ValueError: If it is no mapping, nor the YAML or JSON of one, or holds an object that cannot be logged.
+        ValueError: If it is neither a mapping nor the YAML or JSON of one, or holds an object that cannot be logged.
     """
     given = parse_value(value) if isinstance(value, str) else {} if value is None else value
     if not isinstance(given, Mapping):
         raise ValueError(
-            f"rule is {value!r}, allowed is a mapping (or its YAML or JSON) such as "
-            '{"name": "band", "radius": 0.05}'
+            f'rule is {value!r}; allowed: a mapping (or its YAML or JSON) such as {{"name": "band", "radius": 0.05}}'
         )
     mapping = {"name": DEFAULT_RULE, **given}
     if isinstance(value, str):
@@ -105,7 +106,7 @@ def _clip(config: BandGRPOConfig) -> dict[str, Any]:
 
 
 def _translate_old_names(config: BandGRPOConfig) -> None:
-    """Make `rule` of the names of version 0.1, with a warning that states the mapping to use instead.
+    """Build `rule` from the names of version 0.1, with a warning that shows the mapping to use instead.
 
     Raises:
         ValueError: If `rule` is given as well.
@@ -116,7 +117,7 @@ def _translate_old_names(config: BandGRPOConfig) -> None:
         return
     shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
     if config.rule is not None:
-        raise ValueError(f"{shown} and rule={config.rule!r} are both given; allowed is rule alone")
+        raise ValueError(f"{shown} and rule={config.rule!r} are both given; set only rule")
     if given.get("clip_rule") == "clip":
         mapping = _clip(config)
         for name in ("epsilon", "epsilon_high"):
@@ -125,7 +126,9 @@ def _translate_old_names(config: BandGRPOConfig) -> None:
         mapping = {"name": given.get("clip_rule", DEFAULT_RULE)}
     mapping |= {name.removeprefix("band_"): value for name, value in given.items() if name != "clip_rule"}
     warnings.warn(  # at the line that makes the configuration
-        f"{shown}: deprecated and removed in the next release; use rule={mapping!r}", DeprecationWarning, stacklevel=4
+        f"{shown}: deprecated, to be removed in the next release; use rule={mapping!r}",
+        DeprecationWarning,
+        stacklevel=4,
     )
     config.rule = mapping
     for name in given:
@@ -138,7 +141,7 @@ def micro_batches_per_rollout(args: GRPOConfig) -> int:
 
 
 def can_clip(args: GRPOConfig) -> bool:
-    """Whether this batch layout lets a ratio leave 1 at all."""
+    """Whether any ratio can leave 1 under this batch layout."""
     updates_apart = args.gradient_accumulation_steps % micro_batches_per_rollout(args) != 0
     return updates_apart or getattr(args, "anchor", "old") == "sampler"
 

@@ -26,19 +26,21 @@ class CheckpointError(OSError):
 
 
 class Durable(GRPOTrainer):
-    """Mixin whose checkpoints also hold the current rollout and what has not been logged yet.
+    """Mixin whose checkpoints also hold the current rollout and metrics not yet logged.
 
     Resuming from a stock TRL checkpoint starts a new rollout and reshuffles the epoch. Here neither happens, and each
-    checkpoint is sealed when it is complete (bandpo.training.checkpoints). It is also a trainer by itself: TRL's own
-    loss with these checkpoints.
+    checkpoint is sealed when it is complete (bandpo.training.checkpoints). It also works as a trainer by itself:
+    TRL's own loss with these checkpoints.
 
     Raises:
         TrainingDivergedError: Before an update whose gradient is not finite; the weights are then still good.
-        CheckpointError: If a checkpoint cannot be written, e.g. to a full disk; what was written of it is removed.
+        CheckpointError: If a checkpoint cannot be written, e.g. because the disk is full; the partial checkpoint is
+        removed.
     """
 
     # (logps, entropies, E_pi[S]) of the latest forward pass over completions, each (B, T) and detached, and the
-    # inputs of the latest loss: `TokenBatch.of_trainer` reads them. E_pi[S] if `recording`, of an update's last pass.
+    # inputs of the latest loss; `TokenBatch.of_trainer` reads them. E_pi[S] only if `recording`, of an update's last
+    # pass.
     last_forward: tuple[Tensor, Tensor | None, Tensor | None] | None = None
     last_inputs: dict[str, Any] | None = None
     recording = False
@@ -71,7 +73,7 @@ class Durable(GRPOTrainer):
         super()._run_epoch(**arguments)
 
     def _replay_epochs(self, epochs: int) -> None:
-        """TRL's sampler draws the order of each epoch from a generator that starts anew with the process."""
+        """TRL's sampler draws each epoch's order from a generator that restarts with the process."""
         sampler = getattr(self, "_train_sampler", None)
         if sampler is not None and sampler.shuffle:
             for _ in range(epochs):
@@ -79,11 +81,11 @@ class Durable(GRPOTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # A gradient scaler (float16) meets infinite gradients as a matter of course and skips the update.
+        # With a gradient scaler (float16) infinite gradients are normal, and it skips the update.
         if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
             raise TrainingDivergedError(
-                f"the gradient's norm is {float(norm)} in update {self.state.global_step + 1}; the weights are as "
-                f"before it.{self._last_good()} Try a lower learning_rate or a longer warm-up of it."
+                f"the gradient norm is {float(norm)} in update {self.state.global_step + 1}; the weights are those "
+                f"before it.{self._last_good()} Try a lower learning_rate or a longer warm-up."
             )
         return norm
 
@@ -99,7 +101,7 @@ class Durable(GRPOTrainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 seal(folder)
-        except Exception as error:  # torch, safetensors and the file system each have their own kind
+        except Exception as error:  # torch, safetensors and the file system raise different types
             free = shutil.disk_usage(str(self.args.output_dir)).free / 1e6
             shutil.rmtree(folder, ignore_errors=True)
             reason = " ".join(str(error).split()).rstrip(".")
@@ -119,7 +121,7 @@ class Durable(GRPOTrainer):
 
     def _load_rollout(self, checkpoint: Path) -> None:
         file = checkpoint / _rollout_file(self.args)
-        if not file.exists():  # another number of processes wrote it, or TRL's own trainer
+        if not file.exists():  # written by another number of processes, or by TRL's own trainer
             return
         state = torch.load(file, map_location=self.args.device, weights_only=True)
         self._step = state["micro_step"]

@@ -1,4 +1,4 @@
-"""DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): groups without a signal are replaced by others."""
+"""DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): groups without a signal are replaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 
 Batch = dict[str, Any]
 
-# Value that fills up each field of TRL's rollout, and the side on which it does.
+# Padding value of each field of TRL's rollout, and the side that is padded.
 FILLED_LEFT = {"prompt_ids": None, "prompt_mask": 0}
 FILLED_RIGHT = {
     "completion_ids": None,
@@ -30,11 +30,11 @@ FILLED_RIGHT = {
 
 
 class DynamicSampling(GRPOTrainer):
-    """Mixin that samples again for the groups without a signal, in up to `args.dynamic_sampling` rounds.
+    """Mixin that resamples the groups without a signal, in up to `args.dynamic_sampling` rounds.
 
     class MyTrainer(DynamicSampling, BandGRPOTrainer): ...
 
-    It is no part of BandGRPOTrainer, because it replaces the rollout and not the loss.
+    It is not part of BandGRPOTrainer, because it replaces the rollout and not the loss.
     """
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
@@ -53,7 +53,7 @@ def replace_uniform_groups(
 
     Each round draws as many new prompts as groups are missing and keeps those of their groups that carry a
     signal. Groups that are still uniform after the last round stay; their advantage is 0. TRL's metrics keep
-    describing the first draw, which is the policy's performance on the data; `dynamic_sampling/*` tells the rest.
+    describing the first draw, which is the policy's performance on the data; `dynamic_sampling/*` describes the rest.
 
     Args:
         trainer: The GRPOTrainer.
@@ -62,7 +62,7 @@ def replace_uniform_groups(
         rounds: Maximum number of draws.
 
     Returns:
-        The rollout with its uniform groups replaced, as far as the rounds went.
+        The rollout with its uniform groups replaced, as far as the rounds allowed.
 
     Raises:
         ValueError: For a rollout that holds more than texts (images, say).
@@ -105,7 +105,7 @@ def replace_uniform_groups(
 def check_dynamic_sampling(args: Any) -> None:
     """Raise ValueError if a process would not hold whole groups."""
     if args.dynamic_sampling < 0:
-        raise ValueError(f"dynamic_sampling is {args.dynamic_sampling}, allowed is a number of rounds >= 0")
+        raise ValueError(f"dynamic_sampling is {args.dynamic_sampling}; allowed: a number of rounds >= 0")
     rows = args.per_device_train_batch_size * args.steps_per_generation
     if args.dynamic_sampling and rows % args.num_generations != 0:
         raise ValueError(
@@ -123,7 +123,7 @@ def _share(trainer: Any, uniform: Tensor) -> float:
 
 
 def _draw(trainer: Any, groups: int, round_: int) -> list[dict[str, Any]]:
-    """Rows of the training set, the same ones whenever this point of the run is reached again."""
+    """Rows of the training set, the same whenever this point of the run is reached again."""
     seed = [trainer.args.seed, trainer._step, round_, trainer.accelerator.process_index]
     chosen = np.random.default_rng(seed).integers(len(trainer.train_dataset), size=groups)
     return [trainer.train_dataset[int(i)] for i in chosen for _ in range(trainer.num_generations)]
@@ -138,7 +138,7 @@ def _replace(batch: Batch, fresh: Batch, bad: Tensor, good: Tensor, size: int, p
     for name, values in batch.items():
         if name == "num_items_in_batch":
             continue
-        if name == "groups":  # numbered by place, which a replaced group keeps
+        if name == "groups":  # numbered by position, which a replaced group keeps
             result[name] = values
             continue
         other = fresh[name]
@@ -149,13 +149,13 @@ def _replace(batch: Batch, fresh: Batch, bad: Tensor, good: Tensor, size: int, p
                 _fill(x, width, pad_id if fill is None else fill, name in FILLED_LEFT) for x in (values, other)
             )
         elif name != "advantages":
-            raise ValueError(f"dynamic_sampling cannot handle rollouts with {name!r}, allowed are texts")
+            raise ValueError(f"dynamic_sampling cannot handle rollouts with {name!r}; allowed: texts")
         result[name] = values.index_copy(0, to, other[source])
     return result
 
 
 def _fill(values: Tensor, width: int, fill: float, left: bool) -> Tensor:
-    if values.size(1) == 1 and values.is_floating_point():  # one ratio a sequence
+    if values.size(1) == 1 and values.is_floating_point():  # one ratio per sequence
         return values
     missing = width - values.size(1)
     return pad(values, (missing, 0) if left else (0, missing), value=fill)

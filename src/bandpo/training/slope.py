@@ -1,4 +1,4 @@
-"""E_pi[S], which the entropy ledger needs beside log-probs and entropies, from the model's own logits."""
+"""E_pi[S], which the entropy ledger needs besides log-probs and entropies, from the model's own logits."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def mean_slopes(model: nn.Module) -> Iterator[list[Tensor]]:
     """Collect E_pi[S] = sum_k pi_k^2 (ln pi_k + H) at each position while TRL's fused head scores tokens.
 
     S_k = pi_k (H + ln pi_k) = -dH / dz_k is the slope of the entropy in the (tempered) logits (docs/simulator.md).
-    The head is asked once more, at half its temperature: it then sees q = pi^2 / sum_k pi_k^2, and
+    The head is evaluated a second time at half its temperature: it then sees q = pi^2 / sum_k pi_k^2, and
 
         E_pi[S] = e^L (H(pi) + (L - H(q)) / 2),     L = ln sum_k pi_k^2
 
-    so that scaling, soft-capping, tiles and memory are those of TRL's own log-probs, and the model runs once.
+    so scaling, soft-capping, tiles and memory are those of TRL's own log-probs, and the model runs once.
 
     Args:
         model: As TRL calls it, wrapped or not.
 
     Yields:
-        One tensor of shape (rows, length - 1) for each call of the model; 0 where TRL scores no token. Nothing is
-        added where the model has no such head.
+        One tensor of shape (rows, length - 1) for each call of the model; 0 where TRL scores no token. No tensor is
+        added if the model has no such head.
     """
     seen: list[Tensor] = []
 
@@ -49,7 +49,7 @@ def mean_slopes(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _also_giving_slopes(head: Any) -> Any:
-    """TRL's head with E_pi[S] in place of the mean logit, which no loss of TRL's GRPOTrainer reads."""
+    """TRL's head with E_pi[S] instead of the mean logit, which no loss of TRL's GRPOTrainer reads."""
 
     def apply(
         hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, *options: Any

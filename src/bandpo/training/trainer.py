@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer with the clip interval set per token by a clip rule.
 
 The subclass hands tensors to TRL as `epsilon_low` and `epsilon_high` while the loss is computed; every
-normalizer, correction, metric and back-end stays TRL's own.
+normalizer, correction, metric and backend stays TRL's own.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class BandGRPOTrainer(GRPOTrainer):
     """GRPOTrainer whose clip interval depends on each token's old probability (arXiv 2603.04918).
 
     It replaces the bounds of TRL's loss and logs `band/*` (docs/metrics.md), nothing else: checkpoints, resuming and
-    the rest of a run are TRL's. A controller (docs/control.md) moves the rule once a rollout; its state is in every
+    the rest of a run are TRL's. A controller (docs/control.md) moves the rule once per rollout; its state is in every
     checkpoint. A rule that needs the old policy's entropy, the prompt's group or the disagreement of its completions
-    (those on this process) finds it in the rollout. A NaN is logged as it is and does not end the run.
+    (those on this process) finds it in the rollout. A NaN is logged as is and does not end the run.
 
     Args:
         rule: Any clip rule; if None, the one that `args.rule` describes. A rule given here is logged by its repr, in
@@ -51,7 +51,7 @@ class BandGRPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "grpo", "bandpo"]  # noqa: RUF012 (a list in TRL)
     args: BandGRPOConfig
-    # Of the latest forward pass over completions, (B, T), detached; and what the rule is to be asked about next.
+    # From the latest forward pass over completions, (B, T), detached; then the batch on which the rule acts next.
     _logps: Tensor | None = None
     _entropy: Tensor | None = None
     _tokens: Tokens | None = None
@@ -61,7 +61,7 @@ class BandGRPOTrainer(GRPOTrainer):
     def __init__(self, *args: Any, rule: ClipRule | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, BandGRPOConfig):
-            raise ValueError(f"args is a {type(self.args).__name__}, allowed is a BandGRPOConfig")
+            raise ValueError(f"args is a {type(self.args).__name__}; allowed: a BandGRPOConfig")
         self.controller = None
         if rule is None:
             assert isinstance(self.args.rule, dict)
@@ -97,7 +97,7 @@ class BandGRPOTrainer(GRPOTrainer):
         return batch
 
     def _move(self, controller: Controller, batch: dict[str, Any]) -> None:
-        """Move the rule's number, by the entropy of this rollout or by what the updates on the last one gave."""
+        """Move the rule's number, by the entropy of this rollout or by the metrics of the updates on the last one."""
         if self._moved_at == self._step:  # dynamic sampling draws again, and the first draw is the policy's own
             return
         self._moved_at = self._step
@@ -116,11 +116,11 @@ class BandGRPOTrainer(GRPOTrainer):
                 self._metrics["train"][f"band/control_{name}"].append(value)
 
     def _tell(self, advice: str) -> None:
-        """Say that the target is out of reach."""
+        """Report that the target is out of reach."""
         warnings.warn(advice, stacklevel=2)
 
     def _saved_states(self) -> dict[str, Any]:
-        """What trainer_state.json keeps by name, for callbacks and whoever else has a state."""
+        """What trainer_state.json keeps by name, for callbacks and anything else with a state."""
         return self.state.stateful_callbacks  # type: ignore[return-value]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -146,7 +146,7 @@ class BandGRPOTrainer(GRPOTrainer):
         if result[1] is not None:
             self._entropy = result[1].detach()
         if self._tokens is not None:
-            # TRL clamps to [1 - epsilon_low, 1 + epsilon_high], which is as well defined for tensors.
+            # TRL clamps to [1 - epsilon_low, 1 + epsilon_high], which works for tensors too.
             low, high = clip_range(self.rule, self._tokens, self._logps)
             self.epsilon_low, self.epsilon_high = low, high  # type: ignore[assignment]
         return result
@@ -186,7 +186,7 @@ class BandGRPOTrainer(GRPOTrainer):
         """Log `band/*` of this micro-batch over all processes, and return it without the prefix."""
         statistics = clip_statistics(logps, tokens, self.rule)
         if self._sampled_at == self.state.global_step:
-            # No update has moved the weights since the rollout, so all of this is noise (docs/alarms.md).
+            # No update has moved the weights since the rollout, so any distance is noise (docs/alarms.md).
             assert tokens.mask is not None
             distance = (logps - tokens.old_logps).abs().masked_fill(tokens.mask == 0, 0).sum()
             statistics.sums["first_distance"] = distance.to(statistics.sums["ratio"].dtype)
@@ -221,7 +221,7 @@ def _mask_of(inputs: dict[str, Any]) -> Tensor:
 def _sampler_logps(inputs: dict[str, Any]) -> Tensor:
     sampling = inputs["sampling_per_token_logps"]
     old = inputs.get("old_per_token_logps")
-    # vLLM reports NaN where it has no log-prob; the trainer's own stands in where there is one.
+    # vLLM reports NaN where it has no log-prob; the trainer's own replaces it if there is one.
     return sampling if old is None else torch.where(torch.isnan(sampling), old, sampling)
 
 
@@ -230,7 +230,7 @@ def _check_settings(trainer: BandGRPOTrainer) -> None:
     check_dynamic_sampling(args)
     if args.dynamic_sampling and not isinstance(trainer, DynamicSampling):
         raise ValueError(
-            f"dynamic_sampling={args.dynamic_sampling} needs a trainer that samples again: "
+            f"dynamic_sampling={args.dynamic_sampling} needs a trainer that resamples: "
             "class MyTrainer(DynamicSampling, BandGRPOTrainer), see bandpo.training.dynamic_sampling"
         )
     if trainer.controller is not None:
@@ -261,7 +261,7 @@ def _check_settings(trainer: BandGRPOTrainer) -> None:
         if args.vllm_importance_sampling_correction:
             raise ValueError(
                 "anchor='sampler' already measures the ratio against the sampler; set "
-                "vllm_importance_sampling_correction=False, or the correction would count twice"
+                "vllm_importance_sampling_correction=False, or the correction would be applied twice"
             )
     sampling = {name: getattr(args, name) for name in RESHAPING if hasattr(args, name)}
     sampling |= dict(args.generation_kwargs or {})  # type: ignore[arg-type]
@@ -274,7 +274,7 @@ def _check_settings(trainer: BandGRPOTrainer) -> None:
 
 
 def _layout(args: BandGRPOConfig) -> str:
-    """Why no update follows another on the same rollout, and what to change."""
+    """Why there is only one update per rollout, and what to change."""
     return (
         f"gradient_accumulation_steps={args.gradient_accumulation_steps} is a multiple of "
         f"steps_per_generation={args.steps_per_generation} x num_iterations={args.num_iterations}; raise one of "
@@ -283,7 +283,7 @@ def _layout(args: BandGRPOConfig) -> str:
 
 
 def _check_control(args: BandGRPOConfig, metric: str) -> None:
-    """Refuse a controller of a rule that cannot act, or of an entropy that TRL does not compute for a rollout."""
+    """Refuse a controller whose rule cannot act, or whose entropy TRL does not compute for a rollout."""
     together = args.gradient_accumulation_steps % micro_batches_per_rollout(args) == 0
     if not can_clip(args) or (metric == "entropy" and together):
         raise ValueError(f"control of {metric!r} needs several updates per rollout: {_layout(args)}")

@@ -29,10 +29,10 @@ TILE = 1024
 """Tokens of one tile, a power of two; a row shorter than this shares its tile with other rows."""
 
 MAX_PROGRAMS = 1024
-"""Programs of the forward pass; more tiles than this are looped over, so that partial sums stay few."""
+"""Programs of the forward pass; they loop over further tiles, so that partial sums stay few."""
 
 LOSS_WARPS = 8
-"""Warps of a forward tile: 4 tokens a thread keep the kernel below 128 registers, without spills (sm_90)."""
+"""Warps of a forward tile: 4 tokens per thread keep the kernel below 128 registers, without spills (sm_90)."""
 
 SLOTS = 16
 """Partial sums (LOSS to SATURATED) and maxima (from RATIO_MAX on) that each program stores."""
@@ -152,7 +152,7 @@ def _rest(x, e):
 
 @triton.jit
 def _clean(x):
-    # What check_logps does where looking would cost a sync: rounding above 0 is 0, more becomes NaN.
+    # As check_logps if checking would cost a sync: rounding above 0 becomes 0, more becomes NaN.
     return tl.where(x > 1e-3, float("nan"), tl.where(x > 0.0, 0.0, x))
 
 
@@ -184,7 +184,7 @@ def _divergence(new, old, p, c, DIVERGENCE: tl.constexpr):
         return tl.where(moved == 0.0, 0.0, tl.abs(moved * relative) / c)
     d = _rest(new, q)
     change = tl.where(s == 0.0, 0.0, -moved / c)
-    # Where most of the rest has gone, the quotient of what is left is the accurate one.
+    # If most of the rest is gone, the quotient of what is left is more accurate.
     emptied = change < -0.5
     v = tl.where(emptied, d / c, 1.0 + change)
     lost = tl.where(v > 2.0, 1.0 - (v - change), change - (v - 1.0))
@@ -196,7 +196,7 @@ def _divergence(new, old, p, c, DIVERGENCE: tl.constexpr):
 
 @triton.jit
 def _solve_kl(u, w, radius):
-    # Halley's method from the right, two trips: bandpo.core.solvers.solve_kl says why it needs no bracket.
+    # Halley's method from the right, two iterations; bandpo.core.solvers.solve_kl explains why it needs no bracket.
     scale = tl.where(w < 1e-18, 1e-18, w)
     start = radius / scale
     shrink = start + tl.sqrt_rn(2.0 * start * u)
@@ -291,10 +291,10 @@ def _loss_kernel(
     HAS_DUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_ENTROPY: tl.constexpr,
     STORE_SLOPE: tl.constexpr, STORE_ROWS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """One pass over the tokens: loss, d loss / d logp before aggregation, and what the metrics sum up.
+    """One pass over the tokens: loss, d loss / d logp before aggregation, and the sums of the metrics.
 
-    low and high are the radii of a ball of the divergence (BALL), else the bounds of the ratio. One function, since
-    whatever leaves the loop would have to be passed in pieces: each helper of Triton's takes every tensor by name.
+    low and high are the radii of a ball of the divergence (BALL), else the bounds of the ratio. One function, because
+    anything moved out of the loop would have to be passed tensor by tensor: Triton's helpers take each one by name.
     """
     program = tl.program_id(0)
     slot = tl.arange(0, 16)
@@ -305,7 +305,7 @@ def _loss_kernel(
         col = ((tile % col_tiles) * COLS + tl.arange(0, COLS)[None, :]).to(tl.int64)
         exists = (row < rows) & (col < cols)
         keep = exists & (tl.load(mask_ptr + row * mask_row + col * mask_col, mask=exists, other=0) != 0)
-        # Masked tokens are never read, so nothing that they hold can matter.
+        # Masked tokens are never read, so their values cannot matter.
         new = _load(new_ptr, row, col, new_row, new_col, keep)
         old = _load(old_ptr, row, col, old_row, old_col, keep)
         advantage = _load(advantage_ptr, row, col, advantage_row, advantage_col, keep)
@@ -344,7 +344,7 @@ def _loss_kernel(
             weight = _load(weight_ptr, row, col, weight_row, weight_col, keep)
             loss = loss * weight
             slope = slope * weight
-        slope = tl.where(moving, slope, 0.0)  # exactly 0 where held or masked, whatever the ratio overflowed to
+        slope = tl.where(moving, slope, 0.0)  # exactly 0 where held or masked, even if the ratio overflowed
         loss = tl.where(keep, loss, 0.0)
         if STORE_SLOPE:
             tl.store(slope_ptr + row * cols + col, slope, mask=exists)
@@ -473,11 +473,11 @@ def _backward_kernel(
 
 
 def refusal(rule: ClipRule) -> str | None:
-    """Why the fused kernel does not do this rule, or None if it does."""
+    """Why the fused kernel does not support this rule, or None if it does."""
     form = get_divergence(rule.divergence)
     if form.name in DIVERGENCES and form is get_divergence(form.name):
         return None
-    return f"the fused kernel knows the divergences {', '.join(DIVERGENCES)}, not {form.name!r}"
+    return f"the fused kernel supports the divergences {', '.join(DIVERGENCES)}, not {form.name!r}"
 
 
 def _on(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -576,7 +576,7 @@ def fused_loss(
 
     Two launches forward (three for the sequence modes), one backward. Memory beyond the inputs: 4 bytes per token
     for the slope, if a gradient is wanted, and the gradient; everything else is a few numbers per tile. A rule that
-    is no ball of its divergence, or has needs, adds what it computes in PyTorch.
+    is not a ball of its divergence, or has needs, adds what it computes in PyTorch.
     """
     assert tokens.mask is not None
     keep = tokens.mask.bool().expand_as(logps)

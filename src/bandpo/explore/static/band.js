@@ -1,11 +1,11 @@
-// The Band operator and the other clip rules, as bandpo.core has them; tests/explore/test_band_js.py holds both together.
+// The Band operator and the other clip rules, as in bandpo.core; tests/explore/test_band_js.py checks that they agree.
 // Letters as in bandpo/core/coins.py: p, c = 1 - p before, q, d = 1 - q after; u, w = 1 - u the old probability of the
 // outcome that grows and of the one that shrinks, x the log-ratio of the first; the second loses the share E = 1 - e^-D.
 
 const TINY = 1e-300, HUGE = 1e290, FAR = 1e280, ULP = 2 ** -53;
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 
-/** weight (e^t - 1 - t) without its cancellation at small t, where moved = weight (e^t - 1) is known. */
+/** weight (e^t - 1 - t) without its cancellation at small t, if moved = weight (e^t - 1) is known. */
 function excess(weight, t, moved) {
   if (Math.abs(t) >= 0.5) return moved - weight * t;
   let series = 1;
@@ -59,13 +59,13 @@ const DIVERGENCES = {
   jeffreys: { part: (p, q, s, moved) => moved * s, steep: true, barrier: true, logTail: true },
 };
 
-/** A divergence by its name; alpha:a for the family. Throws an Error that says what is allowed. */
+/** A divergence by its name; alpha:a for the family. Throws an Error that names what is allowed. */
 export function getDivergence(name) {
   if (Object.hasOwn(DIVERGENCES, name)) return DIVERGENCES[name];
   const a = name.startsWith("alpha:") && name.length > 6 ? Number(name.slice(6)) : NaN;
   if (!Number.isFinite(a) || a === 0 || a === 1) {
     const allowed = `${Object.keys(DIVERGENCES).join(", ")}, or alpha:a with a number a other than 0 and 1`;
-    throw new Error(`the divergence is ${name}; allowed is ${allowed}`);
+    throw new Error(`the divergence is ${name}; allowed: ${allowed}`);
   }
   return (DIVERGENCES[name] = { part: alphaPart(a), steep: a > 1, barrier: a < 0 });
 }

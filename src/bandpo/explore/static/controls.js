@@ -1,9 +1,9 @@
-// Controls that every panel of the page uses.
+// Controls that all panels share.
 import { element, short } from "./plot.js";
 
 export const byId = (id) => document.getElementById(id);
 
-/** The label of an input, the input, and the line for what is wrong with it. */
+/** The label of an input, the input, and the line for its error. */
 export function numberField(id, spec, value, change) {
   const input = element("input", { type: "number", id, step: "any", value: value === null ? null : short(value), placeholder: spec.none ? "none" : null });
   const bad = element("p", { class: "bad", id: `${id}-bad`, role: "alert" });
@@ -12,7 +12,7 @@ export function numberField(id, spec, value, change) {
     const empty = input.value === "" && !input.validity.badInput;
     const found = empty ? NaN : Number(input.value), fits = (empty && spec.none) || (!input.validity.badInput && spec.fits(found));
     input.setAttribute("aria-invalid", !fits);
-    bad.textContent = fits ? "" : `${spec.label} is ${input.value || "empty"}; allowed is ${spec.allowed}. The last good value stays.`;
+    bad.textContent = fits ? "" : `${spec.label} is ${input.value || "empty"}; allowed: ${spec.allowed}. The last good value is kept.`;
     if (fits) change(empty ? null : found);
   });
   return { input, bad };

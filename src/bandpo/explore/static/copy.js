@@ -1,4 +1,4 @@
-// A rule as Python, recipes and frameworks state it; tests/explore/test_page.py builds the rule of each.
+// A rule as Python, recipes and frameworks write it; tests/explore/test_page.py builds the rule from each.
 
 /** A number that YAML 1.1, TOML and Python all read as one: an exponent needs a point before it. */
 function numeral(x) {
@@ -14,7 +14,7 @@ function literal(value, none) {
 
 const plain = (value) => (/^[a-z][\w-]*$/.test(value) ? value : literal(value, "null"));
 
-/** Options worth stating: all but a null that is the default. */
+/** Options to write: all except a null that is the default. */
 const statedOptions = (rule, defaults) =>
   Object.entries(rule).filter(([key, value]) => value !== null || (defaults[key] ?? null) !== null);
 
@@ -44,7 +44,7 @@ export const FORMS = {
   "prime-rl"(rule, { options }) {
     const entries = statedOptions(rule, options);
     const lines = entries.filter(([, value]) => value !== null).map(([key, value]) => `${key} = ${literal(value)}`);
-    const lacking = entries.filter(([, value]) => value === null).map(([key]) => `# TOML has no null: no way to lift ${key}`);
+    const lacking = entries.filter(([, value]) => value === null).map(([key]) => `# TOML has no null, so ${key} cannot be removed`);
     return `[trainer.loss]\ntype = "custom"\nimport_path = "bandpo.integrations.prime_rl.band_loss"\n\n`
       + `[trainer.loss.kwargs.rule]\n${[...lines, ...lacking].join("\n")}`;
   },

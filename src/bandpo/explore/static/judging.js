@@ -33,7 +33,7 @@ export function judgeTokens(tokens, stated, needs = []) {
   const entropy = columns.old_entropy, reads = needs.includes("old_entropy");
   for (let i = 0; reads && i < size; i++) {
     if (judged[i] && !(entropy && Number.isFinite(entropy[i]))) {
-      return { clipped, skipped: `${stated.name} needs old_entropy, which not all of these tokens have` };
+      return { clipped, skipped: `${stated.name} needs old_entropy, which some of these tokens lack` };
     }
   }
   const rule = makeRule(stated, true);
@@ -43,7 +43,7 @@ export function judgeTokens(tokens, stated, needs = []) {
   return { clipped, skipped: "" };
 }
 
-/** From rule B to rule A, by token and counted: freed (clipped by B alone), held (by A alone), both, neither. */
+/** From rule B to rule A, by token and counted: freed (clipped only by B), held (only by A), both, neither. */
 export function compareVerdicts({ size, judged }, a, b) {
   const codes = new Uint8Array(size), counts = [0, 0, 0, 0];
   for (let i = 0; i < size; i++) {
@@ -82,7 +82,7 @@ export function placesOf(tokens, clipped, kinds, names, limit = Infinity) {
   return found.map((k) => ({ name: names[k], clipped: hit[k], share: hit[k] / hits, sharePositive: ups ? up[k] / ups : null, own: hit[k] / all[k] }));
 }
 
-/** Number of each token's stretch of positions, and the names of the stretches. */
+/** Index of each token's range of positions, and the names of the ranges. */
 export function stretchesOf({ positions, stretches }) {
   const kinds = Uint8Array.from(positions, (at) => stretches.findLastIndex((start) => start <= at));
   const end = (k) => stretches[k + 1], names = stretches.map((start, k) => (k === stretches.length - 1 ? `from ${start}` : end(k) === start + 1 ? `${start}` : `${start} to ${end(k) - 1}`));
@@ -130,7 +130,7 @@ export const SCALES = {
   effect: { label: "entropy effect (nats per unit of learning rate)", values: measured("effect"), sign: true },
 };
 
-/** The numbers that a color stands for, and its scale from low to top; null where nobody logged them. */
+/** The numbers that a color stands for, and its scale from low to top; null if they were not logged. */
 export function scaleFor(tokens, name) {
   const { values: read, top: end, sign = false, text = (x) => String(Number(x.toPrecision(3))) } = SCALES[name], values = read(tokens);
   if (!values) return null;

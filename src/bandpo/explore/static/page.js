@@ -55,7 +55,7 @@ function radiusRows(side, rule, rebuild, redraw) {
       rule.radius = box.checked ? [rule.radius, rule.radius] : rule.radius[1];
       rebuild();
     });
-    rows.push(element("div", {}, element("label", {}, box, " a radius for each side")));
+    rows.push(element("div", {}, element("label", {}, box, " one radius per side")));
   }
   return rows;
 }
@@ -90,7 +90,7 @@ function fillRule(side) {
 
 const P_LOG = { label: "old probability p", low: 1e-4, high: 1, log: true };
 const RATIO = { label: "ratio, new / old", low: 1e-2, high: 1e3, log: true };
-const GRID = Array.from({ length: 241 }, (_, i) => 1 / (1 + Math.exp(9.3 - 18.6 * i / 240)));  // even in log-odds
+const GRID = Array.from({ length: 241 }, (_, i) => 1 / (1 + Math.exp(9.3 - 18.6 * i / 240)));  // uniform in log-odds
 let plots, pointer, entropyRow;
 
 const nameOf = (rule) => [rule.name, ...optionsInWords(rule).map(([key, text]) => `${key} ${text}`)].join(", ");
@@ -169,14 +169,14 @@ function point(p) {
 /** The radius whose bound at p is 1 + epsilon (above) or 1 - epsilon (below), or why there is none. */
 function matchRadius({ p, epsilon, side }, f) {
   const ratio = side === "upper" ? 1 + epsilon : 1 - epsilon;
-  if (ratio < 0) throw new Error(`1 − ${short(epsilon)} is below 0, and no ratio is.`);
+  if (ratio < 0) throw new Error(`1 − ${short(epsilon)} is below 0, but ratios are not.`);
   if (ratio * p > 1) throw new Error(`At p = ${short(p)} the ratio cannot exceed 1 / p = ${short(1 / p)}: no radius has the bound ${short(ratio)}.`);
   const radius = binaryDivergence(Math.log(p) + Math.log(ratio), Math.log(p), f);
   if (!positive(radius)) throw new Error(`No finite radius has the bound ${short(ratio)}.`);
   return radius;
 }
 
-let matched = null;  // the radius found, if there is one
+let matched = null;  // the matching radius, if there is one
 const matchDivergence = () => state.a.divergence ?? "kl";
 
 function buildMatch() {
@@ -208,7 +208,7 @@ function redrawMatch() {
   }
   const radius = state.a.radius ?? 0.05, pair = Array.isArray(radius) ? radius : [radius, radius];
   const [low, high] = bandBounds(Math.log(p), pair, f).map(Math.exp);
-  answer.push(`The other way: radius ${pair[0] === pair[1] ? short(pair[0]) : pair.map(short).join(" and ")} (${name}) allows there what 1 − ${short(1 - low)} and 1 + ${short(high - 1)} allow.`);
+  answer.push(`The reverse: radius ${pair[0] === pair[1] ? short(pair[0]) : pair.map(short).join(" and ")} (${name}) has the bounds 1 − ${short(1 - low)} and 1 + ${short(high - 1)} there.`);
   byId("match-answer").replaceChildren(...answer.map((text) => element("div", {}, text)));
   byId("match-use").disabled = matched === null || !("divergence" in state.a);
 }
@@ -230,7 +230,7 @@ function redrawCopy() {
   const rule = state[state.copy.rule], known = DATA.rules[rule.name];
   byId("copy-text").textContent = FORMS[state.copy.form](rule, known);
   const needs = [...known.needs, ...(known.twoSided ? ["the current log-probs at the clamp"] : [])];
-  byId("copy-note").textContent = needs.length ? `This rule reads ${needs.join(" and ")}, which not every framework gives; docs/rules.md has the table.` : "";
+  byId("copy-note").textContent = needs.length ? `This rule reads ${needs.join(" and ")}, which not every framework supplies; docs/rules.md has the table.` : "";
   byId("copy-done").textContent = "";
 }
 
@@ -241,7 +241,7 @@ async function copyText() {
     byId("copy-done").textContent = "Copied.";
   } catch {
     getSelection().selectAllChildren(text);
-    byId("copy-done").textContent = "The browser does not let a page copy here. The text is selected.";
+    byId("copy-done").textContent = "The browser does not allow copying here. The text is selected.";
   }
 }
 
@@ -295,7 +295,7 @@ function stop(words) {
   byId("sim-status").textContent = words;
 }
 
-/** Calls back with each state of the run; in a worker, else in pieces between the browser's own work. */
+/** Calls back with each state of the run; in a worker, else in slices between the browser's own work. */
 function runSimulation(settings, rules, tell, fail) {
   let worker = null, over = false;
   const inPieces = () => {
@@ -356,7 +356,7 @@ function run() {
   });
 }
 
-/** Empty plots of what this model has; the function returned draws what has been seen. */
+/** Empty plots of what this model has; the returned function draws the states so far. */
 function curvesOf(settings, labels, states) {
   const names = Object.keys(CURVES).filter((name) => (settings.deciding || !/success|deciding/.test(name)) && (settings.deciding < settings.positions || name !== "entropy_neutral"));
   const x = { label: "rollouts", low: 0, high: settings.rollouts };
@@ -389,7 +389,7 @@ function remember() {
   }, PAUSE);
 }
 
-let panels = [];  // of what was opened; each a function that draws anew after a change of rule A or B
+let panels = [];  // of what was opened; each is a function that redraws after a change of rule A or B
 
 function redraw() {
   redrawBand();
@@ -399,7 +399,7 @@ function redraw() {
   point(state.p);
 }
 
-/** The panels of what was opened; a section without a source of its kind is not there. */
+/** The panels of what was opened; a section without a source of its kind is hidden. */
 function buildPanels() {
   const there = Object.keys(PANELS).filter((name) => sourcesOf(DATA, name).length > 0);
   Object.keys(PANELS).forEach((name) => {
@@ -432,7 +432,7 @@ byId("chosen").addEventListener("input", ({ target }) => {
   const parts = target.value.split(/[\s,;]+/).filter(Boolean), numbers = parts.map(Number);
   const wrong = parts.find((_, i) => !PROBABILITY.fits(numbers[i])), fits = parts.length > 0 && wrong === undefined;
   target.setAttribute("aria-invalid", !fits);
-  byId("chosen-bad").textContent = fits ? "" : `${wrong ?? "nothing"} is not allowed here; allowed is ${PROBABILITY.allowed}.`;
+  byId("chosen-bad").textContent = fits ? "" : `${wrong ?? "nothing"} is not allowed here; allowed: ${PROBABILITY.allowed}.`;
   if (!fits) return;
   state.chosen = numbers;
   fillTable(SIDES.map((side) => makeRule(state[side])));

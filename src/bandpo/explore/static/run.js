@@ -4,11 +4,11 @@ import { byId, labelled, legendItem, numberRow, selectField, tableParts } from "
 import { load, sourcesOf } from "./sources.js";
 import { textField } from "./state.js";
 
-const MOST = 200;  // points of a curve; more are averaged in stretches
-const AT_FIRST = 12;  // runs shown without being asked to
-const EVERY = 2000;  // ms between two looks at a run that is going on
-const COLORS = 8, DASHES = 9;  // without a common factor: a pair returns after all of them
-const CROWDED = 6;  // methods; shadings of more hide each other
+const MOST = 200;  // points of a curve; more are averaged
+const AT_FIRST = 12;  // runs shown by default
+const EVERY = 2000;  // ms between polls of a run in progress
+const COLORS = 8, DASHES = 9;  // without a common factor: a pair repeats only after all combinations
+const CROWDED = 6;  // methods; the shadings of more would hide each other
 const USUAL = "reward,entropy,clip_fraction_high,clip_fraction_low,divergence";
 
 // Lists of ids and labels are separated by |.
@@ -20,7 +20,7 @@ const meanOf = (xs) => xs.reduce((sum, x) => sum + x, 0) / xs.length;
 
 // --- numbers -------------------------------------------------------------------------------------------------------
 
-/** At most `most` points [step, value, smallest, largest] of stretches of equally many neighbors, and their width. */
+/** At most `most` points [step, value, smallest, largest] of equally many neighbors, and their number. */
 export function thinned(steps, values, name, most = MOST) {
   const there = steps.map((step, i) => [step, values[i]]).filter(([, value]) => value !== null && value !== undefined);
   const width = Math.max(1, Math.ceil(there.length / most)), points = [];
@@ -39,7 +39,7 @@ function interpolated(points, x) {
   return y0 + (y1 - y0) * (x - x0) / (x1 - x0);
 }
 
-/** [step, mean, smallest, largest] over curves, at the steps of the first as far as all of them got. */
+/** [step, mean, smallest, largest] over curves, at the steps of the first, up to where all of them got. */
 export function bandOf(curves, log = false) {
   if (curves.length === 1) return curves[0];
   const last = Math.min(...curves.map((points) => points.at(-1)[0]));
@@ -50,7 +50,7 @@ export function bandOf(curves, log = false) {
   });
 }
 
-/** A run's data with what the server sent since; metrics: those of the page, which know each series' grid. */
+/** A run's data merged with what the server sent since; metrics: the page's, which know each series' grid. */
 export function grown(old, fresh, metrics) {
   if (fresh.whole) return fresh;
   const [before] = old.runs, [after] = fresh.runs, steps = {}, series = {};
@@ -69,7 +69,7 @@ function commonPlace(names) {
   return (end < 0 ? first : first.slice(0, end)).join("/");
 }
 
-/** Runs of equal settings as {label, runs}; a label that several groups have gets the place of the group's runs. */
+/** Runs of equal settings as {label, runs}; a label that several groups share gets the path of the group's runs. */
 export function groupsOf(runs) {
   const groups = new Map();
   runs.forEach((run) => groups.set(run.group, [...(groups.get(run.group) ?? []), run]));
@@ -84,7 +84,7 @@ export function groupsOf(runs) {
 
 let runTimer = null;
 
-/** Builds the panel from data.sources and state.run; returns what draws it anew after a change of rule A or B. */
+/** Builds the panel from data.sources and state.run; returns a function that redraws it after a change of rule A or B. */
 export function runPanel(data, state, { remember }) {
   const sources = sourcesOf(data, "run"), mine = state.run, opened = new Map();  // id -> its data
   const known = new Set(sources.map(({ id }) => id)), names = data.metrics.map(({ name }) => name);
@@ -127,7 +127,7 @@ export function runPanel(data, state, { remember }) {
     })));
   }
 
-  /** Loads what is shown and not here yet, then draws. */
+  /** Loads what is shown and not loaded yet, then draws. */
   async function refresh() {
     say("summary", `Runs and studies: ${shown().length} of ${sources.length} shown`);
     const missing = sources.filter(({ id }) => shown().includes(id) && !opened.has(id) && !failed.has(id));
@@ -149,7 +149,7 @@ export function runPanel(data, state, { remember }) {
     const point = points.includes(mine.point) ? mine.point : points[0], groups = groupsOf(all.filter((run) => run.point === point));
     const hidden = listed(mine.hidden);
     drawn = groups.map((group, i) => ({ ...group, style: styleOf(i) })).filter(({ label }) => !hidden.includes(label));
-    byId("run-fields").replaceChildren(...(points.length > 1 ? [labelled(selectField("run-point", "place in the sweep", points, point, (value) => change("point", value, draw)))] : []));
+    byId("run-fields").replaceChildren(...(points.length > 1 ? [labelled(selectField("run-point", "point in the sweep", points, point, (value) => change("point", value, draw)))] : []));
     byId("run-legend").replaceChildren(...groups.map(({ label, runs }, i) => element("li", {}, box(runs.length > 1 ? `${label} (${runs.length} seeds)` : label, !hidden.includes(label), (on) => change("hidden", toggled(hidden, label, !on).join("|"), draw), styleOf(i)))));
     drawCurves();
     listAlarms();
@@ -157,7 +157,7 @@ export function runPanel(data, state, { remember }) {
     const problems = [...failed.values(), ...present().flatMap((one) => one.problems)];
     byId("run-bad").replaceChildren(...problems.map((text) => element("div", {}, text)));
     const going = all.filter((run) => run.state === "running").length, here = `${all.length} ${all.length === 1 ? "run" : "runs"}`;
-    say("status", all.length ? `${here}${going ? `, ${going} going on` : ""}; updates ${Math.max(0, ...all.map(lastStep))}` : "Nothing is shown.");
+    say("status", all.length ? `${here}${going ? `, ${going} in progress` : ""}; updates ${Math.max(0, ...all.map(lastStep))}` : "Nothing is shown.");
   }
 
   const lastStep = (run) => Math.max(run.steps.rollouts.at(-1) ?? 0, run.steps.updates.at(-1) ?? 0);
@@ -187,7 +187,7 @@ export function runPanel(data, state, { remember }) {
     const width = Math.max(1, ...plots.flatMap(({ curves }) => curves.map((curve) => curve.width))), seeds = drawn.some((group) => group.runs.length > 1);
     const bins = Math.max(1, ...runs.map(({ bin }) => bin)), single = drawn.some((group) => group.runs.length === 1);
     say("note", [
-      seeds ? `Lines: mean over seeds (of ratios the geometric mean) as far as all seeds got; ${drawn.length > CROWDED ? `no shading for more than ${CROWDED} methods: take away a check mark` : "shading: from the smallest to the largest seed"}.` : "",
+      seeds ? `Lines: mean over seeds (of ratios the geometric mean) up to where all seeds got; ${drawn.length > CROWDED ? `no shading for more than ${CROWDED} methods: uncheck some` : "shading: from the smallest to the largest seed"}.` : "",
       width > 1 ? `Points were thinned: each is the mean of up to ${width} neighboring updates${single ? "; the shading of a single run spans the smallest and the largest of them" : ""}.` : "",
       bins > 1 ? `The study keeps means over ${bins} updates.` : "",
       runs.some((run) => run.alarms.length) ? "Triangles at the top: alarms." : "",
@@ -215,7 +215,7 @@ export function runPanel(data, state, { remember }) {
     if (!["run-at", "run-at-slider"].includes(document.activeElement?.id)) pointer.show(at);
   }
 
-  /** The table of values at an update: of each curve the last point up to there. */
+  /** The table of values at an update: the last point of each curve up to there. */
   function readOut(at) {
     plots.forEach(({ plot }) => plot.point(at));
     const cell = (curve) => {
@@ -243,7 +243,7 @@ export function runPanel(data, state, { remember }) {
     byId("run-alarms").replaceChildren(...fired.map(([, text]) => element("li", {}, text)));
   }
 
-  // What recorded batches tell of one run.
+  // What the recorded batches of one run show.
   function drawRecorded() {
     const having = present().filter(({ recorded }) => recorded), one = having.find(({ id }) => id === mine.detail) ?? having[0];
     byId("run-recorded").hidden = !one;
@@ -269,7 +269,7 @@ export function runPanel(data, state, { remember }) {
     const series = ledger.columns.map((_, k) => ledger.steps.map((step, i) => [step, ledger.rows[i][k]])), values = [0, ...series.flat().map(([, y]) => y)];
     const low = Math.min(...values), high = Math.max(...values), room = (high - low || 1) * 0.06;
     const figure = panelWith("Entropy ledger", x, { label: "", low: low - room, high: high + room }, series, series.map((_, k) => styleOf(k)), [{ kind: "line", name: "edge", points: [[0, 0], [x.high, 0]] }]);
-    figure.append(element("figcaption", { class: "note" }, `In ${ledger.unit}; above 0 the entropy rises. docs/report.md says what the columns mean.`));
+    figure.append(element("figcaption", { class: "note" }, `In ${ledger.unit}; above 0 the entropy rises. docs/report.md explains the columns.`));
     byId("run-ledger").replaceChildren(figure);
     byId("run-columns").replaceChildren(...ledger.columns.map((name, k) => legendItem(`line ${styleOf(k)}`, name)));
   }
@@ -280,7 +280,7 @@ export function runPanel(data, state, { remember }) {
     return plot.figure;
   }
 
-  // A run that is going on is asked for what is new.
+  // A run in progress is polled for what is new.
   async function follow() {
     const going = sources.filter(({ id, kind, url }) => url && kind === "run" && shown().includes(id) && opened.get(id)?.runs[0].state === "running");
     if (document.visibilityState === "visible") {

@@ -5,18 +5,18 @@ import { load, sourcesOf } from "./sources.js";
 import { choiceField, numberOf, textField } from "./state.js";
 
 const COMPUTE = ["updates", "tokens", "seconds"];
-const AMOUNT = { fits: (x) => Number.isFinite(x) && x >= 0, allowed: "a number from 0 on" };
+const AMOUNT = { fits: (x) => Number.isFinite(x) && x >= 0, allowed: "a number >= 0" };
 export const SAVING_FIELDS = { study: textField(), point: textField(), by: choiceField("updates", COMPUTE), hours: numberOf(100, AMOUNT), price: numberOf(2, AMOUNT) };
 
-/** What is saved of `hours`: [mean, low, high], or why none is shown. ratio: {mean, low, high} or null; above 1 it costs more. */
+/** The part of `hours` that is saved: [mean, low, high], or why none is shown. ratio: {mean, low, high} or null; above 1 it costs more. */
 export function savedOf({ ratio, reached, runs }, hours) {
-  if (ratio === null) return { why: `no difference shown: ${runs - reached} of ${runs} runs never reached the target, and such a run has no ratio` };
+  if (ratio === null) return { why: `no difference shown: ${runs - reached} of ${runs} runs never reached the target, so they have no ratio` };
   if (ratio.low === null) return { why: "no difference shown: one seed has no interval" };
   if (ratio.low <= 1 && ratio.high >= 1) return { why: "no difference shown" };
   return { hours: [ratio.mean, ratio.high, ratio.low].map((x) => (1 - x) * hours) };
 }
 
-/** Builds the panel from data.sources and state.saving; returns what draws it anew after a change of rule A or B. */
+/** Builds the panel from data.sources and state.saving; returns a function that redraws it after a change of rule A or B. */
 export function savingPanel(data, state, { remember }) {
   const sources = sourcesOf(data, "saving"), mine = state.saving;
   const source = sources.find(({ id }) => id === mine.study) ?? sources[0];
@@ -44,18 +44,18 @@ export function savingPanel(data, state, { remember }) {
         return [one.method, ...cells, shown, `${one.reached} of ${one.runs}`];
       });
       const head = ["method", "GPU hours saved", "money saved", `${mine.by}, ratio to ${reference}`, "target reached"];
-      byId("saving-table").replaceChildren(...tableParts(head, rows, `Of ${short(mine.hours)} GPU hours of ${reference} at ${short(mine.price)} an hour; below 0 it costs more`));
+      byId("saving-table").replaceChildren(...tableParts(head, rows, `Of ${short(mine.hours)} GPU hours of ${reference} at ${short(mine.price)} per hour; below 0 it costs more`));
     }
 
     const selects = [
       ...(sources.length > 1 ? [selectField("saving-study", "study", Object.fromEntries(sources.map(({ id, name }) => [id, name])), source.id, choose("study"))] : []),
-      ...(points.length > 1 ? [selectField("saving-point", "place in the sweep", points, point(), choose("point"))] : []),
+      ...(points.length > 1 ? [selectField("saving-point", "point in the sweep", points, point(), choose("point"))] : []),
       selectField("saving-by", "compute in", COMPUTE, mine.by, choose("by")),
     ];
     const focused = document.activeElement?.id;
     byId("saving-fields").replaceChildren(...selects.map(labelled), ...amount("hours", `GPU hours of ${reference}`), ...amount("price", "price of a GPU hour"));
     if (focused) byId(focused)?.focus();
-    byId("saving-note").textContent = `Geometric mean over seeds, paired with ${reference} by seed, with its 95% interval (Student's t over the logarithms), not corrected for the number of methods. It is of the model, the task and the machine of study ${source.name}; yours may differ.`;
+    byId("saving-note").textContent = `Geometric mean over seeds, paired with ${reference} by seed, with its 95% interval (Student's t over the logarithms), not corrected for the number of methods. It applies to the model, task and machine of study ${source.name}; yours may differ.`;
     draw();
   }
 

@@ -1,5 +1,5 @@
 // The exact softmax model of bandpo.lab.bandit: what a clip rule does to success and entropy.
-// tests/explore/test_sim_js.py holds one update to bandpo.lab.bandit's. The random numbers are other ones than torch's.
+// tests/explore/test_sim_js.py holds one update to bandpo.lab.bandit's. The random numbers differ from torch's.
 
 const BETAS = [0.9, 0.999], EPSILON = 1e-8;
 
@@ -41,7 +41,7 @@ function groupAdvantages(rewards, kind) {
   return centered.map((x) => x / (std + 1e-4));
 }
 
-/** The change of the logits, shape (rows, V), by their gradient: plain ascent, or Adam with a shared second moment. */
+/** The change of the logits, shape (rows, V), by their gradient: gradient ascent, or Adam with a shared second moment. */
 function optimizerStep(o, gradient, V) {
   if (o.name === "gradient") return gradient.map((g) => o.rate * g);
   const cells = { adam: gradient.length, "adam-token": V, "adam-shared": 1 }[o.name];
@@ -102,7 +102,7 @@ export class Policies {
     }
     for (let prompt = 0; prompt < P; prompt++) {
       const rewards = Array.from({ length: K }, (_, i) => {
-        const coin = this.random() < 0.5;  // drawn in any case, so that all models draw alike
+        const coin = this.random() < 0.5;  // always drawn, so that all models draw alike
         if (!deciding) return coin ? 1 : 0;
         return this.right[prompt].every((right, t) => right.has(actions[(prompt * T + t) * K + i])) ? 1 : 0;
       });
@@ -137,7 +137,7 @@ export class Policies {
     return clipped;
   }
 
-  /** One rollout and the updates on it; what is then seen. */
+  /** One rollout and the updates on it; returns the state afterwards. */
   rollout() {
     const samples = this.sample(), clipped = [0, 0], { updates } = this.settings;
     for (let i = 0; i < updates; i++) this.update(samples).forEach((count, side) => (clipped[side] += count));
@@ -145,7 +145,7 @@ export class Policies {
     return { ...this.state(), clip_fraction_low: low, clip_fraction_high: high };
   }
 
-  /** Means over prompts; null where there is nothing of the kind. */
+  /** Means over prompts; null if there are none. */
   state() {
     const { prompts: P, positions: T, vocabulary: V, deciding } = this.settings;
     const sums = { success: 0, entropy_deciding: 0, entropy_neutral: 0 };
@@ -159,7 +159,7 @@ export class Policies {
       sums.success += success;
     }
     if (Number.isNaN(sums.entropy_neutral + sums.entropy_deciding)) {
-      throw new Error(`The learning rate is ${this.settings.learning_rate}; allowed is a smaller one: the logits overflow.`);
+      throw new Error(`The learning rate is ${this.settings.learning_rate}; allowed: a smaller one, because the logits overflow.`);
     }
     return {
       success: deciding ? sums.success / P : null,

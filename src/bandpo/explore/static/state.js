@@ -7,27 +7,27 @@ export const SIDES = ["a", "b"];
 export const positive = (x) => Number.isFinite(x) && x > 0;
 const finite = Number.isFinite;
 
-// What a number may be, and the slider beside it; none: the end of the slider that stands for "no such limit".
+// What a number may be, and its slider; none: the end of the slider that means "no such limit".
 export const NUMBERS = {
   radius: { label: "radius", low: 1e-4, high: 2, log: true, fits: positive, allowed: "a number above 0" },
-  cap: { label: "cap", low: 1, high: 100, log: true, none: "high", fits: (x) => finite(x) && x >= 1, allowed: "a number from 1 on, or nothing" },
+  cap: { label: "cap", low: 1, high: 100, log: true, none: "high", fits: (x) => finite(x) && x >= 1, allowed: "a number >= 1, or nothing" },
   floor: { label: "floor", low: 0, high: 1, none: "low", fits: (x) => x >= 0 && x <= 1, allowed: "a number from 0 to 1, or nothing" },
   low: { label: "low", low: 0, high: 1, fits: (x) => x >= 0 && x <= 1, allowed: "a number from 0 to 1" },
-  high: { label: "high", low: 0, high: 2, fits: (x) => finite(x) && x >= 0, allowed: "a number from 0 on" },
+  high: { label: "high", low: 0, high: 2, fits: (x) => finite(x) && x >= 0, allowed: "a number >= 0" },
   threshold: { label: "threshold", low: 1e-3, high: 1, log: true, fits: positive, allowed: "a number above 0" },
   epsilon: { label: "epsilon", low: 1e-4, high: 1, log: true, fits: positive, allowed: "a number above 0" },
   reference: { label: "reference", low: 0.05, high: 10, log: true, fits: positive, allowed: "a number above 0" },
   smallest: { label: "smallest", low: 0.01, high: 1, log: true, fits: positive, allowed: "a number above 0" },
   largest: { label: "largest", low: 1, high: 10, log: true, fits: positive, allowed: "a number above 0" },
   p: { label: "old probability", low: 1e-4, high: 0.999, log: true, fits: (x) => x > 0 && x < 1, allowed: "a number above 0 and below 1" },
-  entropy: { label: "entropy (nats)", low: 0, high: 8, fits: (x) => finite(x) && x >= 0, allowed: "a number from 0 on" },
+  entropy: { label: "entropy (nats)", low: 0, high: 8, fits: (x) => finite(x) && x >= 0, allowed: "a number >= 0" },
 };
 export const PROBABILITY = { fits: (x) => x > 0 && x <= 1, allowed: "a number above 0 and at most 1" };
-const whole = (low, high) => ({ fits: (x) => Number.isInteger(x) && x >= low && x <= high, allowed: `a whole number from ${low} to ${high}` });
+const whole = (low, high) => ({ fits: (x) => Number.isInteger(x) && x >= low && x <= high, allowed: `an integer from ${low} to ${high}` });
 export const SETTINGS = {
   prompts: { label: "prompts", ...whole(2, 2048) },
   rollouts: { label: "rollouts", ...whole(1, 2000) },
-  updates: { label: "updates a rollout", ...whole(1, 256) },
+  updates: { label: "updates per rollout", ...whole(1, 256) },
   group: { label: "group", ...whole(2, 256) },
   learning_rate: { label: "learning rate", fits: positive, allowed: "a number above 0" },
   seed: { label: "seed", ...whole(0, 2 ** 31 - 1) },
@@ -37,20 +37,20 @@ export const SETTINGS = {
 
 export const takesPair = (rule) => "radius" in rule && "cap" in rule;
 
-/** A number of the address, or an Error that says what is allowed. */
+/** A number from the address, or an Error that names what is allowed. */
 function readNumber(key, text, { fits, allowed, none }) {
   if (none && text === "none") return null;
   const value = text.trim() === "" ? NaN : Number(text);
-  if (!fits(value)) throw new Error(`${key} is ${text || "empty"}; allowed is ${allowed}`);
+  if (!fits(value)) throw new Error(`${key} is ${text || "empty"}; allowed: ${allowed}`);
   return value;
 }
 
 function oneOf(key, text, known) {
-  if (!known.includes(text)) throw new Error(`${key} is ${text || "empty"}; allowed is ${known.join(", ")}`);
+  if (!known.includes(text)) throw new Error(`${key} is ${text || "empty"}; allowed: ${known.join(", ")}`);
   return text;
 }
 
-// A field of a panel's state: {value: its default, read(text, key): the value that the address states, or an Error}.
+// A field of a panel's state: {value: its default, read(text, key): the value in the address, or an Error}.
 export const choiceField = (value, known) => ({ value, read: (text, key) => oneOf(key, text, known) });
 export const numberOf = (value, spec) => ({ value, read: (text, key) => readNumber(key, text, spec) });
 export const textField = (value = "") => ({ value, read: (text) => text });
@@ -66,7 +66,7 @@ export function stateOf(known, panels = {}) {
     return { ...freshPanels(), ...state, match: { p: 0.1, epsilon: 0.2, side: "upper" }, copy: { form: "Python", rule: "a" }, sim: { preset: "bleeds", rules: "preset", settings: {} } };
   }
 
-  /** What a rule says that is not its default, as [key, text]. */
+  /** The options of a rule that are not defaults, as [key, text]. */
   function optionsInWords(rule) {
     const defaults = freshRule(rule.name), text = (value) => (value === null ? "none" : String(value));
     return Object.entries(rule).filter(([key, value]) => text(value) !== text(defaults[key])).map(([key, value]) => [key, text(value)]);

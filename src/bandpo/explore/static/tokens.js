@@ -7,7 +7,7 @@ import { load, sourcesOf } from "./sources.js";
 import { choiceField, NUMBERS, numberOf, SIDES, textField } from "./state.js";
 
 const VERDICT = "verdict";
-const NUMBERED = { fits: (x) => Number.isInteger(x) && x >= 0, allowed: "a whole number from 0, or none", none: true };
+const NUMBERED = { fits: (x) => Number.isInteger(x) && x >= 0, allowed: "an integer >= 0, or none", none: true };
 export const TOKENS_FIELDS = {  // name -> field of state.tokens, which the address holds
   source: textField(""),
   color: choiceField(VERDICT, [VERDICT, ...Object.keys(SCALES)]),
@@ -16,13 +16,13 @@ export const TOKENS_FIELDS = {  // name -> field of state.tokens, which the addr
   at: numberOf(null, NUMBERED),
   places: choiceField("a", SIDES),
 };
-const MANY = 20_000;  // tokens; of more, one prompt is shown to begin with
+const MANY = 20_000;  // tokens; with more, only one prompt is shown at first
 const STRETCH = 400;  // tokens of a completion that are laid out together
 const THRESHOLDS = ["radius", "low", "high", "threshold"];
-const WORDS = ["neither clips it", "freed: B alone clips it", "held: A alone clips it", "both clip it"];
+const WORDS = ["neither clips it", "freed: only B clips it", "held: only A clips it", "both clip it"];
 const MARKS = { " ": "␣", "\n": "⏎", "\t": "⇥" };
 
-/** A token with nothing invisible in it, as bandpo.report.html.visible_token. */
+/** A token without invisible characters, as bandpo.report.html.visible_token. */
 export function visibleToken(text) {
   const code = (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`;
   return text.replace(/[\s\p{Cc}\p{Cf}\p{Cs}\p{Co}]/gu, (c) => MARKS[c] ?? code(c)) || "(empty)";
@@ -32,10 +32,10 @@ const isSpecial = (text) => /^(<[^<>\s]+>|\[[A-Z]+\])$/.test(text);
 const percent = (x) => (x === null ? "–" : `${(100 * x).toPrecision(3)}%`);
 const counted = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
-let listening = null;  // ends the listeners of a panel that is built anew
+let listening = null;  // ends the listeners of a panel that is rebuilt
 const opened = new Map();  // source's id -> its tokens
 
-/** Builds the panel from data.sources and state.tokens; returns what draws it anew after a change of rule A or B. */
+/** Builds the panel from data.sources and state.tokens; returns a function that redraws it after a change of rule A or B. */
 export function tokensPanel(data, state, { remember, nameOf, changed }) {
   const sources = sourcesOf(data, "tokens"), own = state.tokens, seen = {};
   let tokens = null, view = null, codes = null, scale = null, source = null;
@@ -47,7 +47,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
   async function open(id) {
     source = sources.find((one) => one.id === id) ?? sources[0];
     const wanted = source;
-    byId("tokens-bad").textContent = id && source.id !== id ? `tokens.source is ${id}; allowed is ${sources.map((one) => one.id).join(", ")}.` : "";
+    byId("tokens-bad").textContent = id && source.id !== id ? `tokens.source is ${id}; allowed: ${sources.map((one) => one.id).join(", ")}.` : "";
     try {
       if (!opened.has(wanted.id)) opened.set(wanted.id, tokensOf(await load(wanted)));
     } catch (error) {
@@ -69,14 +69,14 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
   function describe() {
     const { files, problems, more_problems: more, notes, edge, left_out: left } = tokens;
     const numbers = [counted(tokens.tokens, "token"), counted(tokens.completions, "completion"), ...(tokens.prompts ? [counted(tokens.prompts, "prompt")] : [])];
-    byId("tokens-what").textContent = `${numbers.join(", ")} of ${counted(files.length, "file")}; ${edge ? edge.text : "one log-prob a token, so no ratio: rules cannot be applied"}.`;
+    byId("tokens-what").textContent = `${numbers.join(", ")} of ${counted(files.length, "file")}; ${edge ? edge.text : "one log-prob per token, so no ratio: rules cannot be applied"}.`;
     byId("tokens-left-out").textContent = left;
     byId("tokens-left-out").hidden = !left;
     const said = [
       ...problems.map(({ file, line, text }) => [`${file}${line === null ? "" : `:${line}`}: ${text}.`, "problem"]),
-      ...(more ? [[`and ${counted(more, "more problem")}; bandpo inspect --json lists all.`, "problem"]] : []),
+      ...(more ? [[`and ${counted(more, "more problem")}; bandpo inspect --json lists them all.`, "problem"]] : []),
       ...notes.map(({ file, text }) => [`${file} ${text}.`, null]),
-      ...files.map((file) => [`${file.file}: ${file.format || "nothing was recognized"}, ${counted(file.tokens, "token")} of ${counted(file.completions, "completion")}${file.masked ? `, ${file.masked.toLocaleString("en")} masked` : ""}${file.left_out ? `, ${file.left_out.toLocaleString("en")} left out as damaged` : ""}.`, null]),
+      ...files.map((file) => [`${file.file}: ${file.format || "nothing was recognized"}, ${counted(file.tokens, "token")} of ${counted(file.completions, "completion")}${file.masked ? `, ${file.masked.toLocaleString("en")} masked` : ""}${file.left_out ? `, ${file.left_out.toLocaleString("en")} skipped as damaged` : ""}.`, null]),
     ];
     const [summary, list] = byId("tokens-files").children, bad = problems.length + more;
     summary.textContent = bad ? `${counted(bad, "problem")} while reading: what could not be read, and the files` : "The files";
@@ -88,7 +88,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
   function choose() {
     const options = { [VERDICT]: "freed, held or both", ...Object.fromEntries(Object.entries(SCALES).map(([name, { label }]) => [name, label])) };
     const lacking = Object.keys(SCALES).filter((name) => !scaleFor(tokens, name));
-    if (lacking.includes(own.color)) byId("tokens-bad").textContent = `${options[own.color]}: nobody logged it here, or it cannot be computed from what was.`;
+    if (lacking.includes(own.color)) byId("tokens-bad").textContent = `${options[own.color]}: not logged here, and not computable from what was.`;
     if (lacking.includes(own.color) || (own.color === VERDICT && !tokens.edge)) own.color = tokens.edge || lacking.includes("p") ? VERDICT : "p";
     const color = selectField("tokens-color", "color", options, own.color, (name) => {
       own.color = name;
@@ -138,7 +138,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     const found = compareVerdicts(tokens, a.clipped, b.clipped), all = tokens.judged.reduce((x, y) => x + y, 0);
     codes = found.codes;
     const name = (side) => `${side.toUpperCase()} (${nameOf(state[side])})`, sum = (clipped) => clipped.reduce((x, y) => x + y, 0);
-    const counts = [["freed", "B alone clips it"], ["held", "A alone clips it"], ["both"], ["neither"]];
+    const counts = [["freed", "only B clips it"], ["held", "only A clips it"], ["both"], ["neither"]];
     const line = counts.flatMap(([key, what], i) => [i ? ", " : "", element("strong", { "data-count": key }, found[key].toLocaleString("en")), ` ${key}${what ? ` (${what})` : ""}`]);
     byId("tokens-counts").replaceChildren(
       element("div", {}, `From rule ${name("b")} to rule ${name("a")}, `, `${counted(all, "token")} with a ratio and an advantage other than 0:`),
@@ -198,7 +198,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     return { title: `${name}, ${line}`, text: `${name}, ${line}: ${counted(length, "token")}${Number.isFinite(advantage) ? `, A ${short(advantage)}` : ""}` };
   }
 
-  /** Headings, and a box for each stretch of tokens; its tokens are made when it comes near to what is in sight. */
+  /** Headings, and a box for each stretch of tokens; its tokens are created when it comes close to the viewport. */
   function build() {
     const shown = tokens.texts.map(visibleToken), special = tokens.texts.map(isSpecial), newline = tokens.texts.map((text) => text.includes("\n"));
     const spans = [], drawn = new Array(tokens.size), box = byId("tokens-view"), chunks = [], chunkOf = new Uint32Array(tokens.size);
@@ -209,7 +209,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
       span.plain = special[kind] ? "t special" : "t";
       return (spans[i] = span);
     };
-    /** fill(): what is in the box; height: about how many pixels that takes. */
+    /** fill(): the contents of the box; height: roughly their height in pixels. */
     const chunk = (name, members, height, fill) => {
       const made = element("div", { class: name });
       made.style.minHeight = `${height}px`;
@@ -237,7 +237,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     byId("tokens-found").textContent = "";
     if (view.order.length) mark(own.at ?? view.order[0]);
     if (own.at !== null) box.scrollTop = view.spans[own.at].getBoundingClientRect().top - box.getBoundingClientRect().top - box.clientHeight / 2;
-    byId("tokens-readout").textContent = view.order.length ? "Point at a token, or move there by the keys below." : "No token with a log-prob was found.";
+    byId("tokens-readout").textContent = view.order.length ? "Point at a token, or move to it with the keys below." : "No token with a log-prob was found.";
   }
 
   function running(members, { chunk, make, newline, shown }) {
@@ -253,7 +253,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     });
   }
 
-  /** Completions under each other, a cell for each position; as many to a line as fit, then the next stretch. */
+  /** Completions under each other, a cell for each position; as many per line as fit, then the next stretch. */
   function aligned(all, { chunk, make }) {
     const width = Math.max(2, Math.floor((byId("tokens-view").clientWidth - 62) / 68)), blocks = new Map();
     for (const row of all) {
@@ -281,7 +281,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     });
   }
 
-  /** Classes alone change, and only where they do. */
+  /** Only classes change, and only where needed. */
   function paint(one) {
     if (one.fill) {
       one.box.append(...one.fill());
@@ -342,7 +342,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
         const [low, high] = makeRule(state[side]).bounds(tokens.old[i], columns.old_entropy?.[i]);
         return `${side.toUpperCase()} allows ratios ${short(low)} to ${short(high)}`;
       });
-      parts.push(`${bounds.join("; ")}: ${tokens.judged[i] ? WORDS[codes[i]] : "not asked, without a ratio or with an advantage of 0"}`);
+      parts.push(`${bounds.join("; ")}: ${tokens.judged[i] ? WORDS[codes[i]] : "not judged: no ratio, or an advantage of 0"}`);
     }
     byId("tokens-readout").replaceChildren(
       element("div", {}, element("code", {}, visibleToken(texts[kinds[i]])), ` at position ${positions[i]} of ${facts(row[i]).title}`),
@@ -417,7 +417,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
 
   // --- tables, and the section on radius and epsilon -----------------------------------------------------------------
 
-  /** What a slider of a rule leaves as it is; the five last asked for. */
+  /** What a rule's slider does not change, for the five latest requests. */
   function once(key, make) {
     const kept = (tokens.kept ??= new Map()), value = kept.get(key) ?? make();
     kept.delete(key);
@@ -432,7 +432,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     const order = (one) => stretches.names.indexOf(one.name);
     found[1].sort((x, y) => order(x) - order(y));
     [...byId("tokens-places").querySelectorAll("table")].forEach((table, k) => {
-      const head = [k ? "positions" : "token", "clipped", "of all clipped", "of clipped A > 0", "of its own"];
+      const head = [k ? "positions" : "token", "clipped", "of all clipped", "of clipped A > 0", "share clipped"];
       const cells = ({ name, clipped: n, share, sharePositive, own: mine }) => [k ? name : element("code", { title: visibleToken(name) }, visibleToken(name)), n.toLocaleString("en"), percent(share), percent(sharePositive), percent(mine)];
       const caption = found[k].length ? `Where ${rule} clips, by ${k ? "position" : "text"}` : `${rule[0].toUpperCase()}${rule.slice(1)} clips none of these tokens`;
       table.replaceChildren(...tableParts(found[k].length ? head : [], found[k].map(cells), caption));
@@ -454,7 +454,7 @@ export function tokensPanel(data, state, { remember, nameOf, changed }) {
     const of = (n) => `${n.toLocaleString("en")} (${percent(n / all)})`;
     share.replaceChildren(
       element("div", {}, `Of the ${counted(all, "token")} above, 1 ± ${short(epsilon)} clips ${of(count)}; ${radius === null ? "no radius clips as many" : `so does a Band of radius ${short(radius)} (${name})`}.`),
-      element("div", {}, `The other way: rule A clips ${of(clipped)}; ${back === null ? "no epsilon clips as many" : `so does 1 ± ${short(back)}`}.`),
+      element("div", {}, `The reverse: rule A clips ${of(clipped)}; ${back === null ? "no epsilon clips as many" : `so does 1 ± ${short(back)}`}.`),
     );
   }
 
