@@ -26,3 +26,20 @@ def model_path(tmp_path_factory) -> Path:
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def engine(model_path):
+    """The backend, its engine and tokenizer; one engine for all tests, since it starts slowly."""
+    from bandpo.evaluation.backends import choose_backend
+
+    backend = choose_backend("vllm", str(model_path))
+    return backend, *backend.load(str(model_path), "float32", 0)
+
+
+@pytest.fixture(scope="session")
+def exact(model_path):
+    """The same model in transformers."""
+    from bandpo.models import load_model
+
+    return load_model(str(model_path), "float32")

@@ -6,21 +6,8 @@ import pytest
 import torch
 
 from bandpo.evaluation import Sampling, sample
-from bandpo.evaluation.backends import choose_backend
-from bandpo.models import load_model
 
 PROMPTS = [f"{a} + {b} = " for a in range(12, 30) for b in range(3, 20)]  # 306
-
-
-@pytest.fixture(scope="module")
-def engine(model_path):
-    backend = choose_backend("vllm", str(model_path))
-    return backend, *backend.load(str(model_path), "float32", 0)
-
-
-@pytest.fixture(scope="module")
-def exact(model_path):
-    return load_model(str(model_path), "float32")
 
 
 def mean_log_prob(model, tokenizer, prompt, text, truncated):

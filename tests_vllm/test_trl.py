@@ -1,0 +1,66 @@
+"""TRL's colocate mode with Band: the sampler's log-probs as anchor, and weights that arrive in the engine."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+
+from bandpo.training import BandGRPOConfig, BandGRPOTrainer
+
+UPDATES = 4  # per rollout
+
+
+def even_digits(completions, **_):
+    return [float(sum(c in "02468" for c in text)) for text in completions]
+
+
+@pytest.fixture(scope="module")
+def logs(model_path, tmp_path_factory):
+    """The log lines of a run of three rollouts with a radius so small that tokens are clipped."""
+    args = BandGRPOConfig(
+        output_dir=str(tmp_path_factory.mktemp("out")),
+        rule={"name": "band", "radius": 1e-3},
+        anchor="sampler",
+        use_vllm=True,
+        vllm_mode="colocate",
+        vllm_importance_sampling_correction=False,
+        vllm_max_model_length=64,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=8,
+        generation_batch_size=8 * UPDATES,
+        num_generations=8,
+        max_completion_length=12,
+        max_steps=3 * UPDATES,
+        learning_rate=3e-3,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        seed=0,
+    )
+    problems = Dataset.from_list([{"prompt": f"{a} + {b} = "} for a in range(8) for b in range(8)])
+    trainer = BandGRPOTrainer(model=str(model_path), reward_funcs=even_digits, args=args, train_dataset=problems)
+    trainer.train()
+    return [row for row in trainer.state.log_history if "band/ratio" in row]
+
+
+def test_the_first_ratio_is_the_mismatch_of_the_two_engines(logs):
+    first = logs[0]
+    assert first["band/ratio"] == pytest.approx(1, abs=0.02)
+    assert 0.9 < first["band/ratio_min"] < 1 < first["band/ratio_max"] < 1.1
+    assert first["band/ratio_max"] != 1
+
+
+def test_weights_arrive_in_the_engine(logs):
+    """After four updates the policy has moved; were the engine left behind, the next rollout would start there."""
+    assert len(logs) == 3 * UPDATES
+    for start in range(0, len(logs), UPDATES):
+        distance = [max(abs(row["band/ratio_max"] - 1), abs(row["band/ratio_min"] - 1)) for row in logs[start:]]
+        assert distance[0] < 0.1
+        assert max(distance[1:UPDATES]) > 2 * distance[0]
+
+
+def test_tokens_are_clipped_around_the_sampler(logs):
+    assert max(row["band/clip_fraction"] for row in logs) > 0
