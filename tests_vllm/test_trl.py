@@ -50,16 +50,19 @@ def test_the_first_ratio_is_the_mismatch_of_the_two_engines(logs):
     first = logs[0]
     assert first["band/ratio"] == pytest.approx(1, abs=0.02)
     assert 0.9 < first["band/ratio_min"] < 1 < first["band/ratio_max"] < 1.1
-    assert first["band/ratio_max"] != 1
+    assert first["band/update_distance"] < 1e-5
+    assert first["band/sampler_distance"] == pytest.approx(first["band/total_distance"])
+    assert 0 < first["band/sampler_distance"] < 0.02
 
 
 def test_weights_arrive_in_the_engine(logs):
-    """After four updates the policy has moved; were the engine left behind, the next rollout would start there."""
+    """If the engine were left behind, it would be as far away after a rollout as the updates on it have moved."""
     assert len(logs) == 3 * UPDATES
-    for start in range(0, len(logs), UPDATES):
-        distance = [max(abs(row["band/ratio_max"] - 1), abs(row["band/ratio_min"] - 1)) for row in logs[start:]]
-        assert distance[0] < 0.1
-        assert max(distance[1:UPDATES]) > 2 * distance[0]
+    for i in (UPDATES, 2 * UPDATES):
+        moved, mismatch = logs[i - 1]["band/update_distance"], logs[i]["band/sampler_distance"]
+        assert moved > 0.1
+        assert mismatch < moved / 5
+        assert logs[i]["band/update_distance"] < 1e-5
 
 
 def test_tokens_are_clipped_around_the_sampler(logs):

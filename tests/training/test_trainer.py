@@ -260,6 +260,20 @@ def test_anchor_sampler_centres_the_region_on_the_samplers_log_probs():
     assert torch.equal(mixed, torch.tensor([[-1.0, -2.5, -3.0]]))
 
 
+def test_the_three_edges_between_the_policies_are_measured_apart():
+    from bandpo import Tokens
+    from bandpo.training.trainer import _distances
+
+    current, old = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-1.5, -2.5, -3.0]])
+    sampler = torch.tensor([[-1.25, float("nan"), -4.0]])
+    tokens = Tokens(sampler, torch.ones(1, 1), torch.tensor([[1, 1, 0]]), sampling_logps=sampler)
+    found = {name: value.item() for name, value in _distances(current, tokens, old, torch.float64).items()}
+    assert found == {"sampler_distance": 0.25, "update_distance": 1.0, "total_distance": 0.25}
+    first = {name: value.item() for name, value in _distances(current, tokens, None, torch.float64).items()}
+    assert first == {"sampler_distance": 0.25, "update_distance": 0.0, "total_distance": 0.25}
+    assert _distances(current, Tokens(old, torch.ones(1, 1), torch.ones(1, 3)), old, torch.float64) == {}
+
+
 class Poisoned:
     """Every weight is NaN after the first update."""
 

@@ -55,6 +55,9 @@ class BandGRPOTrainer(GRPOTrainer):
     _logps: Tensor | None = None
     _entropy: Tensor | None = None
     _tokens: Tokens | None = None
+    _recomputed: Tensor | None = (
+        None  # the trainer's log-probs at the time of the rollout, None while they are _logps
+    )
     _sampled_at: int | None = None  # updates made when the rollout in use was sampled
     _moved_at: int | None = None  # micro-batches seen when the controller last moved
 
@@ -152,6 +155,7 @@ class BandGRPOTrainer(GRPOTrainer):
         return result
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._recomputed = inputs.get("old_per_token_logps")
         if self.args.anchor == "sampler":
             inputs = {**inputs, "old_per_token_logps": _sampler_logps(inputs)}
         old_logps = inputs.get("old_per_token_logps")
@@ -185,6 +189,7 @@ class BandGRPOTrainer(GRPOTrainer):
     def _log_clip_statistics(self, logps: Tensor, tokens: Tokens) -> dict[str, float]:
         """Log `band/*` of this micro-batch over all processes, and return it without the prefix."""
         statistics = clip_statistics(logps, tokens, self.rule)
+        statistics.sums.update(_distances(logps, tokens, self._recomputed, statistics.sums["ratio"].dtype))
         if self._sampled_at == self.state.global_step:
             # No update has moved the weights since the rollout, so any distance is noise (docs/alarms.md).
             assert tokens.mask is not None
@@ -210,6 +215,21 @@ class BandGRPOTrainer(GRPOTrainer):
             **{name: value / max(tokens, 1) for name, value in zip(names, sums, strict=True)},
             **dict(zip(maxima, values, strict=True)),
         }
+
+
+def _distances(logps: Tensor, tokens: Tokens, recomputed: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Sums of |log ratio| along the three edges between sampler, recomputed and current policy (docs/anchors.md)."""
+    sampler, old = tokens.sampling_logps, logps if recomputed is None else recomputed
+    if sampler is None:
+        return {}
+    assert tokens.mask is not None
+    counts = tokens.mask != 0
+    edges = {"sampler_distance": (old, sampler), "update_distance": (logps, old), "total_distance": (logps, sampler)}
+    return {
+        # vLLM reports NaN where it has no log-prob.
+        name: (a - b).abs().nan_to_num(nan=0.0).where(counts, 0.0).sum(dtype=dtype)
+        for name, (a, b) in edges.items()
+    }
 
 
 def _mask_of(inputs: dict[str, Any]) -> Tensor:
