@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from bandpo.integrations.verl_launch import prepare_cpu
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 # verl decides on its device when it is imported, in this process and in those that Ray starts.
 HERE = Path(__file__).parent
-os.environ["VERL_PLATFORM"] = "cpu"
-os.environ["VERL_ENGINE_DEVICE"] = "cuda"  # under which its FSDP engine is registered
-os.environ["VERL_USE_EXTERNAL_MODULES"] = "cpu_platform"
+prepare_cpu()
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
 sys.path.insert(0, str(HERE))
 

@@ -22,7 +22,9 @@ def verl(
             help="Settings that differ: rule.radius=0.1, or any key of verl, e.g. trainer.n_gpus_per_node=4.",
         ),
     ] = None,
-    cluster: Annotated[str, typer.Option(help="single-node or multi-node.")] = "single-node",
+    cluster: Annotated[
+        str, typer.Option(help="single-node, multi-node or cpu (to try a configuration without a GPU).")
+    ] = "single-node",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Compose and validate; print the command and what the run needs.")
     ] = False,
@@ -42,12 +44,14 @@ def verl(
         typer.echo(f"models:  {', '.join(launch.choices('base_model'))}")
         typer.echo(f"methods: {', '.join(launch.choices('method'))}")
         return
+    if cluster == "cpu":
+        launch.prepare_cpu()
     chosen = launch.recipe_overrides(recipe, cluster) + [launch.expand(override) for override in overrides or []]
     config = launch.compose(chosen)
     if show:
         typer.echo(launch.as_yaml(config), nl=False)
         return
-    packages, files = launch.missing_packages(), launch.missing_data(config)
+    packages, files = launch.missing_packages(config), launch.missing_data(config)
     if dry_run or address:
         _print_plan(launch.needs(config), packages, files, launch.command(chosen))
     if dry_run:

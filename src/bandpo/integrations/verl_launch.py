@@ -29,6 +29,16 @@ NEEDED = {
     "transfer_queue": "pip install TransferQueue",
     "math_verify": "pip install 'math-verify[antlr4_9_3]'",
 }
+# What verl and vLLM read in every process of a run on the CPU; verl's FSDP engine is registered under "cuda" alone.
+ON_CPU = {
+    "VERL_PLATFORM": "cpu",
+    "VERL_ENGINE_DEVICE": "cuda",
+    "VERL_USE_EXTERNAL_MODULES": "bandpo.integrations.verl_cpu",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "OMP_NUM_THREADS": "1",
+}
 # Bytes per parameter: float32 weights, gradients and Adam's two moments, sharded over all GPUs.
 TRAINING_BYTES = 16
 ROLLOUT_BYTES = 2
@@ -133,9 +143,16 @@ def check_minibatches(config: Any) -> None:
         raise ValueError(f"data.train_batch_size is {prompts}; allowed: a multiple of ppo_mini_batch_size, {size}")
 
 
-def missing_packages() -> list[str]:
-    """'NAME (how to install it)' for each package that a run imports and that is not installed here."""
-    return [f"{name} ({how})" for name, how in NEEDED.items() if importlib.util.find_spec(name) is None]
+def prepare_cpu() -> None:
+    """Let verl run on the CPU, here and in the processes that start from here; what is set already stays."""
+    for name, value in ON_CPU.items():
+        os.environ.setdefault(name, value)
+
+
+def missing_packages(config: Any) -> list[str]:
+    """'NAME (how to install it)' for each package that this run imports and that is not installed here."""
+    needed = {name: how for name, how in NEEDED.items() if name != "flash_attn" or config.trainer.device != "cpu"}
+    return [f"{name} ({how})" for name, how in needed.items() if importlib.util.find_spec(name) is None]
 
 
 def missing_data(config: Any) -> list[str]:

