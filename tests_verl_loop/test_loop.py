@@ -1,0 +1,194 @@
+"""verl's whole loop on the CPU, started by `bandpo launch verl --cluster cpu`: `make test-verl-loop`.
+
+main_ppo on a local Ray, with its FSDP2 actor, its own vLLM server, weight sync, reward, validation and checkpoints.
+What verl needs for that is in bandpo.integrations.verl_cpu. A launch takes minutes, so each has a hard time limit,
+after which its processes are killed: verl itself may hang when a worker dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bandpo.integrations.verl_launch import ON_CPU, recipe_overrides
+from bandpo.integrations.verl_launch import command as launch_command
+
+SECONDS = 1200  # of one launch
+BANDPO = [sys.executable, "-m", "bandpo"]
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+REWARD = """
+def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_):
+    return sum(c in "02468" for c in solution_str) / 24
+"""
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A tiny model with a chat template, data that `bandpo launch verl-data` prepared, and a reward."""
+    from bandpo.models import scratch_model
+
+    path = tmp_path_factory.mktemp("loop")
+    model, tokenizer = scratch_model(hidden_size=64, layers=2, heads=2, positions=512, seed=0, initializer_range=0.2)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    model.save_pretrained(path / "tiny")
+    tokenizer.save_pretrained(path / "tiny")
+    rows = [{"question": f"{a}+{b}", "answer": str(a + b)} for a in range(1, 9) for b in range(1, 9)]
+    (path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "reward.py").write_text(REWARD)
+    prepared = ["launch", "verl-data", "gsm8k=sums.jsonl", "--output", "data", "--template", "{question}="]
+    subprocess.run([*BANDPO, *prepared], cwd=path, check=True)
+    return path
+
+
+class Launch:
+    """A run of the launcher in a session of its own, and its log."""
+
+    def __init__(self, folder: Path, method: str, name: str, *overrides: str, by_verl: bool = False) -> None:
+        data = f"[{folder / 'data' / 'gsm8k.parquet'}]"
+        settings = [
+            f"actor_rollout_ref.model.path={folder / 'tiny'}",
+            f"data.train_files={data}",
+            f"data.val_files={data}",
+            "data.train_batch_size=8",
+            "data.max_prompt_length=16",
+            "data.max_response_length=24",
+            "data.shuffle=false",
+            f"{ACTOR}.ppo_mini_batch_size=4",
+            f"{ACTOR}.optim.lr=0.003",
+            f"{ROLLOUT}.n=4",
+            f"{ROLLOUT}.max_model_len=64",
+            f"{ROLLOUT}.max_num_seqs=64",
+            f"{ROLLOUT}.max_num_batched_tokens=2048",
+            f"{ROLLOUT}.val_kwargs.n=1",
+            f"reward.custom_reward_function.path={folder / 'reward.py'}",
+            "trainer.logger=[console]",
+            "trainer.val_before_train=false",
+            "trainer.test_freq=2",
+            "trainer.save_freq=2",
+            f"trainer.default_local_dir={folder / name}",
+        ]
+        recipe = f"qwen2.5-3b-instruct/{method}"
+        command = [*BANDPO, "launch", "verl", recipe, "--cluster", "cpu"]
+        if by_verl:  # which also runs losses that are not the plug-in's
+            command = [sys.executable, *launch_command(recipe_overrides(recipe, "cpu"))]
+        environment = {**QUIET, **ON_CPU}
+        self.log = folder / f"{name}-{time.monotonic_ns()}.log"
+        with self.log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [*command, *settings, *overrides],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        subprocess.run(["ray", "stop", "--force"], capture_output=True, check=False)
+
+    def wait(self, until=lambda launch: False) -> dict[int, dict[str, float]]:
+        """The metrics of each step, once the launcher has ended or `until` holds."""
+        end = time.monotonic() + SECONDS
+        while self.process.poll() is None and not until(self):
+            if time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"no end after {SECONDS} s:\n{self.log.read_text()[-3000:]}")
+            time.sleep(1)
+        return self.steps()
+
+    def steps(self) -> dict[int, dict[str, float]]:
+        found = {}
+        for line in self.log.read_text(errors="replace").splitlines():
+            if match := re.search(r"\bstep:(\d+) - (.*)", line):
+                pairs = (pair.split(":", 1) for pair in match[2].split(" - "))
+                found[int(match[1])] = {key: float(number(value)) for key, value in pairs}
+        return found
+
+
+def number(text: str) -> str:
+    return re.sub(r"np\.\w+\((.*)\)", r"\1", text)
+
+
+def finished(launch: Launch) -> dict[int, dict[str, float]]:
+    steps = launch.wait()
+    assert launch.process.returncode == 0, launch.log.read_text(errors="replace")[-3000:]
+    return steps
+
+
+def test_a_run_killed_after_a_checkpoint_resumes_and_goes_on(folder):
+    """With the reference policy, its KL loss, validation, and a radius so small that tokens are clipped."""
+    overrides = ("rule.radius=0.001", f"{ACTOR}.use_kl_loss=true", "trainer.total_training_steps=4")
+    latest = folder / "band" / "latest_checkpointed_iteration.txt"
+    first = Launch(folder, "band-kl", "band", *overrides)
+    first.wait(lambda _: latest.is_file())
+    assert latest.is_file(), first.log.read_text(errors="replace")[-3000:]
+    first.kill()
+    before = first.steps()
+    assert before[1]["actor/band/clip_fraction"] > 0
+    assert before[1]["actor/pg_clipfrac"] == pytest.approx(before[1]["actor/band/clip_fraction"])
+    assert "actor/kl_loss" in before[1]
+    second = Launch(folder, "band-kl", "band", *overrides)
+    after = finished(second)
+    assert min(after) == 3
+    assert max(after) == 4
+    assert any(key.startswith("val-") for key in after[4])
+    assert all("actor/band/divergence" in step for step in after.values())
+
+
+def test_around_the_sampler_the_first_ratio_is_the_mismatch_of_the_engines(folder):
+    bypass = ("algorithm.rollout_correction.bypass_mode=true", f"{ROLLOUT}.calculate_log_probs=true")
+    run = Launch(
+        folder, "band-kl", "bypass", *bypass, f"{ACTOR}.ppo_mini_batch_size=8", "trainer.total_training_steps=1"
+    )
+    step = finished(run)[1]
+    assert step["actor/band/ratio"] == pytest.approx(1, abs=0.02)
+    assert step["actor/band/ratio_max"] > 1
+    assert step["actor/band/ratio_max"] < 1.2
+
+
+def test_an_adaptive_radius_trains(folder):
+    run = Launch(
+        folder,
+        "band-kl",
+        "adaptive",
+        "rule.name=adaptive-band",
+        "rule.radius=0.001",
+        "trainer.total_training_steps=1",
+    )
+    assert finished(run)[1]["actor/band/clip_fraction"] > 0
+
+
+def test_the_fixed_clip_equals_verls_own(folder):
+    """The same rollout under both: metric by metric at the first step."""
+    total = ("trainer.total_training_steps=1", "rule.low=0.05", "rule.high=0.05")
+    ours = finished(Launch(folder, "grpo", "ours", *total))[1]
+    vanilla = (
+        f"{ACTOR}.policy_loss._target_=verl.workers.config.PolicyLossConfig",
+        f"{ACTOR}.policy_loss.loss_mode=vanilla",
+        f"~{ACTOR}.policy_loss.rule",
+        f"{ACTOR}.clip_ratio_low=0.05",
+        f"{ACTOR}.clip_ratio_high=0.05",
+        f"{ACTOR}.clip_ratio=0.05",
+        "trainer.total_training_steps=1",
+    )
+    theirs = finished(Launch(folder, "grpo", "theirs", *vanilla, by_verl=True))[1]
+    shared = [key for key in theirs if key.startswith(("actor/", "critic/", "response_length/")) and key in ours]
+    assert "actor/pg_loss" in shared
+    assert ours["actor/pg_clipfrac"] > 0
+    assert {key: ours[key] for key in shared} == pytest.approx({key: theirs[key] for key in shared}, nan_ok=True)
