@@ -65,6 +65,33 @@ def test_several_nodes_join_a_running_cluster():
     assert facts["memory per GPU"].startswith("7.1 GiB for weights, gradients and optimizer, 7.1 GiB")
 
 
+def test_on_the_cpu_nothing_of_a_gpu_is_needed(monkeypatch):
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    gpus, cpu = (
+        launch.missing_packages(config)
+        for config in (
+            OmegaConf.create({"trainer": {"device": "cuda"}}),
+            OmegaConf.create({"trainer": {"device": "cpu"}}),
+        )
+    )
+    assert set(gpus) - set(cpu) == {"flash_attn (pip install flash-attn --no-build-isolation)"}
+
+
+def test_a_run_on_the_cpu_validates():
+    config = launch.compose(launch.recipe_overrides("qwen2.5-3b-instruct/band-kl", "cpu"))
+    assert (config.trainer.device, config.trainer.n_gpus_per_node) == ("cpu", 1)
+    assert config.ray_kwargs.ray_init.num_gpus == 1
+    assert config.actor_rollout_ref.rollout.enable_sleep_mode is False
+
+
+def test_the_environment_of_the_cpu_keeps_what_is_set(monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    monkeypatch.delenv("VERL_PLATFORM", raising=False)
+    launch.prepare_cpu()
+    assert launch.os.environ["VLLM_CPU_KVCACHE_SPACE"] == "3"
+    assert launch.os.environ["VERL_PLATFORM"] == "cpu"
+
+
 def test_the_plan_names_the_anchor_and_warns_where_nothing_can_clip():
     config = compose("actor_rollout_ref.actor.ppo_mini_batch_size=256")
     facts = dict(launch.needs(config))
