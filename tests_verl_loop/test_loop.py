@@ -175,9 +175,16 @@ def test_an_adaptive_radius_trains(folder):
 
 
 def test_the_fixed_clip_equals_verls_own(folder):
-    """The same rollout under both: metric by metric at the first step."""
-    total = ("trainer.total_training_steps=1", "rule.low=0.05", "rule.high=0.05")
-    ours = finished(Launch(folder, "grpo", "ours", *total))[1]
+    """Metric by metric at the first step; with the likeliest tokens as responses, both runs have the same rollout."""
+    same = (
+        f"{ROLLOUT}.top_k=1",
+        f"{ROLLOUT}.n=1",
+        "algorithm.adv_estimator=reinforce_plus_plus",  # one response per prompt has no group
+        "data.train_batch_size=16",
+        f"{ACTOR}.ppo_mini_batch_size=8",
+        "trainer.total_training_steps=1",
+    )
+    ours = finished(Launch(folder, "grpo", "ours", *same, "rule.low=0.05", "rule.high=0.05"))[1]
     vanilla = (
         f"{ACTOR}.policy_loss._target_=verl.workers.config.PolicyLossConfig",
         f"{ACTOR}.policy_loss.loss_mode=vanilla",
@@ -185,9 +192,8 @@ def test_the_fixed_clip_equals_verls_own(folder):
         f"{ACTOR}.clip_ratio_low=0.05",
         f"{ACTOR}.clip_ratio_high=0.05",
         f"{ACTOR}.clip_ratio=0.05",
-        "trainer.total_training_steps=1",
     )
-    theirs = finished(Launch(folder, "grpo", "theirs", *vanilla, by_verl=True))[1]
+    theirs = finished(Launch(folder, "grpo", "theirs", *same, *vanilla, by_verl=True))[1]
     shared = [key for key in theirs if key.startswith(("actor/", "critic/", "response_length/")) and key in ours]
     assert "actor/pg_loss" in shared
     assert ours["actor/pg_clipfrac"] > 0

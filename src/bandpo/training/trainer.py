@@ -55,9 +55,7 @@ class BandGRPOTrainer(GRPOTrainer):
     _logps: Tensor | None = None
     _entropy: Tensor | None = None
     _tokens: Tokens | None = None
-    _recomputed: Tensor | None = (
-        None  # the trainer's log-probs at the time of the rollout, None while they are _logps
-    )
+    _recomputed: Tensor | None = None  # the trainer's log-probs at the time of the rollout; None: they are _logps
     _sampled_at: int | None = None  # updates made when the rollout in use was sampled
     _moved_at: int | None = None  # micro-batches seen when the controller last moved
 
