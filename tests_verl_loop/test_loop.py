@@ -180,8 +180,9 @@ def test_the_fixed_clip_equals_verls_own(folder):
         f"{ROLLOUT}.top_k=1",
         f"{ROLLOUT}.n=1",
         "algorithm.adv_estimator=reinforce_plus_plus",  # one response per prompt has no group
-        "data.train_batch_size=16",
-        f"{ACTOR}.ppo_mini_batch_size=8",
+        f"{ROLLOUT}.max_num_seqs=1",  # bfloat16 rounds by what else is in a batch
+        f"{ACTOR}.ppo_mini_batch_size=8",  # all responses: in which order they arrive is left to Ray
+        f"{ACTOR}.ppo_epochs=3",
         "trainer.total_training_steps=1",
     )
     ours = finished(Launch(folder, "grpo", "ours", *same, "rule.low=0.05", "rule.high=0.05"))[1]
@@ -197,4 +198,6 @@ def test_the_fixed_clip_equals_verls_own(folder):
     shared = [key for key in theirs if key.startswith(("actor/", "critic/", "response_length/")) and key in ours]
     assert "actor/pg_loss" in shared
     assert ours["actor/pg_clipfrac"] > 0
-    assert {key: ours[key] for key in shared} == pytest.approx({key: theirs[key] for key in shared}, nan_ok=True)
+    assert {key: ours[key] for key in shared} == pytest.approx(
+        {key: theirs[key] for key in shared}, rel=1e-4, abs=1e-6, nan_ok=True
+    )
