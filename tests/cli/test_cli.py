@@ -71,7 +71,7 @@ def test_train_leaves_a_complete_run_directory(finished):
     assert "curves.png" in report
     assert list((run / "model").glob("*.safetensors"))
     assert "mean@2" in result.stdout
-    assert "update 4/4  reward" in result.stdout
+    assert "update  reward  entropy  clipped\n   4/4  " in result.stdout
     assert list((run / "checkpoints").rglob("events.out.tfevents*"))
 
 

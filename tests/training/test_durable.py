@@ -87,7 +87,7 @@ def test_a_damaged_checkpoint_is_never_chosen(tmp_path, harm, words):
     set_aside_newer(tmp_path, found.path)
     assert [c.name for c in list_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-9"]
     # What was complete once is kept for the user to look at; what never was is not.
-    assert (tmp_path / "damaged-checkpoint-20").exists() == ("to the end" not in words)
+    assert (tmp_path / "damaged-checkpoint-20").exists() == ("completely" not in words)
 
 
 def test_no_checkpoint_is_not_an_error(tmp_path):

@@ -49,10 +49,7 @@ def choose_backend(name: str, path: str) -> Backend:
         raise ValueError(f"unknown backend {name!r}{nearest(name, known)}; known: {', '.join(known)}")
     adapter = (Path(path) / "adapter_config.json").exists()
     if name == "auto":
-        import torch
-
-        fast = find_spec("vllm") and not adapter and torch.cuda.is_available()
-        name = "vllm" if fast else "transformers"
+        name = "vllm" if find_spec("vllm") and not adapter and _has_gpu() else "transformers"
     if name == "vllm":
         if not find_spec("vllm"):
             raise ValueError("backend 'vllm' is not installed: pip install vllm, or choose 'transformers'")
@@ -61,23 +58,27 @@ def choose_backend(name: str, path: str) -> Backend:
     return BACKENDS[name]
 
 
-def _load_transformers(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
+def _has_gpu() -> bool:
     import torch
+
+    return torch.cuda.is_available()
+
+
+def _load_transformers(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
 
     from bandpo.models import load_model
 
     model, tokenizer = load_model(path, dtype)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return model.to("cuda" if _has_gpu() else "cpu"), tokenizer
 
 
 def _load_vllm(path: str, dtype: str, seed: int) -> tuple[Any, Any]:
-    import torch
     from vllm import LLM
 
     from bandpo.models import loadable
 
     # On the CPU a request with a seed fails when its prompt is read in parts.
-    options = {} if torch.cuda.is_available() else {"enable_chunked_prefill": False}
+    options = {} if _has_gpu() else {"enable_chunked_prefill": False}
     source = loadable(path)
     try:
         model = LLM(model=source, dtype=dtype, seed=seed, **options)
