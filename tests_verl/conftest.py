@@ -10,7 +10,6 @@ import pytest
 
 from bandpo.integrations.verl_launch import prepare_cpu
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 # verl decides on its device when it is imported, in this process and in those that Ray starts.

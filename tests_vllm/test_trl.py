@@ -6,12 +6,9 @@ import pytest
 from datasets import Dataset
 
 from bandpo.training import BandGRPOConfig, BandGRPOTrainer
+from helpers import QUIET_ON_CPU, even_digits
 
 UPDATES = 4  # per rollout
-
-
-def even_digits(completions, **_):
-    return [float(sum(c in "02468" for c in text)) for text in completions]
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +22,6 @@ def logs(model_path, tmp_path_factory):
         vllm_mode="colocate",
         vllm_importance_sampling_correction=False,
         vllm_max_model_length=64,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
         per_device_train_batch_size=8,
         generation_batch_size=8 * UPDATES,
         num_generations=8,
@@ -36,9 +30,8 @@ def logs(model_path, tmp_path_factory):
         learning_rate=3e-3,
         lr_scheduler_type="constant",
         logging_steps=1,
-        report_to=[],
-        disable_tqdm=True,
         seed=0,
+        **QUIET_ON_CPU,
     )
     problems = Dataset.from_list([{"prompt": f"{a} + {b} = "} for a in range(8) for b in range(8)])
     trainer = BandGRPOTrainer(model=str(model_path), reward_funcs=even_digits, args=args, train_dataset=problems)
