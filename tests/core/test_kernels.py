@@ -214,7 +214,9 @@ def test_triton_at_the_limits(divergence):
             exact = run(one, "eager", rule=Band(0.05, divergence))
             ours = run(one, "triton", rule=Band(0.05, divergence))
             where = f"new {float(one[0])}, old {float(one[1])}, advantage {float(one[2])}"
-            assert ours[0] == pytest.approx(exact[0], rel=2e-6, nan_ok=True), where
+            # The bound is computed as a logarithm: its relative error of 2e-6 is more in the ratio.
+            rel = 2e-6 * max(1.0, abs(math.log(abs(exact[0])))) if 0 < abs(exact[0]) < math.inf else 2e-6
+            assert ours[0] == pytest.approx(exact[0], rel=rel, nan_ok=True), where
             assert float(ours[1]) == pytest.approx(float(exact[1]), rel=2e-6, nan_ok=True), where
             for name, value in exact[2].items():
                 assert ours[2][name] == pytest.approx(value, rel=4e-6, abs=1e-30, nan_ok=True), (name, where)
@@ -434,6 +436,14 @@ def test_the_eager_path_never_asks_the_device_for_a_value(rule):
         (empty() > 0).nonzero()
     with pytest.raises((RuntimeError, NotImplementedError)):
         bool(result.loss > 0)
+
+
+@pytest.mark.parametrize("rule", [Band(cap=3.0, floor=0.2), Band((0.05, 0.1)), AdaptiveBand()], ids=repr)
+def test_a_rule_is_handed_to_the_compiler_without_a_copy_to_the_device(rule):
+    logps = empty()
+    with _Watch() as watch:
+        rule.traced(logps)
+    assert watch.names == {"full", "detach"}  # filled there, not made here and copied
 
 
 @pytest.mark.parametrize(

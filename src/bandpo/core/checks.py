@@ -55,6 +55,13 @@ def as_work_dtype(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
+def as_tensor(x: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a tensor; filled on the device, because a copy from the host makes the host wait for it."""
+    if isinstance(x, Tensor):
+        return x.to(device, dtype, non_blocking=True)
+    return torch.full((), x, dtype=dtype, device=device)
+
+
 def check_logps(x: Tensor, name: str) -> Tensor:
     """`x` in its work dtype without a gradient, rounding above 0 removed.
 

@@ -18,6 +18,7 @@ from bandpo.core.band import RatioBounds, band, band_side, binary_divergence, me
 from bandpo.core.checks import (
     DEFAULT_RADIUS,
     Radius,
+    as_tensor,
     as_work_dtype,
     check_cap_and_floor,
     check_logps_pair,
@@ -216,7 +217,7 @@ class Band(ClipRule):
     def traced(self, like: Tensor) -> ClipRule:
         dtype = as_work_dtype(like.detach()).dtype
         given = (*check_radius(self.radius), self.cap, self.floor)
-        numbers = [x if x is None else torch.as_tensor(x, dtype=dtype, device=like.device) for x in given]
+        numbers = [x if x is None else as_tensor(x, dtype, like.device) for x in given]
         return replace(self, radius=numbers[:2], cap=numbers[2], floor=numbers[3])  # type: ignore[arg-type]
 
     def __eq__(self, other: object) -> bool:

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bandpo.core.checks import as_tensor
 from bandpo.core.divergences import get_divergence
 from bandpo.core.rules import ClipRule
 from bandpo.core.tokens import Tokens
@@ -220,10 +221,10 @@ def _log_bound(old, p, c, up, radius, DIVERGENCE: tl.constexpr):
         share, shrink = _solve_kl(u, w, radius)
     else:
         if DIVERGENCE == 1:
-            share = radius / w
+            share = tl.div_rn(radius, w)
         else:
             # (w E)^2 = radius u w; the root of p by its logarithm, where p itself underflows.
-            share = tl.sqrt_rn(radius / w) * tl.where(up, _exp(0.5 * old), tl.sqrt_rn(c))
+            share = tl.sqrt_rn(tl.div_rn(radius, w)) * tl.where(up, _exp(0.5 * old), tl.sqrt_rn(c))
         share = tl.where(share > 1.0, 1.0, share)
         shrink = 0.0 - _log1p(0.0 - share)
     edge = 0.0 - old
@@ -585,7 +586,7 @@ def fused_loss(
         bounds = rule.bounds(tokens.clean(keep))
         low, high = bounds.lower, bounds.upper
     else:
-        low, high = (torch.as_tensor(x, dtype=torch.float32).to(logps.device, non_blocking=True) for x in radii)
+        low, high = (as_tensor(x, torch.float32, logps.device) for x in radii)
     log_floor, log_cap = rule.log_limits
     units = (torch.finfo(x.dtype).eps / 2 for x in (logps, tokens.old_logps))
     given: dict[str, Any] = {
