@@ -371,7 +371,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
         "Bounds, both sides. In brackets: how many times faster than the bisection of that divergence.",
         "",
     ]
-    backends = [b for b in ("eager", "compile", "triton") if any(k[2] == b for k in timed)]
+    backends = [b for b in ("eager", "compile") if any(k[2] == b for k in timed)]  # Triton has no bounds of its own
 
     def cell(kind: str, name: str, backend: str, tokens: int = main) -> str:
         row = timed.get((kind, name, backend, tokens))
@@ -427,13 +427,14 @@ def tables(rows: list[dict[str, Any]]) -> str:
             ]
             for r in memory
         ]
-        out += [_table(["operation", "rule", "backend", "tokens", "bytes a token"], lines), ""]
+        out += [_table(["operation", "rule", "backend", "tokens", "bytes per token"], lines), ""]
     return "\n".join(out)
 
 
 def draw_time(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     from matplotlib import pyplot
 
+    runs = {device: rows for device, rows in runs.items() if len({r["tokens"] for r in rows}) > 2}
     figure, axes = pyplot.subplots(1, len(runs), figsize=(6.4 * len(runs), 4.4), squeeze=False, layout="constrained")
     for axis, rows in zip(axes[0], runs.values(), strict=True):
         curves: dict[str, list[tuple[int, float]]] = {}
@@ -504,7 +505,7 @@ def report() -> None:
     parts = [f"## {'GPU' if device == 'cuda' else 'CPU'}\n{tables(rows)}" for device, rows in sorted(runs.items())]
     if "cuda" not in runs:
         parts.append(
-            "## GPU\nNot run: no GPU was at hand. On a machine with one: `make bench BENCH='--device cuda'`\n"
+            "## GPU\nNot run: no GPU was available. On a machine with one: `make bench BENCH='--device cuda'`\n"
         )
     page = PAGE.read_text(encoding="utf-8")
     head, tail = page[: page.index(begin)], page[page.index(end) :]

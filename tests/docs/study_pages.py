@@ -165,6 +165,7 @@ STUDIES: dict[str, dict[str, Spec]] = {
     "many": {"results": Methods(("success", "reward", "distinct", "spread", "entropy"), ("pass@64",))},
     "many-again": {"results": Methods((), ("seeds with best", "range of best"))},
     "entropy-target": {"results": Methods(("success", "reward"), ("end",))},
+    "word-problems": {"results": Methods(shown=("end", "divergence", "range of success"))},
 }
 
 

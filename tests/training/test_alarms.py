@@ -46,7 +46,7 @@ def update(**changes):
 
 SICK = {
     "entropy_collapse": {"entropy": 0.05},
-    "entropy_explosion": {"entropy": 1.6},
+    "entropy_explosion": {"entropy": 1.45},
     "nothing_clips": {"band__ratio_max": 1.0, "band__ratio_min": 1.0},
     "off_policy_unseen": {
         "band__ratio_max": 1.0,
@@ -102,7 +102,7 @@ def test_a_healthy_run_is_quiet():
     ("name", "changes"),
     [
         ("entropy_collapse", {"entropy": 0.11}),  # below the share of 0.5 but not below 0.1
-        ("entropy_explosion", {"entropy": 1.45}),  # above 1.0 but not thrice 0.5
+        ("entropy_explosion", {"entropy": 0.99}),  # above 1.2 times 0.5 but not above 1 nat
         ("nothing_clips", {"band__ratio_max": 1.0, "band__ratio_min": 0.9999}),
         ("off_policy_unseen", {"band__ratio_max": 1.01, "sampling__sampling_logp_difference__mean": 0.09}),
         ("first_update_moved", {"band__first_distance": 0.019}),
@@ -124,6 +124,16 @@ def test_entropy_must_fall_below_the_share_of_its_start_too():
 
 def test_entropy_must_rise_above_the_level_too():
     assert events([update(entropy=0.02)] * 4 + [update(entropy=0.9)] * 6) == []
+
+
+def test_entropy_that_rises_with_the_reward_is_quiet():
+    start = [update(entropy=2.0, reward=0.1)] * 2
+    assert events([*start, *[update(entropy=2.39, reward=0.1)] * 6]) == []
+    assert events([*start, *[update(entropy=2.41, reward=0.1)] * 6]) == [(4, "entropy_explosion", "fired")]
+    assert events([*start, *[update(entropy=2.41, reward=0.2)] * 6]) == []
+    # Only the first update of a rollout has a reward; the lines between are not read.
+    between = {"entropy": 9.0, "grad_norm": 1.0}
+    assert events([*start, *[between, update(entropy=2.0, reward=0.1)] * 6]) == []
 
 
 def test_the_start_is_remembered_over_a_long_run():

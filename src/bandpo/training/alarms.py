@@ -28,12 +28,13 @@ class AlarmConfig(Strict):
     """When the alarms of docs/alarms.md fire, and which of them stop the run.
 
     Attributes:
-        window: Log lines over which entropy, ratios and the cap are watched; the first `window` are the baseline.
-        rollouts: Rollouts over which groups, lengths and the sampler are watched.
+        window: Log lines over which low entropy, ratios and the cap are watched; the first `window` are the baseline.
+        rollouts: Rollouts over which high entropy, groups, lengths and the sampler are watched.
         clear: An alarm clears when its severity falls below this fraction of the threshold.
         entropy_low: Entropy collapses below this many nats per token and this fraction of the baseline.
         entropy_low_share: See `entropy_low`.
-        entropy_high: Entropy explodes above this many nats per token and this multiple of the baseline.
+        entropy_high: Entropy explodes above this many nats per token and this multiple of the first rollouts', if the
+            reward does not rise.
         entropy_high_factor: See `entropy_high`.
         cap_fraction: Share of tokens beyond the rule's cap.
         first_distance: Mean |log-ratio| in nats of a rollout's first update, when no weight has moved yet.
@@ -50,7 +51,7 @@ class AlarmConfig(Strict):
     entropy_low: float = Field(default=0.1, gt=0)
     entropy_low_share: float = Field(default=0.25, gt=0)
     entropy_high: float = Field(default=1.0, gt=0)
-    entropy_high_factor: float = Field(default=3.0, gt=0)
+    entropy_high_factor: float = Field(default=1.2, gt=0)
     cap_fraction: float = Field(default=0.01, gt=0)
     first_distance: float = Field(default=0.02, gt=0)
     sampler_difference: float = Field(default=0.1, gt=0)
@@ -125,31 +126,30 @@ def _mean(rows: Sequence[Row], key: str) -> float:
     return sum(row[key] for row in rows) / len(rows)
 
 
-def _entropies(rows: Sequence[Row], config: AlarmConfig) -> tuple[float, float] | None:
-    """Means of the first and of the last window, once they no longer overlap."""
-    if len(rows) < 2 * config.window:
-        return None
-    return _mean(rows[: config.window], "entropy"), _mean(rows[-config.window :], "entropy")
+def _gain(first: Sequence[Row], last: Sequence[Row]) -> float:
+    """By how much the reward has risen, relative to its first values."""
+    start, now = _mean(first, "reward"), _mean(last, "reward")
+    return max(0.0, now - start) / max(abs(start), LEAST_REWARD)
 
 
 def entropy_collapse(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
     """Entropy below an absolute level and below a share of its first values."""
-    entropies = _entropies(rows, config)
-    if entropies is None:
+    if len(rows) < 2 * config.window:
         return None
-    start, now = entropies
+    start, now = _mean(rows[: config.window], "entropy"), _mean(rows[-config.window :], "entropy")
     limit = min(config.entropy_low, config.entropy_low_share * start)
     return Reading(limit / max(now, 1e-12), {"entropy": now, "at the start": start})
 
 
 def entropy_explosion(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
-    """Entropy above an absolute level and above a multiple of its first values."""
-    entropies = _entropies(rows, config)
-    if entropies is None:
+    """Entropy above an absolute level and above a multiple of its first values, less the reward's gain."""
+    if len(rows) < 2 * config.rollouts:
         return None
-    start, now = entropies
+    first, last = rows[: config.rollouts], rows[-config.rollouts :]
+    start, now = _mean(first, "entropy"), _mean(last, "entropy")
     limit = max(config.entropy_high, config.entropy_high_factor * start)
-    return Reading(now / limit, {"entropy": now, "at the start": start})
+    figures = {"entropy": now, "at the start": start, "reward": _mean(last, "reward")}
+    return Reading(now / limit - _gain(first, last), figures)
 
 
 def _still(rows: Sequence[Row], config: AlarmConfig) -> tuple[float, float | None] | None:
@@ -245,10 +245,9 @@ def truncated(rows: Sequence[Row], config: AlarmConfig) -> Reading | None:
     if len(last) < config.rollouts:
         return None
     share = min(row["completions/clipped_ratio"] for row in last)
-    start, now = _mean(rows[: config.rollouts], "reward"), _mean(last, "reward")
-    gain = max(0.0, now - start) / max(abs(start), LEAST_REWARD)
-    figures = {"share of completions": share, "reward": now, "at the start": start}
-    return Reading(max(config.clear if share == 1 else 0.0, share / config.truncated - gain), figures)
+    first = rows[: config.rollouts]
+    figures = {"share of completions": share, "reward": _mean(last, "reward"), "at the start": _mean(first, "reward")}
+    return Reading(max(config.clear if share == 1 else 0.0, share / config.truncated - _gain(first, last)), figures)
 
 
 ALARMS: tuple[Alarm, ...] = (
@@ -265,9 +264,9 @@ ALARMS: tuple[Alarm, ...] = (
     ),
     Alarm(
         "entropy_explosion",
-        ("entropy",),
+        ("entropy", "reward"),
         entropy_explosion,
-        "the policy drifts toward random text",
+        "entropy rises and the reward does not, so the policy drifts toward random text",
         (
             "rule.radius=[lower, upper] with a smaller upper radius (of clip: rule.high), or rule.cap=10: the upper "
             "side is where rare tokens grow",
