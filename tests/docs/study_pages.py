@@ -165,6 +165,7 @@ STUDIES: dict[str, dict[str, Spec]] = {
     "many": {"results": Methods(("success", "reward", "distinct", "spread", "entropy"), ("pass@64",))},
     "many-again": {"results": Methods((), ("seeds with best", "range of best"))},
     "entropy-target": {"results": Methods(("success", "reward"), ("end",))},
+    "smollm2-halves": {"results": Methods(("success", "reward", "end"), ("mean of clipped", "target"))},
     "word-problems": {"results": Methods(shown=("end", "divergence", "range of success"))},
 }
 
@@ -466,6 +467,8 @@ PICTURED = {
     "scratch-width": "clip .2",
     "tail": "GRPO",
     "smollm2": "GRPO",
+    "smollm2-halves": "Clip-Higher",
+    "word-problems": "Clip-Higher",
     "halves": "GRPO",
     "many": "GRPO",
 }
