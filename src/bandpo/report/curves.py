@@ -82,7 +82,11 @@ def curves_pictures(points: Sequence[tuple[str, Sequence[RunRecord]]], prefix: s
     if not panels:
         return []
     several = any(count > 1 for runs in runs_of for count in runs.values())
-    bands = " Lines: mean over seeds; bands: 95% intervals over seeds (Student's t)." if several else ""
+    bands = (
+        " Lines: mean over seeds; bands: 95% intervals over seeds (Student's t), cut off far from all lines."
+        if several
+        else ""
+    )
     if crowded and several:
         bands = f" Lines: mean over seeds, without intervals, because there are more than {CROWDED} methods."
     pictures = [

@@ -200,6 +200,7 @@ def draw(axis: Any, panel: Panel, palette: Palette) -> None:
         axis.plot(
             *zip(*panel.points, strict=True), linestyle="", marker=".", markersize=2.2, color=palette.ink, alpha=0.55
         )
+    reach = _reach(panel)
     for line in panel.lines:
         shade, y = color(line.style, palette), np.asarray(line.y, np.float64)
         thin = 0.18 if len(panel.lines) < 5 else 0.08  # bands of many lines would hide each other
@@ -208,7 +209,8 @@ def draw(axis: Any, panel: Panel, palette: Palette) -> None:
                 low, high = np.asarray(line.low, np.float64), np.asarray(line.high, np.float64)
                 axis.errorbar(line.x, y, [y - low, high - y], fmt="none", ecolor=shade, elinewidth=1.4, capsize=4)
             else:
-                axis.fill_between(line.x, line.low, line.high, color=shade, alpha=thin, linewidth=0)
+                low, high = (np.clip(np.asarray(side, np.float64), *reach) for side in (line.low, line.high))
+                axis.fill_between(line.x, low, high, color=shade, alpha=thin, linewidth=0)
         (drawn,) = axis.plot(
             line.x,
             np.where(np.isfinite(y), y, np.nan),
@@ -242,6 +244,20 @@ def draw(axis: Any, panel: Panel, palette: Palette) -> None:
     axis.set_xlabel(panel.x_label, fontsize=9.5)
     axis.set_ylabel(panel.y_label, fontsize=9.5)
     axis.tick_params(labelsize=9)
+
+
+def _reach(panel: Panel) -> tuple[float, float]:
+    """As far as shaded intervals are drawn: the range of the lines and as much again on either side.
+
+    Intervals of two or three seeds can be ten times wider than what the panel is about.
+    """
+    values = np.concatenate([np.asarray(line.y, np.float64) for line in panel.lines] or [np.empty(0)])
+    values = values[np.isfinite(values) & ((values > 0) | (not panel.log_y))]
+    if values.size == 0 or values.min() == values.max():
+        return -np.inf, np.inf
+    low, high = np.log((values.min(), values.max())) if panel.log_y else (values.min(), values.max())
+    ends = low - (high - low), high + (high - low)
+    return tuple(np.exp(ends)) if panel.log_y else ends
 
 
 def _plain(value: float, _: Any = None) -> str:
