@@ -1,7 +1,7 @@
 """What one call of policy_loss does on CUDA: kernels, copies, waits, and its share of an update of a model.
 
     python benchmarks/trace.py                   the loss alone, 32 x 1,024 tokens
-    python benchmarks/trace.py --model PATH      and an update of that model on as many tokens: bf16, micro-batches of 8
+    python benchmarks/trace.py --model PATH      and an update of that model on as many tokens, in bfloat16
 
 Prints a row per backend and rule and appends them to benchmarks/results/trace.jsonl.
 """
