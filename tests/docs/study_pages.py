@@ -166,6 +166,7 @@ STUDIES: dict[str, dict[str, Spec]] = {
     "many-again": {"results": Methods((), ("seeds with best", "range of best"))},
     "entropy-target": {"results": Methods(("success", "reward"), ("end",))},
     "smollm2-halves": {"results": Methods(("success", "reward", "end"), ("mean of clipped", "target"))},
+    "smollm2-drift": {"results": Methods(("entropy",), ("reward", "divergence", "range of entropy"), sort=True)},
     "word-problems": {"results": Methods(shown=("end", "divergence", "range of success"))},
 }
 
