@@ -352,6 +352,14 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):
     assert starts(tmp_path / "out").count("runs/Band/0") == 1
 
 
+def test_a_task_without_data_is_said_once_before_any_run(tmp_path):
+    study = load_study(write(tmp_path), ["task={name: questions, data: nowhere.jsonl}"])
+    prepare(study, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"'nowhere\.jsonl' does not exist"):
+        run_study(study, tmp_path / "out")
+    assert not (tmp_path / "out" / "starts.log").exists()
+
+
 @pytest.mark.slow
 def test_threads_that_the_user_has_set_are_kept(tmp_path, monkeypatch):
     """Two studies on one machine, each with all cores' threads, would slow each other down tenfold."""

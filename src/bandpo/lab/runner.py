@@ -44,6 +44,7 @@ from bandpo.lab.study import (
 from bandpo.machine import cores
 from bandpo.runs.config import load_config
 from bandpo.runs.run_dir import RunDirectory
+from bandpo.tasks import draw_problems
 
 THREADS = "OMP_NUM_THREADS"
 GPUS = "CUDA_VISIBLE_DEVICES"
@@ -212,6 +213,7 @@ class StudyRunner:
         """Calibrate matched controls, then run all runs."""
         if (line := busy_line()) is not None:
             self.console.print(line, style="yellow", highlight=False, markup=False)
+        self._check_problems(left)
         environment = partial(process_environment, workers=self.workers, gpus=self.gpus)
         pool = Pool(self.workers, self.directory / "logs", environment, self.seconds_left, self.console)
         # Seeds outermost, so that partial results cover all methods.
@@ -222,6 +224,12 @@ class StudyRunner:
         titles = [job.title for job in skipped] + [run.title for run in left if run not in ready]
         for title in titles:
             self.console.print(f"{title}: skipped, a prerequisite failed", style="red", highlight=False)
+
+    def _check_problems(self, runs: list[Run]) -> None:
+        """Raise the ValueError of a task without problems here, not in each run."""
+        configs = (run_config(self.study, run) for run in runs)
+        for task in {config.task.model_dump_json(): config.task for config in configs}.values():
+            draw_problems(task)
 
     def _initial_jobs(self, runs: list[Run]) -> list[Job]:
         """Jobs that create the weights that these runs start from, if they do not exist yet."""
