@@ -44,7 +44,6 @@ from bandpo.lab.study import (
 from bandpo.machine import cores
 from bandpo.runs.config import load_config
 from bandpo.runs.run_dir import RunDirectory
-from bandpo.tasks import draw_problems
 
 THREADS = "OMP_NUM_THREADS"
 GPUS = "CUDA_VISIBLE_DEVICES"
@@ -228,8 +227,8 @@ class StudyRunner:
     def _check_problems(self, runs: list[Run]) -> None:
         """Raise the ValueError of a task without problems here, not in each run."""
         configs = (run_config(self.study, run) for run in runs)
-        for task in {config.task.model_dump_json(): config.task for config in configs}.values():
-            draw_problems(task)
+        for config in {config.task.model_dump_json(): config for config in configs}.values():
+            config.problems()
 
     def _initial_jobs(self, runs: list[Run]) -> list[Job]:
         """Jobs that create the weights that these runs start from, if they do not exist yet."""

@@ -31,7 +31,7 @@ from bandpo.settings import (
     read_numbers,
     yaml_names,
 )
-from bandpo.tasks import SHAPING, AnyTask, Shaping, make_shaping
+from bandpo.tasks import SHAPING, AnyTask, Problem, Shaping, draw_problems, make_shaping
 from bandpo.tasks.reading import absolute
 from bandpo.training.alarms import AlarmConfig
 
@@ -247,6 +247,14 @@ class RunConfig(Strict):
         if self.shaping:  # without a limit only TRL knows its default, and the job checks again
             self.shaping_rewards(self.train.get("max_completion_length") or sys.maxsize)
         return self
+
+    def problems(self) -> tuple[list[Problem], list[Problem]]:
+        """Training problems and held-out problems.
+
+        Raises:
+            ValueError: If the data cannot be read or has no problems.
+        """
+        return draw_problems(self.task)
 
     def shaping_rewards(self, max_completion_length: int) -> list[Shaping]:
         """The additional training rewards; `max_completion_length` in tokens."""

@@ -30,7 +30,7 @@ from bandpo.runs.prompts import position_obstacle
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.summary import RunSummary
 from bandpo.runs.warmup import make_initial, save_model, start_processes
-from bandpo.tasks import Problem, draw_problems
+from bandpo.tasks import Problem
 from bandpo.training.checkpoints import find_checkpoint, set_aside_newer, step_of
 from bandpo.training.config import micro_batches_per_rollout
 from bandpo.training.durable import Durable
@@ -79,7 +79,7 @@ def _run(
     processes = start_processes()
     if not processes.is_main_process:
         console = Console(quiet=True)
-    train, heldout = draw_problems(config.task)
+    train, heldout = config.problems()
     if config.warmup is not None and not any(p.solution for p in train):
         raise ValueError("warmup needs problems with a solution; this task has none")
     settings = config.model_dump(mode="json")

@@ -31,7 +31,7 @@ from bandpo.runs.probe import Seconds, derived_seconds, measured_memory, probe
 from bandpo.runs.prompts import Prompts, position_obstacle
 from bandpo.runs.run_dir import RunDirectory
 from bandpo.runs.steps import Steps, plan_steps, planned_rollouts
-from bandpo.tasks import Problem, draw_problems
+from bandpo.tasks import Problem
 from bandpo.training.config import can_clip, clip_outlook
 from bandpo.words import first_line
 
@@ -100,7 +100,7 @@ def make_plan(config: RunConfig, say: Callable[[str], None] = lambda text: None)
     libraries = resident_memory()
     obstacles: list[str] = []
     say(f"reading the problems of {config.task.label}")
-    problems = _attempt(lambda: draw_problems(config.task), obstacles)
+    problems = _attempt(config.problems, obstacles)
     train, heldout = problems or ([], [])
     with tempfile.TemporaryDirectory(prefix="bandpo-plan-") as folder:  # the trainer creates its directory
         args = build_args(config, config.train, RunDirectory(Path(folder)))
