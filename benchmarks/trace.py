@@ -9,15 +9,13 @@ Prints a row per backend and rule and appends them to benchmarks/results/trace.j
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import RESULTS, environment
+from speed import measure
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -25,22 +23,8 @@ import bandpo
 from bandpo.files import append_line
 
 ROWS, COLUMNS, MICRO = 32, 1024, 8
+BUDGET = 0.4  # seconds of repeats, as in speed.py
 RULES = {"clip": bandpo.Clip(), "band": bandpo.Band()}
-
-
-def milliseconds(call: Callable[[], Any], repeats: int) -> float:
-    """Median wall time of a call with all that it has started on the device, after three calls."""
-
-    def once() -> float:
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        return time.perf_counter() - begin
-
-    for _ in range(3):
-        once()
-    return 1e3 * statistics.median(once() for _ in range(repeats))
 
 
 def trace(rule: Any, backend: str) -> dict[str, Any]:
@@ -56,14 +40,14 @@ def trace(rule: Any, backend: str) -> dict[str, Any]:
         new.grad = None
         bandpo.policy_loss(new, old, advantages, mask, rule=rule, backend=backend).loss.backward()
 
-    seconds = milliseconds(step, 20)
+    seconds = measure(step, "cuda", BUDGET)[0]
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         step()
         torch.cuda.synchronize()
     events = seen.events()
     on_device = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
     return {
-        "ms": seconds,
+        "ms": 1e3 * seconds,
         "device_us": sum(e.device_time for e in on_device),
         "kernels": len(on_device),
         "copies_to_host": sum("Memcpy DtoH" in e.name for e in events),
@@ -91,7 +75,7 @@ def update_ms(path: str) -> float:
                 found = logps()
             found.mean().backward()
 
-    return milliseconds(update, 5)
+    return 1e3 * measure(update, "cuda", 10 * BUDGET)[0]
 
 
 def main() -> None:

@@ -214,8 +214,9 @@ def test_triton_at_the_limits(divergence):
             exact = run(one, "eager", rule=Band(0.05, divergence))
             ours = run(one, "triton", rule=Band(0.05, divergence))
             where = f"new {float(one[0])}, old {float(one[1])}, advantage {float(one[2])}"
-            # The bound is computed as a logarithm: its relative error of 2e-6 is more in the ratio.
-            rel = 2e-6 * max(1.0, abs(math.log(abs(exact[0])))) if 0 < abs(exact[0]) < math.inf else 2e-6
+            # On a GPU exp and division round differently; there the allowance is that of the bound, a logarithm.
+            wider = not fused.INTERPRETED and 0 < abs(exact[0]) < math.inf
+            rel = 2e-6 * (max(1.0, abs(math.log(abs(exact[0])))) if wider else 1.0)
             assert ours[0] == pytest.approx(exact[0], rel=rel, nan_ok=True), where
             assert float(ours[1]) == pytest.approx(float(exact[1]), rel=2e-6, nan_ok=True), where
             for name, value in exact[2].items():
