@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from bandpo.integrations.verl_launch import ON_CPU, command, recipe_overrides
+
 SECONDS = 1200  # of one launch
 BANDPO = [sys.executable, "-m", "bandpo"]
 QUIET = {
@@ -25,8 +27,14 @@ QUIET = {
     "PYTHONUNBUFFERED": "1",
     "RAY_DEDUP_LOGS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])),
 }
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+VANILLA = (
+    f"{ACTOR}.policy_loss._target_=verl.workers.config.PolicyLossConfig",
+    f"{ACTOR}.policy_loss.loss_mode=vanilla",
+    f"~{ACTOR}.policy_loss.rule",
+)
 REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_):
     return sum(c in "02468" for c in solution_str) / 24
@@ -52,7 +60,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 class Launch:
-    """A run of the launcher in a session of its own, and its log."""
+    """A run of the launcher, or of verl's own loss without it, in a session of its own, and its log."""
 
     def __init__(self, folder: Path, method: str, name: str, *overrides: str) -> None:
         data = f"[{folder / 'data' / 'gsm8k.parquet'}]"
@@ -78,15 +86,20 @@ class Launch:
             "trainer.save_freq=2",
             f"trainer.default_local_dir={folder / name}",
         ]
-        command = [*BANDPO, "launch", "verl", f"qwen2.5-3b-instruct/{method}", "--cluster", "cpu"]
+        if method == "vanilla":
+            chosen = [*recipe_overrides("qwen2.5-3b-instruct/grpo", "cpu"), *settings, *overrides, *VANILLA]
+            started = [sys.executable, *command(chosen)]
+        else:
+            recipe = f"qwen2.5-3b-instruct/{method}"
+            started = [*BANDPO, "launch", "verl", recipe, "--cluster", "cpu", *settings, *overrides]
         self.log = folder / f"{name}-{time.monotonic_ns()}.log"
         with self.log.open("w") as stream:
             self.process = subprocess.Popen(
-                [*command, *settings, *overrides],
+                started,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env={**os.environ, **QUIET},
+                env={**ON_CPU, **os.environ, **QUIET},
                 start_new_session=True,
             )
 
@@ -165,3 +178,34 @@ def test_an_adaptive_radius_trains(folder):
         "trainer.total_training_steps=1",
     )
     assert finished(run)[1]["actor/band/clip_fraction"] > 0
+
+
+def test_a_fixed_clip_is_verls_vanilla_loss_metric_by_metric(folder):
+    """Two runs on the same samples, four updates per rollout.
+
+    Minibatches are whole, since verl orders prompts anew in each run: what is left is the order of sums, and in the
+    comparison of the two engines the rounding of the weights to vLLM's bfloat16.
+    """
+    loops = folder / "loops.yaml"
+    loops.write_text("- {name: one_at_a_time, _target_: one_at_a_time.OneAtATime}")
+    overrides = (
+        f"{ROLLOUT}.agent.agent_loop_config_path={loops}",
+        f"{ROLLOUT}.agent.default_agent_loop=one_at_a_time",
+        f"{ROLLOUT}.enable_prefix_caching=false",
+        f"{ACTOR}.ppo_mini_batch_size=8",
+        f"{ACTOR}.ppo_epochs=4",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
+        "trainer.total_training_steps=3",
+    )
+    ours = finished(Launch(folder, "grpo", "clip", *overrides))
+    verls = finished(Launch(folder, "vanilla", "vanilla", *overrides))
+    assert ours.keys() == verls.keys() == {1, 2, 3}
+    assert all(step["actor/pg_clipfrac"] > 0 for step in verls.values())
+    for step, metrics in verls.items():
+        for name, value in metrics.items():
+            if "perf/" in name or name.startswith("timing"):
+                continue
+            engines = name.startswith(("rollout_corr/", "training/rollout_"))
+            allowed = {"rel": 1e-3, "abs": 0.02} if engines else {"rel": 1e-5, "abs": 1e-7}
+            assert ours[step][name] == pytest.approx(value, **allowed), (step, name)
