@@ -35,6 +35,9 @@ def logs(model_path, tmp_path_factory):
     )
     problems = Dataset.from_list([{"prompt": f"{a} + {b} = "} for a in range(8) for b in range(8)])
     trainer = BandGRPOTrainer(model=str(model_path), reward_funcs=even_digits, args=args, train_dataset=problems)
+    engine = trainer.vllm_generation.llm.llm_engine.model_executor.driver_worker.model_runner.model
+    if not all(weight.numel() for weight in engine.parameters()):
+        pytest.skip("vLLM packs its weights on this machine and then cannot take new ones")
     trainer.train()
     return [row for row in trainer.state.log_history if "band/ratio" in row]
 

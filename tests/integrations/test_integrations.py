@@ -31,6 +31,7 @@ from bandpo.core.registry import RULES
 from bandpo.core.tokens import Tokens
 from bandpo.integrations import verl_data, verl_launch
 from bandpo.integrations.common import clip_metrics, read_rule
+from bandpo.integrations.verl_main import deaths
 
 BATCH, LENGTH = 5, 16
 RULE = {"name": "band", "radius": [0.02, 0.08], "divergence": "kl", "cap": 6.0}
@@ -359,7 +360,7 @@ def test_launch_names_what_is_wrong(arguments, sentence):
 def test_the_command_is_verls():
     chosen = verl_launch.recipe_overrides("qwen2.5-7b/band-kl", "multi-node")
     words = verl_launch.command([*chosen, verl_launch.expand("rule.radius=0.1")])
-    assert words[:2] == ["-m", "verl.trainer.main_ppo"]
+    assert words[:2] == ["-m", "bandpo.integrations.verl_main"]
     assert words[-4:] == [
         "base_model=qwen2.5-7b",
         "method=band-kl",
@@ -440,3 +441,20 @@ def test_a_probability_rounded_to_one_leaves_the_metrics_finite(dtype):
     assert all(math.isfinite(value) for value in found.values())
     assert found["saturated_fraction"] == 1
     assert found["clip_fraction"] == 0
+
+
+def test_only_deaths_that_nobody_asked_for_end_a_run_in_verl():
+    def actor(state: str, cause: str | None) -> dict[str, object]:
+        return {"State": state, "ActorClassName": "Worker", "Pid": 7, "DeathCause": cause}
+
+    context = 'actor_died_error_context {{\n  error_message: "{}"\n  reason: {}\n}}\n'
+    crash = "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"
+    leaves = "The actor is dead because its worker process has died. Worker exit type: INTENDED_USER_EXIT"
+    dead = [
+        actor("ALIVE", None),
+        actor("DEAD", context.format("The actor is dead because it was killed by `ray.kill`.", "RAY_KILL")),
+        actor("DEAD", context.format(leaves, "WORKER_DIED")),
+        actor("DEAD", context.format(crash, "WORKER_DIED")),
+        actor("DEAD", 'oom_context {\n  error_message: "out of memory"\n}\n'),
+    ]
+    assert deaths(dead) == [f"Worker (process 7) died: {crash}", "Worker (process 7) died: out of memory"]

@@ -79,8 +79,8 @@ def expand(override: str) -> str:
 
 
 def command(overrides: Sequence[str]) -> list[str]:
-    """The command that starts the run: verl's own entry point."""
-    entry = ["-m", "verl.trainer.main_ppo", "--config-path", f"pkg://{PACKAGE}", "--config-name", CONFIG]
+    """The command that starts the run: verl's own entry point, watched (bandpo.integrations.verl_main)."""
+    entry = ["-m", "bandpo.integrations.verl_main", "--config-path", f"pkg://{PACKAGE}", "--config-name", CONFIG]
     return [*entry, *overrides]
 
 
