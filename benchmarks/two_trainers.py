@@ -1,0 +1,118 @@
+"""TRL beside verl: the table of the runs of two_trainers.yaml and verl_learning.py.
+
+    python benchmarks/two_trainers.py DIR/trl DIR/verl
+
+Writes a row per run to benchmarks/results/two_trainers.jsonl, and prints the means over seeds
+with their 95% intervals and the differences paired by seed. The numbers are each trainer's own metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from machine import RESULTS, environment
+
+from bandpo.files import read_lines, to_json, write_atomic
+from bandpo.lab.metrics import StudyResult
+from bandpo.lab.statistics import Interval, difference_p, mean_interval
+
+COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
+    "reward, first rollout": lambda row: row["reward"][0],
+    "reward, last rollout": lambda row: row["reward"][-1],
+    "mean reward": lambda row: fmean(row["reward"]),
+    "mean@4 after": lambda row: row["after"],
+    "entropy, last rollout": lambda row: row["entropy"][-1],
+    "clipped": lambda row: fmean(row["clipped"]),
+}
+REFERENCE = "GRPO"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trl", type=Path, help="directory of bandpo compare benchmarks/two_trainers.yaml")
+    parser.add_argument("verl", type=Path, help="directory of verl_learning.py")
+    options = parser.parse_args()
+    rows = [*trl_rows(options.trl), *verl_rows(options.verl)]
+    where = environment("cpu")
+    lines = "".join(json.dumps(json.loads(to_json(row | where))) + "\n" for row in rows)
+    write_atomic(RESULTS / "two_trainers.jsonl", lines)
+    print(table(rows))
+
+
+def trl_rows(directory: Path) -> Iterator[dict[str, Any]]:
+    for run in StudyResult.load(directory / "metrics.json").finished:
+        every = run.updates_per_rollout
+        clipped = [low + high for low, high in zip(run.updates.clip_fraction_low, run.updates.clip_fraction_high, strict=True)]
+        yield {
+            "trainer": "TRL",
+            "method": run.method,
+            "seed": run.seed,
+            "reward": run.rollouts.reward,
+            "entropy": per_rollout(run.updates.step, run.updates.entropy, every),
+            "clipped": per_rollout(run.updates.step, clipped, every),
+            "before": share(run.evaluation.before),
+            "after": share(run.evaluation.after),
+        }
+
+
+def per_rollout(steps: list[int], values: list[Any], every: int) -> list[float]:
+    """Means over the updates of each rollout."""
+    count = -(-steps[-1] // every)
+    return [fmean(v for s, v in zip(steps, values, strict=True) if (s - 1) // every == i) for i in range(count)]
+
+
+def share(held_out: Any) -> float:
+    return sum(held_out.correct) / (held_out.samples * len(held_out.correct))
+
+
+def verl_rows(directory: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(directory.glob("*-*-*.jsonl")):
+        method, seed, mode = path.stem.split("-")
+        lines = {line["step"]: line["data"] for line in read_lines(path)}
+        steps = [lines[step] for step in sorted(lines) if step]
+        yield {
+            "trainer": "verl" if mode == "sync" else f"verl, {mode}",
+            "method": method,
+            "seed": int(seed),
+            "reward": [step["critic/score/mean"] for step in steps],
+            "entropy": [step["actor/entropy_loss"] for step in steps],
+            "clipped": [step["actor/band/clip_fraction"] for step in steps],
+            "before": lines[0]["val-core/sums/acc/mean@4"],
+            "after": steps[-1]["val-core/sums/acc/mean@4"],
+        }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One row per trainer and method, and per trainer the differences to the reference, paired by seed."""
+    lines = ["| trainer | method | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * len(COLUMNS)]
+    for trainer in dict.fromkeys(row["trainer"] for row in rows):
+        of = {method: {r["seed"]: r for r in rows if (r["trainer"], r["method"]) == (trainer, method)}
+              for method in dict.fromkeys(row["method"] for row in rows)}  # fmt: skip
+        for method, runs in of.items():
+            cells = [text(mean_interval([column(run) for run in runs.values()])) for column in COLUMNS.values()]
+            lines.append(f"| {trainer} | {method} | {' | '.join(cells)} |")
+        for method in of.keys() - {REFERENCE}:
+            seeds = sorted(of[method].keys() & of[REFERENCE].keys())
+            cells = []
+            for column in COLUMNS.values():
+                pair = [[column(of[name][seed]) for seed in seeds] for name in (method, REFERENCE)]
+                p = difference_p(*pair)
+                difference = mean_interval([a - b for a, b in zip(*pair, strict=True)])
+                cells.append(f"{text(difference)}, p = {p:.3f}" if p is not None else text(difference))
+            lines.append(f"| {trainer} | {method} - {REFERENCE} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def text(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:.3f}"
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+if __name__ == "__main__":
+    main()
