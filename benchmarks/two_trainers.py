@@ -47,7 +47,8 @@ def main() -> None:
 def trl_rows(directory: Path) -> Iterator[dict[str, Any]]:
     for run in StudyResult.load(directory / "metrics.json").finished:
         every = run.updates_per_rollout
-        clipped = [low + high for low, high in zip(run.updates.clip_fraction_low, run.updates.clip_fraction_high, strict=True)]
+        sides = zip(run.updates.clip_fraction_low, run.updates.clip_fraction_high, strict=True)
+        clipped = [low + high for low, high in sides]
         yield {
             "trainer": "TRL",
             "method": run.method,
