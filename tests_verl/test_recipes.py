@@ -55,6 +55,13 @@ def test_methods_are_the_papers_rules():
         assert rule(f"band-{name}") == rule(f"dapo-band-{name}") == Band(radius=0.05, divergence=name, cap=10.0)
 
 
+@pytest.mark.parametrize("cluster", launch.choices("cluster"))
+def test_what_a_cluster_says_is_what_the_run_gets(cluster):
+    overlay = OmegaConf.create((launch.RECIPES / "cluster" / f"{cluster}.yaml").read_text())
+    config = launch.compose(launch.recipe_overrides("qwen2.5-3b-instruct/band-kl", cluster))
+    assert OmegaConf.merge(config, overlay) == config
+
+
 def test_several_nodes_join_a_running_cluster():
     config = launch.compose(launch.recipe_overrides("qwen2.5-7b/band-kl", "multi-node"))
     assert (config.trainer.nnodes, config.ray_kwargs.ray_init.address) == (2, "auto")
