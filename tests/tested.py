@@ -1,4 +1,4 @@
-"""Keeps what the tests of other frameworks ran against: `pytest SUITE --record` merges it into docs/integrations/tested.json.
+"""Keeps what tests of other frameworks ran against: `pytest SUITE --record` adds to docs/integrations/tested.json.
 
 A suite of a framework is a folder, or one file in a folder of several frameworks. It gets a row if the session
 succeeded, all files of the suite ran, and no test was skipped. tests/docs/tested_page.py makes a table of the rows.
