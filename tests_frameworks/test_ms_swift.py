@@ -15,7 +15,7 @@ import torch
 
 # Read when swift and transformers are imported, here and in the processes that the tests start.
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
-from swift.pipelines import SwiftRLHF
+from swift.pipelines.train.rlhf import SwiftRLHF
 from swift.rlhf_trainers import GRPOTrainer
 from swift.trainers import TrainerFactory
 
@@ -133,9 +133,7 @@ def rollout(trainer):
     shape = batch.old_per_token_logps.shape
     assert shape == batch.completion_mask.shape
     batch.advantages = torch.randn(shape, generator=random)
-    batch.old_per_token_logps = (batch.old_per_token_logps + 0.5 * torch.randn(shape, generator=random)).clamp(
-        max=-1e-4
-    )
+    batch.old_per_token_logps = (batch.old_per_token_logps + torch.randn(shape, generator=random)).clamp(max=-1e-4)
     # Rows of unequal length, as after an end of sequence.
     batch.completion_mask = torch.arange(shape[1]) < torch.arange(3, 3 + ROWS)[:, None] * 2
     return inputs
