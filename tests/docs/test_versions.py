@@ -6,7 +6,7 @@ import tomllib
 import tested_page
 
 from helpers import ROOT
-from tested import DISTRIBUTIONS, files_of, read_rows
+from tested import DISTRIBUTIONS, files_of, read_rows, stated
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TABLE = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8").partition("## ")[0]
@@ -50,15 +50,16 @@ def test_the_table_of_frameworks_is_what_the_tests_recorded():
     ), "python tests/docs/tested_page.py writes it again"
 
 
-def test_the_recorded_releases_are_those_of_the_locks():
+def test_the_recorded_releases_are_those_of_the_locks_and_checkouts():
     """Or the suite has to run again, with --record."""
     locks = [locked(path.name) for path in ROOT.glob("requirements*.lock")]
     for framework, suites in read_rows().items():
-        name = DISTRIBUTIONS.get(framework, framework)
+        name, entry = DISTRIBUTIONS.get(framework, framework), stated(framework)
+        releases = {lock[name] for lock in locks if name in lock} if "commit" not in entry else {entry["version"]}
         for suite, row in suites.items():
             assert files_of((framework, suite)), f"{suite} is gone"
-            if "commit" not in row:
-                assert {row["version"]} == {lock[name] for lock in locks if name in lock}, suite
+            assert {row["version"]} == releases, suite
+            assert row.get("commit", entry.get("commit")) == entry.get("commit"), suite
 
 
 def test_every_framework_with_a_module_is_in_the_table():
