@@ -1,9 +1,9 @@
 """Bands in other frameworks, against stand-ins with the signatures of their releases.
 
 Recorded from the sources of prime-rl (docs/algorithms, LossInputs and LossOutputs), slime
-(backends/megatron_utils/loss.py, utils/ppo_utils.py), NeMo-RL (algorithms/loss/loss_functions.py) and ms-swift 4.6.0
-(rlhf_trainers/grpo_trainer.py) in November 2026; each stand-in clamps as its original does, and the oracle is
-bandpo.policy_loss. verl and SkyRL are tested against the real packages in tests_verl.
+(backends/megatron_utils/loss.py, utils/ppo_utils.py) and NeMo-RL (algorithms/loss/loss_functions.py) in November
+2026; each stand-in clamps as its original does, and the oracle is bandpo.policy_loss. verl and SkyRL are tested
+against the real packages in tests_verl, ms-swift in tests_frameworks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 import pickle
 import sys
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -252,79 +252,6 @@ def test_nemo_rl(stand_in):
     assert (loss_fn.ratio_clip_min, loss_fn.ratio_clip_max) == (0.2, 0.2)
     with pytest.raises(ValueError, match="use_cispo is true"):
         module.BandPGLossFn(SimpleNamespace(**vars(cfg), use_cispo=True))
-
-
-# ms-swift: a trainer whose epsilons are attributes.
-
-
-@dataclass
-class SwiftArguments:
-    use_liger_kernel: bool = False
-    loss_type: str = "bnpo"
-    importance_sampling_level: str = "token"
-    delta: float | None = None
-
-
-@dataclass
-class SwiftTrainer:
-    args: SwiftArguments = field(default_factory=SwiftArguments)
-
-    def __post_init__(self):
-        self.epsilon_low = self.epsilon_high = 0.2
-        self.use_liger_loss = self.args.use_liger_kernel
-        self.loss_type = self.args.loss_type
-        self.importance_sampling_level = self.args.importance_sampling_level
-
-    def _compute_loss_and_metrics(self, model, model_inputs, grpo_batch):
-        old = model_inputs.detach() if grpo_batch.old_per_token_logps is None else grpo_batch.old_per_token_logps
-        loss = clipped(model_inputs - old, grpo_batch.advantages, self.epsilon_low, self.epsilon_high)
-        if grpo_batch.fails:
-            raise RuntimeError("out of memory")
-        return (loss * grpo_batch.completion_mask).sum() / grpo_batch.completion_mask.sum(), {}
-
-
-@pytest.fixture
-def swift(stand_in):
-    factory = SimpleNamespace(TRAINER_MAPPING={"grpo": "swift.rlhf_trainers.GRPOTrainer"})
-    module = stand_in(
-        "ms_swift", swift__rlhf_trainers={"GRPOTrainer": SwiftTrainer}, swift__trainers={"TrainerFactory": factory}
-    )
-    return module, factory
-
-
-def swift_batch(data: SimpleNamespace, **changes) -> SimpleNamespace:
-    given = {"old_per_token_logps": data.old, "completion_mask": data.mask, "advantages": data.advantages}
-    return SimpleNamespace(**{**given, "fails": False, **changes})
-
-
-def test_ms_swift(swift):
-    module, factory = swift
-    module.install(RULE)
-    assert factory.TRAINER_MAPPING["grpo"] == "bandpo.integrations.ms_swift.BandGRPOTrainer"
-    trainer = module.BandGRPOTrainer()
-    data = batch(4)
-    loss, _ = trainer._compute_loss_and_metrics(None, data.new, swift_batch(data))
-    agree(loss, data, aggregation="token-mean")
-    with pytest.raises(RuntimeError, match="out of memory"):
-        trainer._compute_loss_and_metrics(None, data.new, swift_batch(data, fails=True))
-    assert (trainer.epsilon_low, trainer.epsilon_high) == (0.2, 0.2)
-    trainer._compute_loss_and_metrics(None, data.new, swift_batch(data, old_per_token_logps=None))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"use_liger_kernel": True},
-        {"loss_type": "cispo"},
-        {"importance_sampling_level": "sequence"},
-        {"delta": 2.0},
-    ],
-)
-def test_ms_swift_refuses_what_would_ignore_the_bounds(swift, change):
-    module, _ = swift
-    (name,) = change
-    with pytest.raises(ValueError, match=f"^{name} is {change[name]!r}"):
-        module.BandGRPOTrainer(SwiftArguments(**change))
 
 
 # What `bandpo launch` does without verl.
