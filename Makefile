@@ -6,6 +6,7 @@
 #   make test-verl    installs verl in a separate environment and runs the tests that need it
 #   make test-verl-loop  runs verl's whole loop on the CPU: rollouts by vLLM, checkpoints, resuming (slow)
 #   make test-vllm    the same for the tests that need vLLM, on the CPU
+#   make test-frameworks  clones other frameworks at pinned commits and runs the plug-ins against their own losses
 #   make docs         checks links, anchors, code blocks and commands of the docs, then builds the site in build/site
 # RUN=DIR names the quickstart's run directory.
 RUN := $(or $(RUN),runs/quickstart-$(shell date +%Y%m%d-%H%M%S))
@@ -14,13 +15,16 @@ VENV ?= .venv
 VERL_VENV ?= .venv-verl
 VERL_LOOP_VENV ?= .venv-verl-loop
 VLLM_VENV ?= .venv-vllm
+FRAMEWORKS_VENV ?= .venv-frameworks
+FRAMEWORKS ?= $(or $(BANDPO_FRAMEWORKS),.frameworks)
+FRAMEWORKS_PYTHON ?= python3.12
 DOCS_VENV ?= .venv-docs
 NEWEST_VENV ?= .venv-newest
 BIN := $(VENV)/bin
 PIP_OPTIONS := --disable-pip-version-check --quiet
 
 # BENCH passes options to the benchmark, for example BENCH=--quick.
-.PHONY: quickstart test test-wheel test-browser test-verl test-verl-loop test-vllm test-newest-trl test-newest-verl docs bench check format install clean
+.PHONY: quickstart test test-wheel test-browser test-verl test-verl-loop test-vllm test-frameworks test-newest-trl test-newest-verl docs bench check format install clean
 
 quickstart: install
 	@$(BIN)/bandpo train quickstart --output $(RUN)
@@ -45,6 +49,10 @@ test-verl-loop: $(VERL_LOOP_VENV)/installed
 
 test-vllm: $(VLLM_VENV)/installed
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests_vllm
+
+test-frameworks: $(FRAMEWORKS_VENV)/installed
+	$(FRAMEWORKS_VENV)/bin/python tests_frameworks/fetch.py $(FRAMEWORKS)
+	BANDPO_FRAMEWORKS=$(FRAMEWORKS) OMP_NUM_THREADS=1 $(FRAMEWORKS_VENV)/bin/python -m pytest tests_frameworks
 
 # Shows what the newest TRL breaks, so it ignores pyproject.toml's limit on TRL.
 test-newest-trl:
@@ -116,6 +124,11 @@ $(VERL_LOOP_VENV)/installed: requirements-verl-loop.lock pyproject.toml
 $(VLLM_VENV)/installed: requirements-vllm.lock pyproject.toml
 	$(call install_locked,vLLM)
 
+# SkyRL and prime-rl require Python 3.12.
+$(FRAMEWORKS_VENV)/installed: PYTHON := $(FRAMEWORKS_PYTHON)
+$(FRAMEWORKS_VENV)/installed: requirements-frameworks.lock pyproject.toml
+	$(call install_locked,what the frameworks import)
+
 $(DOCS_VENV)/installed: requirements-docs.lock
 	@echo "installing the tools of the docs into $(DOCS_VENV)"
 	@test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
@@ -123,4 +136,4 @@ $(DOCS_VENV)/installed: requirements-docs.lock
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VERL_VENV) $(VERL_LOOP_VENV) $(VLLM_VENV) $(DOCS_VENV) $(NEWEST_VENV) $(NEWEST_VENV)-verl build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VERL_VENV) $(VERL_LOOP_VENV) $(VLLM_VENV) $(FRAMEWORKS_VENV) .frameworks $(DOCS_VENV) $(NEWEST_VENV) $(NEWEST_VENV)-verl build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -44,7 +44,13 @@ def given(data) -> BatchedDataDict:
 def run(loss_fn, data):
     fields = given(data)
     valid = data.mask & SAMPLES.bool()[:, None]
-    return loss_fn(data.new, fields, global_valid_seqs=SAMPLES.sum(), global_valid_toks=valid.sum())
+    # By name, as its wrapper for packed sequences calls it.
+    return loss_fn(
+        next_token_logprobs=data.new,
+        data=fields,
+        global_valid_seqs=SAMPLES.sum(),
+        global_valid_toks=valid.sum(),
+    )
 
 
 def counted(data):
