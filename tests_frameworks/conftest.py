@@ -38,7 +38,7 @@ def use_checkout(name: str, *folders: str) -> None:
 
 
 def batch(seed: int = 0) -> SimpleNamespace:
-    """Log-probs `new` and `old`, `mask` and `advantages`, each of shape (BATCH, LENGTH); `lengths` of the sequences."""
+    """Log-probs `new` and `old`, `mask`, `advantages`, each of shape (BATCH, LENGTH), and the `lengths`."""
     random = torch.Generator().manual_seed(seed)
     old = -torch.rand(BATCH, LENGTH, generator=random).pow(3) * 8
     new = (old + 0.8 * torch.randn(BATCH, LENGTH, generator=random)).clamp(max=-1e-4)

@@ -1,4 +1,4 @@
-"""Clone the frameworks of versions.toml into a folder: python fetch.py FOLDER. A checkout at its commit is left alone."""
+"""Clone the frameworks of versions.toml into a folder: python fetch.py FOLDER."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ VERSIONS = Path(__file__).parent / "versions.toml"
 
 
 def git(*arguments: str, folder: Path) -> str:
-    return subprocess.run(["git", "-C", str(folder), *arguments], check=True, text=True, stdout=subprocess.PIPE).stdout
+    return subprocess.run(
+        ["git", "-C", str(folder), *arguments], check=True, text=True, stdout=subprocess.PIPE
+    ).stdout
 
 
 def fetch(name: str, framework: dict, folder: Path) -> None:
-    """Clone without the files of other commits, or move an older clone to the commit."""
+    """Clone without the files of other commits, or move a clone of another commit to this one."""
     checkout, commit = folder / name, framework["commit"]
     if checkout.is_dir() and not (checkout / ".git").exists():
         print(f"{checkout} is no clone; it is used as it is")

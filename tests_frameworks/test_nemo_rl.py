@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+
 from conftest import BATCH, CLIP, RULE, agree, batch, use_checkout
 
 use_checkout("nemo_rl")

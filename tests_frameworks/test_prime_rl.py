@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 import torch
+
 from conftest import BATCH, LENGTH, ROOT, RULE, agree, batch, use_checkout
 
 use_checkout("prime_rl", "src", "packages/prime-rl-configs/src")

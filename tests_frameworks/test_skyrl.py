@@ -7,17 +7,18 @@ import copy
 import cloudpickle
 import pytest
 import torch
+
 from conftest import BATCH, CLIP, RULE, agree, batch
 
 pytest.importorskip("skyrl", reason="SkyRL is not installed: run make test-frameworks")
-from skyrl.backends.skyrl_train.utils.ppo_utils import (  # noqa: E402
+from skyrl.backends.skyrl_train.utils.ppo_utils import (
     LOSSES_WITH_OLD_LOGPROBS,
     LOSSES_WITHOUT_OLD_LOGPROBS,
     PolicyLossRegistry,
 )
-from skyrl.train.config import AlgorithmConfig  # noqa: E402
+from skyrl.train.config import AlgorithmConfig
 
-from bandpo.integrations.skyrl import LOSS_TYPE, register  # noqa: E402
+from bandpo.integrations.skyrl import LOSS_TYPE, register
 
 
 @pytest.fixture(autouse=True)

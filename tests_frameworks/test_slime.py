@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+
 from conftest import BATCH, CLIP, LENGTH, RULE, agree, batch, use_checkout
 
 use_checkout("slime")

@@ -34,7 +34,7 @@ def band_loss_function(
         logits, sum_of_sample_mean: Passed through.
 
     Raises:
-        ValueError: For a rule or option that does not exist, or an estimator whose loss does not clip a token's ratio.
+        ValueError: For a rule or option that does not exist, or an estimator whose loss clips no ratio per token.
     """
     from slime.backends.megatron_utils.loss import policy_loss_function
 
