@@ -2,8 +2,8 @@
 
 Recorded from the sources of prime-rl (trainer/rl/loss.py), slime (backends/megatron_utils/loss.py and
 utils/ppo_utils.py), NeMo-RL (algorithms/loss/loss_functions.py) and ms-swift 4.6.0 (rlhf_trainers/grpo_trainer.py) in
-November 2026; each stand-in clamps as its original does, and the oracle is bandpo.policy_loss. They need no checkout and
-have signatures newer than the releases that tests_frameworks runs. The originals are in tests_frameworks and tests_verl.
+November 2026. Each stand-in clamps as its original does; the oracle is bandpo.policy_loss. They need no checkout, and
+their signatures are newer than the releases of tests_frameworks, which with tests_verl has the originals.
 """
 
 from __future__ import annotations
