@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 
-import cloudpickle
 import pytest
 import torch
 
 from conftest import BATCH, CLIP, RULE, agree, batch
 
 pytest.importorskip("skyrl", reason="SkyRL is not installed: run make test-frameworks")
+import cloudpickle
 from skyrl.backends.skyrl_train.utils.ppo_utils import (
     LOSSES_WITH_OLD_LOGPROBS,
     LOSSES_WITHOUT_OLD_LOGPROBS,
