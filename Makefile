@@ -7,6 +7,7 @@
 #   make test-verl-loop  runs verl's whole loop on the CPU: rollouts by vLLM, checkpoints, resuming (slow)
 #   make test-vllm    the same for the tests that need vLLM, on the CPU
 #   make test-ms-swift  the same for ms-swift: its loss, and GRPO by its command line
+#   make test-frameworks  clones other frameworks at pinned commits and runs the plug-ins against their own losses
 #   make docs         checks links, anchors, code blocks and commands of the docs, then builds the site in build/site
 # RUN=DIR names the quickstart's run directory.
 RUN := $(or $(RUN),runs/quickstart-$(shell date +%Y%m%d-%H%M%S))
@@ -16,13 +17,16 @@ VERL_VENV ?= .venv-verl
 VERL_LOOP_VENV ?= .venv-verl-loop
 VLLM_VENV ?= .venv-vllm
 MS_SWIFT_VENV ?= .venv-ms-swift
+FRAMEWORKS_VENV ?= .venv-frameworks
+FRAMEWORKS ?= $(or $(BANDPO_FRAMEWORKS),.frameworks)
+FRAMEWORKS_PYTHON ?= python3.12
 DOCS_VENV ?= .venv-docs
 NEWEST_VENV ?= .venv-newest
 BIN := $(VENV)/bin
 PIP_OPTIONS := --disable-pip-version-check --quiet
 
 # BENCH passes options to the benchmark, for example BENCH=--quick.
-.PHONY: quickstart test test-wheel test-browser test-verl test-verl-loop test-vllm test-ms-swift test-newest-trl test-newest-verl docs bench check format install clean
+.PHONY: quickstart test test-wheel test-browser test-verl test-verl-loop test-vllm test-frameworks test-ms-swift test-newest-trl test-newest-verl docs bench check format install clean
 
 quickstart: install
 	@$(BIN)/bandpo train quickstart --output $(RUN)
@@ -50,6 +54,10 @@ test-vllm: $(VLLM_VENV)/installed
 
 test-ms-swift: $(MS_SWIFT_VENV)/installed
 	OMP_NUM_THREADS=1 $(MS_SWIFT_VENV)/bin/python -m pytest tests_frameworks/test_ms_swift.py
+
+test-frameworks: $(FRAMEWORKS_VENV)/installed
+	$(FRAMEWORKS_VENV)/bin/python tests_frameworks/fetch.py $(FRAMEWORKS)
+	BANDPO_FRAMEWORKS=$(FRAMEWORKS) OMP_NUM_THREADS=1 $(FRAMEWORKS_VENV)/bin/python -m pytest tests_frameworks
 
 # Shows what the newest TRL breaks, so it ignores pyproject.toml's limit on TRL.
 test-newest-trl:
@@ -125,6 +133,11 @@ $(VLLM_VENV)/installed: requirements-vllm.lock pyproject.toml
 $(MS_SWIFT_VENV)/installed: requirements-ms-swift.lock pyproject.toml
 	$(call install_locked,ms-swift)
 
+# SkyRL and prime-rl require Python 3.12.
+$(FRAMEWORKS_VENV)/installed: PYTHON := $(FRAMEWORKS_PYTHON)
+$(FRAMEWORKS_VENV)/installed: requirements-frameworks.lock pyproject.toml
+	$(call install_locked,what the frameworks import)
+
 $(DOCS_VENV)/installed: requirements-docs.lock
 	@echo "installing the tools of the docs into $(DOCS_VENV)"
 	@test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
@@ -132,4 +145,4 @@ $(DOCS_VENV)/installed: requirements-docs.lock
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VERL_VENV) $(VERL_LOOP_VENV) $(VLLM_VENV) $(MS_SWIFT_VENV) $(DOCS_VENV) $(NEWEST_VENV) $(NEWEST_VENV)-verl build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VERL_VENV) $(VERL_LOOP_VENV) $(VLLM_VENV) $(MS_SWIFT_VENV) $(FRAMEWORKS_VENV) .frameworks $(DOCS_VENV) $(NEWEST_VENV) $(NEWEST_VENV)-verl build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,9 +1,9 @@
 """Bands in other frameworks, against stand-ins with the signatures of their releases.
 
-Recorded from the sources of prime-rl (docs/algorithms, LossInputs and LossOutputs), slime
-(backends/megatron_utils/loss.py, utils/ppo_utils.py) and NeMo-RL (algorithms/loss/loss_functions.py) in November
-2026; each stand-in clamps as its original does, and the oracle is bandpo.policy_loss. verl and SkyRL are tested
-against the real packages in tests_verl, ms-swift in tests_frameworks.
+Recorded from the sources of prime-rl (trainer/rl/loss.py), slime (backends/megatron_utils/loss.py and
+utils/ppo_utils.py) and NeMo-RL (algorithms/loss/loss_functions.py) in November 2026. Each stand-in clamps as its
+original does; the oracle is bandpo.policy_loss. They need no checkout, and their signatures are newer than the
+releases of tests_frameworks, which with tests_verl has the originals.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import pickle
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 
@@ -154,6 +155,17 @@ class LossOutputs:
     metrics: dict[str, Tensor]
 
 
+@dataclass
+class CustomLoss:
+    """How prime-rl calls a custom loss since #3526."""
+
+    fn: Callable[..., LossOutputs]
+    kwargs: dict
+
+    def loss(self, inputs: LossInputs) -> LossOutputs:
+        return self.fn(inputs, **self.kwargs)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_prime_rl(stand_in, weighted):
     module = stand_in("prime_rl", prime_rl__trainer__rl__loss={"LossOutputs": LossOutputs})
@@ -165,7 +177,8 @@ def test_prime_rl(stand_in, weighted):
         )
         for i in range(BATCH)
     ]
-    outputs = [module.band_loss(row, rule=RULE, dual_clip=4.0) for row in rows]
+    loss = CustomLoss(module.band_loss, {"rule": RULE, "dual_clip": 4.0}).loss
+    outputs = [loss(row) for row in rows]
     agree(sum(output.loss for output in outputs), data, scale=BATCH, dual_clip=4.0, weights=weights)
     assert all(value.dim() == 0 for output in outputs for value in output.metrics.values())
     assert {"band/clip_fraction", "band/divergence"} <= outputs[0].metrics.keys()
@@ -186,7 +199,8 @@ def test_prime_rl_takes_a_sequence_without_trained_tokens(stand_in):
 
 
 def slime_policy_loss(args, batch, logits, sum_of_sample_mean):
-    old = torch.cat(batch["rollout_log_probs"] if args.use_rollout_logprobs else batch["log_probs"])
+    old = batch["rollout_log_probs"] if args.use_rollout_logprobs else batch.get("log_probs")
+    old = torch.cat(old) if old else logits.detach()
     loss = clipped(logits - old, torch.cat(batch["advantages"]), args.eps_clip, args.eps_clip_high)
     return sum_of_sample_mean(loss), {"pg_clipfrac": torch.zeros(())}
 
@@ -210,7 +224,7 @@ def test_slime(stand_in, anchor):
     agree(result, data, scale=BATCH)
     assert args == before
     args.advantage_estimator = "gspo"
-    with pytest.raises(ValueError, match="one per sequence"):
+    with pytest.raises(ValueError, match="advantage_estimator is 'gspo', which has one ratio per sequence"):
         module.band_loss_function(args, packed, data.new[data.mask], torch.sum)
 
 

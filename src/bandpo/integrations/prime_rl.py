@@ -10,7 +10,7 @@ from bandpo.integrations.common import read_rule
 
 
 def band_loss(inputs: Any, rule: Mapping[str, Any] | None = None, dual_clip: float | None = None) -> Any:
-    """The loss of one sequence, summed over its tokens; prime-rl divides by the tokens of the batch.
+    """The loss of one sequence, summed over its tokens; prime-rl divides the sum over the batch.
 
     The trust region is centered on the inference engine's log-probs, the only ones that prime-rl keeps.
 

@@ -25,7 +25,7 @@ def register(rule: Mapping[str, Any] | None = None, dual_clip: bool = False, anc
         rule: `name` and options of the clip rule; Band's defaults if None.
         dual_clip: Also clip negative advantages at `clip_ratio_c`, as SkyRL's own "dual_clip" does.
         anchor: Center of the trust region: "old" (the trainer's recomputed log-probs) or "rollout" (the
-            inference engine's; keep off_policy_correction off, or the correction is applied twice).
+            inference engine's; off_policy_correction then has nothing left to correct).
 
     Raises:
         ValueError: For a rule or option that does not exist, a bad value, or another anchor.
