@@ -27,7 +27,6 @@ PER_FRAMEWORK = "tests_frameworks"  # test_<framework>.py
 # The first that a file lies in.
 SUITES = {
     "tests/training": "trl",
-    "tests_verl/test_skyrl.py": "skyrl",
     "tests_verl": "verl",
     "tests_verl_loop": "verl",
     "tests_vllm": "vllm",
