@@ -3,7 +3,7 @@
     python benchmarks/two_trainers.py DIR/trl DIR/verl
 
 Writes a row per run to benchmarks/results/two_trainers.jsonl, and prints the means over seeds
-with their 95% intervals and the differences paired by seed. The numbers are each trainer's own metrics.
+with their 95% intervals and differences paired by seed. The numbers are each trainer's own metrics.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
     "entropy, last rollout": lambda row: row["entropy"][-1],
     "clipped": lambda row: fmean(row["clipped"]),
 }
-REFERENCE = "GRPO"
+# What differences are to.
+TRAINER, METHOD = "TRL", "GRPO"
 
 
 def main() -> None:
@@ -72,7 +73,7 @@ def share(held_out: Any) -> float:
 
 
 def verl_rows(directory: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(directory.glob("*-*-*.jsonl")):
+    for path in sorted(directory.glob("*-*-*.jsonl"), key=lambda path: (not path.stem.startswith(METHOD), path.stem)):
         method, seed, mode = path.stem.split("-")
         lines = {line["step"]: line["data"] for line in read_lines(path)}
         steps = [lines[step] for step in sorted(lines) if step]
@@ -89,24 +90,32 @@ def verl_rows(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """One row per trainer and method, and per trainer the differences to the reference, paired by seed."""
+    """A row per trainer and method, then differences paired by seed: between methods, and between trainers."""
+    of: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        of.setdefault((row["trainer"], row["method"]), {})[row["seed"]] = row
     lines = ["| trainer | method | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * len(COLUMNS)]
-    for trainer in dict.fromkeys(row["trainer"] for row in rows):
-        of = {method: {r["seed"]: r for r in rows if (r["trainer"], r["method"]) == (trainer, method)}
-              for method in dict.fromkeys(row["method"] for row in rows)}  # fmt: skip
-        for method, runs in of.items():
-            cells = [text(mean_interval([column(run) for run in runs.values()])) for column in COLUMNS.values()]
-            lines.append(f"| {trainer} | {method} | {' | '.join(cells)} |")
-        for method in of.keys() - {REFERENCE}:
-            seeds = sorted(of[method].keys() & of[REFERENCE].keys())
-            cells = []
-            for column in COLUMNS.values():
-                pair = [[column(of[name][seed]) for seed in seeds] for name in (method, REFERENCE)]
-                p = difference_p(*pair)
-                difference = mean_interval([a - b for a, b in zip(*pair, strict=True)])
-                cells.append(f"{text(difference)}, p = {p:.3f}" if p is not None else text(difference))
-            lines.append(f"| {trainer} | {method} - {REFERENCE} | {' | '.join(cells)} |")
+    for (trainer, method), runs in of.items():
+        cells = [text(mean_interval([column(run) for run in runs.values()])) for column in COLUMNS.values()]
+        lines.append(f"| {trainer} | {method} | {' | '.join(cells)} |")
+    for trainer, method in of:
+        if method != METHOD:
+            cells = differences(of[trainer, method], of[trainer, METHOD])
+            lines.append(f"| {trainer} | {method} - {METHOD} | {' | '.join(cells)} |")
+    for trainer, method in of:
+        if trainer != TRAINER:
+            cells = differences(of[trainer, method], of[TRAINER, method])
+            lines.append(f"| {trainer} - {TRAINER} | {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def differences(runs: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]]) -> Iterator[str]:
+    seeds = sorted(runs.keys() & reference.keys())
+    for column in COLUMNS.values():
+        ours, theirs = [[column(found[seed]) for seed in seeds] for found in (runs, reference)]
+        p = difference_p(ours, theirs)
+        difference = mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+        yield text(difference) if p is None else f"{text(difference)}, p = {p:.3f}"
 
 
 def text(interval: Interval) -> str:
