@@ -73,12 +73,12 @@ def share(held_out: Any) -> float:
 
 
 def verl_rows(directory: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(directory.glob("*-*-*.jsonl"), key=lambda path: (not path.stem.startswith(METHOD), path.stem)):
-        method, seed, mode = path.stem.split("-")
+    for path in sorted(directory.glob("*-*.jsonl"), key=lambda path: (not path.stem.startswith(METHOD), path.stem)):
+        method, seed = path.stem.split("-")
         lines = {line["step"]: line["data"] for line in read_lines(path)}
         steps = [lines[step] for step in sorted(lines) if step]
         yield {
-            "trainer": "verl" if mode == "sync" else f"verl, {mode}",
+            "trainer": "verl",
             "method": method,
             "seed": int(seed),
             "reward": [step["critic/score/mean"] for step in steps],

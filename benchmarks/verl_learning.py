@@ -2,11 +2,9 @@
 
     bandpo compare benchmarks/two_trainers.yaml --output DIR/trl                in the project's environment
     python benchmarks/verl_learning.py DIR/trl --output DIR/verl                in that of `make test-verl-loop`
-    python benchmarks/verl_learning.py DIR/trl --output DIR/verl --mode colocate_async
 
-A run takes minutes. METHOD-SEED-MODE.jsonl, verl's own metrics of each rollout, appears once it is complete; the same
-command resumes with the runs that are missing. --mode is verl's trainer: sync, or colocate_async, which samples a
-rollout while the last one is learned from, with the weights of before.
+A run takes minutes. METHOD-SEED.jsonl, verl's own metrics of each rollout, appears once it is complete; the same command
+resumes with the runs that are missing.
 """
 
 from __future__ import annotations
@@ -60,7 +58,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trl", type=Path, help="the directory of TRL's runs, for the weights that they start from")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--mode", default="sync", choices=["sync", "colocate_async"])
     options = parser.parse_args()
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
@@ -80,8 +77,8 @@ def main() -> None:
     for seed in SEEDS:
         model = chat_model(options.trl, seed, output)
         for method in METHODS:
-            target = output / f"{method}-{seed}-{options.mode}.jsonl"
-            if not target.exists() and not run(method, seed, options.mode, model, target):
+            target = output / f"{method}-{seed}.jsonl"
+            if not target.exists() and not run(method, seed, model, target):
                 failed.append(target.with_suffix(".log").name)
     if failed:
         sys.exit(f"{len(failed)} runs failed: {', '.join(failed)} in {output}")
@@ -104,7 +101,7 @@ def chat_model(trl: Path, seed: int, output: Path) -> Path:
     return folder
 
 
-def run(method: str, seed: int, mode: str, model: Path, target: Path) -> bool:
+def run(method: str, seed: int, model: Path, target: Path) -> bool:
     """One launch; whether it succeeded."""
     folder, partial = target.parent, target.with_suffix(".partial")
     settings = [
@@ -114,7 +111,6 @@ def run(method: str, seed: int, mode: str, model: Path, target: Path) -> bool:
         f"data.val_files=[{folder / 'heldout.parquet'}]",
         f"data.seed={seed}",
         f"reward.custom_reward_function.path={folder / 'reward.py'}",
-        f"trainer.v1.trainer_mode={mode}",
         f"trainer.default_local_dir={folder / target.stem}",
     ]
     launch = [sys.executable, "-m", "bandpo", "launch", "verl", f"qwen2.5-3b-instruct/{METHODS[method]}"]
