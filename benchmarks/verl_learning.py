@@ -3,8 +3,8 @@
     bandpo compare benchmarks/two_trainers.yaml --output DIR/trl                in the project's environment
     python benchmarks/verl_learning.py DIR/trl --output DIR/verl                in that of `make test-verl-loop`
 
-A run takes minutes. METHOD-SEED.jsonl, verl's own metrics of each rollout, appears once it is complete; the same command
-resumes with the runs that are missing.
+A run takes minutes. METHOD-SEED.jsonl, verl's own metrics of each rollout, appears once it is complete; the same
+command resumes with the runs that are missing.
 """
 
 from __future__ import annotations
