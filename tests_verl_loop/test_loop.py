@@ -56,6 +56,7 @@ def folder(tmp_path_factory) -> Path:
     rows = [{"question": f"{a}+{b}", "answer": str(a + b)} for a in range(1, 9) for b in range(1, 9)]
     (path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (path / "reward.py").write_text(REWARD)
+    (path / "loops.yaml").write_text("- {name: one_at_a_time, _target_: one_at_a_time.OneAtATime}")
     prepared = ["launch", "verl-data", "gsm8k=sums.jsonl", "--output", "data", "--template", "{question}="]
     subprocess.run([*BANDPO, *prepared], cwd=path, check=True)
     return path
@@ -175,17 +176,25 @@ def test_around_the_sampler_the_first_ratio_is_the_mismatch_of_the_engines(folde
 
 
 def test_a_run_ends_when_a_worker_dies(folder):
-    """verl alone would wait for samples forever. Its rule is an adaptive radius, which trains."""
+    """Killed while verl waits for its samples, which it alone would do forever. The rule is an adaptive radius."""
     settings = ("rule.name=adaptive-band", "rule.radius=0.001", "trainer.test_freq=-1", "trainer.save_freq=-1")
-    run = Launch(folder, "band-kl", "adaptive", *settings, "trainer.total_training_steps=1000")
+    run = Launch(
+        folder, "band-kl", "adaptive", *settings, *one_at_a_time(folder), "trainer.total_training_steps=1000"
+    )
     steps = run.wait(until=lambda launch: 1 in launch.steps())
     assert steps[1]["actor/band/clip_fraction"] > 0
+    time.sleep(2)  # sampling one at a time takes several seconds
     worker = next(process for process in psutil.process_iter() if named(process, "ray::AgentLoopWorkerTQ"))
     worker.kill()
     run.wait()
     assert run.process.returncode == 1
     last = run.log.read_text(errors="replace").strip().splitlines()[-1]
     assert last.startswith(f"AgentLoopWorkerTQ (process {worker.pid}) died: ")
+
+
+def one_at_a_time(folder: Path) -> tuple[str, ...]:
+    agent = f"{ROLLOUT}.agent"
+    return f"{agent}.agent_loop_config_path={folder / 'loops.yaml'}", f"{agent}.default_agent_loop=one_at_a_time"
 
 
 def named(process: psutil.Process, name: str) -> bool:
@@ -200,11 +209,8 @@ def test_a_fixed_clip_is_verls_vanilla_loss_metric_by_metric(folder):
     Minibatches are whole, since verl orders prompts anew in each run: what is left is the order of sums, and in the
     comparison of the two engines the rounding of the weights to vLLM's bfloat16.
     """
-    loops = folder / "loops.yaml"
-    loops.write_text("- {name: one_at_a_time, _target_: one_at_a_time.OneAtATime}")
     overrides = (
-        f"{ROLLOUT}.agent.agent_loop_config_path={loops}",
-        f"{ROLLOUT}.agent.default_agent_loop=one_at_a_time",
+        *one_at_a_time(folder),
         f"{ROLLOUT}.enable_prefix_caching=false",
         f"{ACTOR}.ppo_mini_batch_size=8",
         f"{ACTOR}.ppo_epochs=4",
