@@ -206,13 +206,14 @@ def named(process: psutil.Process, name: str) -> bool:
 def test_a_fixed_clip_is_verls_vanilla_loss_metric_by_metric(folder):
     """Two runs on the same samples, four updates per rollout.
 
-    Minibatches are whole, since verl orders prompts anew in each run: what is left is the order of sums, and in the
+    Mini- and micro-batches are whole, since verl orders prompts anew in each run: what is left is the order of sums, and in the
     comparison of the two engines the rounding of the weights to vLLM's bfloat16.
     """
     overrides = (
         *one_at_a_time(folder),
         f"{ROLLOUT}.enable_prefix_caching=false",
         f"{ACTOR}.ppo_mini_batch_size=8",
+        f"{ACTOR}.ppo_micro_batch_size_per_gpu=32",
         f"{ACTOR}.ppo_epochs=4",
         "trainer.test_freq=-1",
         "trainer.save_freq=-1",
