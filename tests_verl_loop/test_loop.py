@@ -206,8 +206,8 @@ def named(process: psutil.Process, name: str) -> bool:
 def test_a_fixed_clip_is_verls_vanilla_loss_metric_by_metric(folder):
     """Two runs on the same samples, four updates per rollout.
 
-    Mini- and micro-batches are whole, since verl orders prompts anew in each run: what is left is the order of sums, and in the
-    comparison of the two engines the rounding of the weights to vLLM's bfloat16.
+    Mini- and micro-batches are whole, since verl orders prompts anew in each run: what is left is the order of sums,
+    and in the comparison of the two engines the rounding of the weights to vLLM's bfloat16.
     """
     overrides = (
         *one_at_a_time(folder),
