@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import runpy
+import signal
 import sys
 import threading
 import time
@@ -17,6 +18,8 @@ from typing import Any
 
 SECONDS = 5.0  # between two looks
 GRACE = 30.0  # for verl to end by itself, with its own traceback
+# Raises KeyboardInterrupt in the main thread; SIGINT would not where it is ignored, as under nohup.
+SIGNAL = signal.SIGUSR1
 # What Ray's account of a death holds if nobody asked for it; other deaths are part of a run.
 UNASKED = ("SYSTEM_ERROR", "NODE_OUT_OF_MEMORY", "NODE_DIED", "oom_context")
 
@@ -45,11 +48,12 @@ def watch(found: list[str]) -> None:
             job = ray.get_runtime_context().get_job_id()
             found += deaths(actor for actor in state.actors().values() if actor["JobID"] == job)
     time.sleep(GRACE)
-    _thread.interrupt_main()
+    _thread.interrupt_main(SIGNAL)
 
 
 def main() -> None:
     found: list[str] = []
+    signal.signal(SIGNAL, signal.default_int_handler)
     threading.Thread(target=watch, args=(found,), daemon=True).start()
     try:
         runpy.run_module("verl.trainer.main_ppo", run_name="__main__", alter_sys=True)
