@@ -2,14 +2,13 @@
 
     python benchmarks/two_trainers.py DIR/trl DIR/verl
 
-Writes a row per run to benchmarks/results/two_trainers.jsonl, and prints the means over seeds
-with their 95% intervals and differences paired by seed. The numbers are each trainer's own metrics.
+Writes a row per run to benchmarks/results/two_trainers.jsonl, and prints the means over seeds with 95% intervals and
+differences paired by seed. The numbers are each trainer's own metrics.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
@@ -17,9 +16,11 @@ from typing import Any
 
 from machine import RESULTS, environment
 
-from bandpo.files import read_lines, to_json, write_atomic
+from bandpo.files import read_lines, to_line, write_atomic
 from bandpo.lab.metrics import StudyResult
-from bandpo.lab.statistics import Interval, difference_p, mean_interval
+from bandpo.lab.scores import success
+from bandpo.lab.statistics import difference_p, mean_interval
+from bandpo.lab.tables import brackets
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
     "reward, first rollout": lambda row: row["reward"][0],
@@ -40,8 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [*trl_rows(options.trl), *verl_rows(options.verl)]
     where = environment("cpu")
-    lines = "".join(json.dumps(json.loads(to_json(row | where))) + "\n" for row in rows)
-    write_atomic(RESULTS / "two_trainers.jsonl", lines)
+    write_atomic(RESULTS / "two_trainers.jsonl", "".join(to_line(row | where) for row in rows))
     print(table(rows))
 
 
@@ -57,8 +57,8 @@ def trl_rows(directory: Path) -> Iterator[dict[str, Any]]:
             "reward": run.rollouts.reward,
             "entropy": per_rollout(run.updates.step, run.updates.entropy, every),
             "clipped": per_rollout(run.updates.step, clipped, every),
-            "before": share(run.evaluation.before),
-            "after": share(run.evaluation.after),
+            "before": success(run.evaluation.before),
+            "after": success(run.evaluation.after),
         }
 
 
@@ -66,10 +66,6 @@ def per_rollout(steps: list[int], values: list[Any], every: int) -> list[float]:
     """Means over the updates of each rollout."""
     count = -(-steps[-1] // every)
     return [fmean(v for s, v in zip(steps, values, strict=True) if (s - 1) // every == i) for i in range(count)]
-
-
-def share(held_out: Any) -> float:
-    return sum(held_out.correct) / (held_out.samples * len(held_out.correct))
 
 
 def verl_rows(directory: Path) -> Iterator[dict[str, Any]]:
@@ -96,7 +92,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         of.setdefault((row["trainer"], row["method"]), {})[row["seed"]] = row
     lines = ["| trainer | method | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * len(COLUMNS)]
     for (trainer, method), runs in of.items():
-        cells = [text(mean_interval([column(run) for run in runs.values()])) for column in COLUMNS.values()]
+        cells = [brackets(mean_interval([column(run) for run in runs.values()])) for column in COLUMNS.values()]
         lines.append(f"| {trainer} | {method} | {' | '.join(cells)} |")
     for trainer, method in of:
         if method != METHOD:
@@ -115,13 +111,7 @@ def differences(runs: dict[int, dict[str, Any]], reference: dict[int, dict[str, 
         ours, theirs = [[column(found[seed]) for seed in seeds] for found in (runs, reference)]
         p = difference_p(ours, theirs)
         difference = mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
-        yield text(difference) if p is None else f"{text(difference)}, p = {p:.3f}"
-
-
-def text(interval: Interval) -> str:
-    if interval.low is None or interval.high is None:
-        return f"{interval.mean:.3f}"
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+        yield brackets(difference) if p is None else f"{brackets(difference)}, p = {p:.3f}"
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ import argparse
 import os
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
+import yaml
 from transformers import AutoTokenizer
 
 from bandpo.integrations.verl_data import write_parquet
@@ -22,9 +24,11 @@ from bandpo.tasks.arithmetic import Arithmetic
 
 METHODS = {"GRPO": "grpo", "BandKL": "band-kl"}
 SEEDS = (0, 1, 2)
-# As the recipe `scratch`: 64 prompts of 8 completions in 16 minibatches, 160 updates in 10 rollouts.
-TASK = Arithmetic(low=10, high=99, steps=True, slips=0.45, heldout=200)
+# Not by bandpo.runs.config, which imports TRL.
+RECIPE = resources.files("bandpo") / "recipes" / "scratch.yaml"
+TASK = Arithmetic.model_validate(yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["task"])
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+# As that recipe: 64 prompts of 8 completions in 16 minibatches, 160 updates in 10 rollouts.
 SETTINGS = [
     "data.train_batch_size=64",
     "data.max_prompt_length=16",
